@@ -1,0 +1,46 @@
+"""The confidence layer for local language models: SemGrad scores, calibrated confidence, and what to do when unsure."""
+
+from semgrad_guard.calibration.profile import Profile
+from semgrad_guard.errors import (
+    ConfigurationError,
+    EmptyResponseError,
+    ProfileError,
+    PromptTooLongError,
+    SemGradError,
+    TokenPositionError,
+    UnsupportedModelError,
+)
+from semgrad_guard.langchain.bm25 import BM25Retriever
+from semgrad_guard.langchain.chat_model import ChatSemGrad
+from semgrad_guard.langchain.guard import SemGradGuard, get_confidence
+from semgrad_guard.langchain.retrieve import Retrieve
+from semgrad_guard.records import Decision, Generation, Score, Source, Step, Verdict
+from semgrad_guard.routing.routes import Abstain, HumanReview, ReviewAnswer, ReviewRequest
+from semgrad_guard.scoring.scorer import SemGradScorer
+
+__all__ = [
+    "Abstain",
+    "BM25Retriever",
+    "ChatSemGrad",
+    "ConfigurationError",
+    "Decision",
+    "EmptyResponseError",
+    "Generation",
+    "HumanReview",
+    "Profile",
+    "ProfileError",
+    "PromptTooLongError",
+    "Retrieve",
+    "ReviewAnswer",
+    "ReviewRequest",
+    "Score",
+    "SemGradError",
+    "SemGradGuard",
+    "SemGradScorer",
+    "Source",
+    "Step",
+    "TokenPositionError",
+    "UnsupportedModelError",
+    "Verdict",
+    "get_confidence",
+]

@@ -1,0 +1,1 @@
+"""Score to confidence: profiles, their fitting, and the verdict on an answer."""

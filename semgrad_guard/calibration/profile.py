@@ -1,0 +1,125 @@
+"""The profile: what turns the scores of one particular model into a confidence, saved as a versioned JSON."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from semgrad_guard.errors import ProfileError
+from semgrad_guard.records import Score
+
+_FLOOR = 1e-30  # scores are >= 0; a logarithm needs more
+
+
+def feature_values(score: Score, features: tuple[str, ...]) -> list[float]:
+    """Read the named features off a score: logs of its fields, and `layers.K` for the K-th value of `layers`."""
+    values = []
+    for name in features:
+        field, _, index = name.partition(".")
+        value = getattr(score, field)
+        number = value[int(index)] if index else value
+        values.append(math.log(max(float(number), _FLOOR)))
+    return values
+
+
+class Section(BaseModel):
+    """A logistic regression on log scores: Platt scaling with one feature, a fused score with several.
+
+    A value outside the range met in fitting counts as the nearest one met, so that no answer is confident by
+    extrapolation.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    features: tuple[str, ...] = Field(min_length=1)
+    lowest: tuple[float, ...]
+    highest: tuple[float, ...]
+    center: tuple[float, ...]
+    scale: tuple[float, ...]
+    coefficients: tuple[float, ...]
+    intercept: float
+    questions: int
+
+    def confidence(self, score: Score) -> float:
+        """Give the probability that the answer is right, in [0, 1]; NaN for a score that is not finite."""
+        if not score.finite():
+            return math.nan
+        values = np.clip(feature_values(score, self.features), self.lowest, self.highest)
+        logit = self.intercept + float(
+            np.dot((values - np.array(self.center)) / np.array(self.scale), self.coefficients)
+        )
+        return 1.0 / (1.0 + math.exp(-max(-700.0, min(700.0, logit))))
+
+
+class Binding(BaseModel):
+    """What a profile belongs to: a model's weights and chat template, and how its scores were computed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    fingerprint: str
+    template: str
+    token_position: int
+    span: tuple[int, ...]
+    reduction: Literal["mean", "sum"]
+    norm: Literal["l1", "l2"]
+
+
+class Profile(BaseModel):
+    """Confidence for one model: a section for first answers and, where fitted, one for answers from passages."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: Literal[1] = 1
+    package: str
+    method: str
+    bound_to: Binding
+    threshold: float = Field(ge=0, le=1)
+    threshold_rule: str
+    answer: Section
+    grounded: Section | None = None
+    label_source: str
+    seed: int
+
+    @classmethod
+    def load(cls, path: str | Path) -> Profile:
+        """Read a profile from a JSON file.
+
+        Raises:
+            ProfileError: there is no such file, or it is not a profile of this version.
+        """
+        try:
+            return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ProfileError(f"Cannot read the profile {path}: {error.strerror}.") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "the file"
+            raise ProfileError(
+                f"{path} is not a profile of version 1: {place}: {first['msg']}. Calibrate again to get one."
+            ) from error
+
+    def save(self, path: str | Path) -> None:
+        """Write the profile as JSON."""
+        Path(path).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+    def check(self, fingerprint: str, template: str) -> None:
+        """Refuse a model or chat template other than the one the profile was fitted on.
+
+        Raises:
+            ProfileError: naming what differs.
+        """
+        for what, given, expected in (
+            ("weights", fingerprint, self.bound_to.fingerprint),
+            ("chat template", template, self.bound_to.template),
+        ):
+            if given != expected:
+                raise ProfileError(
+                    f"This profile was fitted on {self.bound_to.model} with {what} {expected}; the model given has "
+                    f"{given}. Confidence does not carry over: calibrate a profile for this model, or use "
+                    "score_threshold without one."
+                )

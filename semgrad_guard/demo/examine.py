@@ -1,0 +1,155 @@
+"""Fit the embedded model's profile, and report what passes: `python -m semgrad_guard.demo.examine`."""
+
+import json
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import binomtest
+from tqdm.auto import tqdm
+
+from semgrad_guard.calibration.fit import fit_section, fused_features, threshold_passing
+from semgrad_guard.calibration.profile import Binding, Profile
+from semgrad_guard.demo.embedded import PROFILE, embedded_model, embedded_profile
+from semgrad_guard.demo.facts import strata
+from semgrad_guard.demo.questions import CLOSED_BOOK, GROUNDED, Question, Side, questions
+from semgrad_guard.model.chat_template import encode_chat
+from semgrad_guard.model.load import fingerprint, template_fingerprint
+from semgrad_guard.records import Score
+from semgrad_guard.scoring.scorer import SemGradScorer
+from semgrad_guard.version import VERSION
+
+_BATCH = 64
+_LONGEST_ANSWER = 24
+_WRONG_PASSING = 0.06  # of the invented subjects on the fitting side
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A question with the model's answer, its score, and whether it was right."""
+
+    question: Question
+    text: str
+    score: Score
+    correct: bool
+
+
+@dataclass(frozen=True)
+class Stratum:
+    """One row of the report; intervals are exact 95 % binomial ones."""
+
+    name: str
+    n: int
+    accuracy: float | None
+    passing: float
+    passing_interval: tuple[float, float]
+    wrong_among_passing: float | None
+
+
+def examine(scorer: SemGradScorer, asked: list[Question]) -> list[Examined]:
+    """Ask, answer greedily, score."""
+    found = []
+    for start in tqdm(range(0, len(asked), _BATCH), desc="asking", leave=False):
+        batch = asked[start : start + _BATCH]
+        prompts = [encode_chat(scorer.tokenizer, [{"role": "user", "content": item.prompt}]) for item in batch]
+        generations = scorer.generate(prompts, max_new_tokens=_LONGEST_ANSWER, do_sample=False)
+        for item, generation, score in zip(batch, generations, scorer.score(generations), strict=True):
+            found.append(Examined(item, generation.text.strip(), score, item.correct(generation.text)))
+    return found
+
+
+def scorer_of_all_layers() -> SemGradScorer:
+    """Build the scorer that the profile is fitted with."""
+    return SemGradScorer(*embedded_model(), span="all")
+
+
+def fit_profile(scorer: SemGradScorer) -> Profile:
+    """Fit the profile on the fitting side: one section for answers from memory, one for answers from passages."""
+    sections, confidences = {}, []
+    features = fused_features(len(scorer.span))
+    for name, members in (("answer", CLOSED_BOOK), ("grounded", GROUNDED)):
+        examined = examine(scorer, [item for stratum in members for item in questions(stratum, "fit")])
+        section = fit_section([item.score for item in examined], [item.correct for item in examined], features)
+        sections[name] = section
+        if name == "answer":
+            invented = [item for item in examined if item.question.stratum == "invented"]
+            confidences = [section.confidence(item.score) for item in invented]
+    return Profile(
+        package=VERSION,
+        method="fused",
+        bound_to=Binding(
+            model="semgrad-guard embedded model",
+            fingerprint=fingerprint(scorer.model),
+            template=template_fingerprint(scorer.tokenizer),
+            token_position=scorer.token_position or 0,
+            span=scorer.span,
+            reduction=scorer.reduction,
+            norm=scorer.norm,
+        ),
+        threshold=round(threshold_passing(confidences, _WRONG_PASSING), 4),
+        threshold_rule=f"at most {_WRONG_PASSING:.0%} of {len(confidences)} questions about invented subjects pass",
+        label_source="exact match, case and full stop aside",
+        seed=strata()["seed"],
+        answer=sections["answer"],
+        grounded=sections["grounded"],
+    )
+
+
+def report(scorer: SemGradScorer, profile: Profile, side: Side = "report") -> list[Stratum]:
+    """Measure every stratum on one side with a profile."""
+    rows = []
+    for name in (*CLOSED_BOOK, *GROUNDED):
+        section = profile.grounded if name in GROUNDED and profile.grounded else profile.answer
+        examined = examine(scorer, questions(name, side))
+        passing = [item for item in examined if section.confidence(item.score) >= profile.threshold]
+        right = sum(item.correct for item in examined)
+        interval = binomtest(len(passing), len(examined)).proportion_ci()
+        rows.append(
+            Stratum(
+                name,
+                len(examined),
+                right / len(examined) if any(item.question.answers for item in examined) else None,
+                len(passing) / len(examined),
+                (interval.low, interval.high),
+                sum(not item.correct for item in passing) / len(passing) if passing else None,
+            )
+        )
+    return rows
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def main(
+    fit: Annotated[bool, typer.Option("--fit", help="Fit the profile anew and write it before reporting.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Report, per stratum, how often the embedded model is right and how often its answers pass."""
+    scorer = scorer_of_all_layers()
+    if fit:
+        fit_profile(scorer).save(PROFILE)
+    profile = embedded_profile()
+    rows = report(scorer, profile)
+    if as_json:
+        print(json.dumps({"threshold": profile.threshold, "seed": profile.seed, "strata": [vars(row) for row in rows]}))
+        return
+    title = f"threshold {profile.threshold} on confidence; facts never used in fitting; seed {profile.seed}"
+    table = Table("stratum", "n", "right", "pass", "95 % interval", "wrong among passing", title=title)
+    for row in rows:
+        low, high = row.passing_interval
+        table.add_row(
+            row.name,
+            str(row.n),
+            _percent(row.accuracy),
+            _percent(row.passing),
+            f"{100 * low:.1f} - {100 * high:.1f}",
+            _percent(row.wrong_among_passing),
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,67 @@
+"""Between LangChain's messages and the plain dictionaries that chat templates read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from langchain_core.language_models import LanguageModelInput
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, convert_to_messages
+from langchain_core.prompt_values import PromptValue
+
+from semgrad_guard.errors import ConfigurationError
+
+_ROLES: dict[type[BaseMessage], str] = {HumanMessage: "user", AIMessage: "assistant", SystemMessage: "system"}
+
+
+def to_messages(given: LanguageModelInput) -> list[BaseMessage]:
+    """Turn a string, messages or a prompt value into messages."""
+    if isinstance(given, str):
+        return [HumanMessage(given)]
+    if isinstance(given, PromptValue):
+        return given.to_messages()
+    messages = convert_to_messages(given)
+    if not messages:
+        raise ConfigurationError("No messages were given; expected at least one.")
+    return messages
+
+
+def to_template(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
+    """Turn messages into what a chat template reads.
+
+    Raises:
+        ConfigurationError: a message type or a content part that a text model cannot read.
+    """
+    return [{"role": _role(message), "content": text_of(message)} for message in messages]
+
+
+def text_of(message: BaseMessage) -> str:
+    """Join the text parts of a message; any other part is an error that names it."""
+    if isinstance(message.content, str):
+        return message.content
+    parts = []
+    for part in message.content:
+        if isinstance(part, str):
+            parts.append(part)
+        elif part.get("type") == "text":
+            parts.append(part["text"])
+        else:
+            raise ConfigurationError(
+                f"A {message.type} message has a part of type {part.get('type')!r}; this model reads text only."
+            )
+    return "".join(parts)
+
+
+def last_question(messages: Sequence[BaseMessage]) -> tuple[int, str]:
+    """Find the last human message: its index and text."""
+    for index in range(len(messages) - 1, -1, -1):
+        if isinstance(messages[index], HumanMessage):
+            return index, text_of(messages[index])
+    raise ConfigurationError("There is no human message among the messages, so there is no question to answer.")
+
+
+def _role(message: BaseMessage) -> str:
+    for kind, role in _ROLES.items():
+        if isinstance(message, kind):
+            return role
+    raise ConfigurationError(f"Messages of type {message.type!r} are not supported; expected human, ai or system.")

@@ -1,0 +1,56 @@
+"""The chat template: from messages to ids, and where the prompt's meaning gathers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from semgrad_guard.errors import TokenPositionError
+
+
+def encode_chat(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[dict[str, Any]],
+    *,
+    add_generation_prompt: bool = True,
+    **template_arguments: Any,
+) -> list[int]:
+    """Apply the chat template once and give ids; no special token is added a second time."""
+    if tokenizer.chat_template is None:
+        raise TokenPositionError(
+            "The tokenizer has no chat template, so messages cannot be turned into a prompt. "
+            "Use an instruction-tuned model, or set tokenizer.chat_template."
+        )
+    text = tokenizer.apply_chat_template(
+        list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, **template_arguments
+    )
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def generation_prompt_position(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Find the first token of the generation prompt, counted from the prompt's end (1 = last token).
+
+    None where the template appends nothing, or there is no template.
+    """
+    if tokenizer.chat_template is None:
+        return None
+    probe = [{"role": "user", "content": "Hello"}]
+    bare = encode_chat(tokenizer, probe, add_generation_prompt=False)
+    complete = encode_chat(tokenizer, probe)
+    if complete[: len(bare)] != bare or len(complete) == len(bare):
+        return None
+    return len(complete) - len(bare)
+
+
+def user_text_position(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Find the last token of the user's text, from the prompt's end: the rule for an empty generation prompt."""
+    first, second = (
+        encode_chat(tokenizer, [{"role": "user", "content": text}]) for text in ("Is it red or blue?", "Count 1 2 3")
+    )
+    common = 0
+    while common < min(len(first), len(second)) and first[-1 - common] == second[-1 - common]:
+        common += 1
+    return common + 1

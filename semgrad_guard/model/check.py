@@ -1,0 +1,67 @@
+"""What a model must be like so that its scores are exact; everything else is refused with cause and remedy."""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from semgrad_guard.errors import UnsupportedModelError
+from semgrad_guard.model.head import Head
+from semgrad_guard.model.mirror import mirror
+
+_PROBE_TOKENS = 4
+_TOLERANCE = 1e-3  # half precision rounds logits by about this much; a wrong transform is off by far more
+
+
+def check_scorable(model: PreTrainedModel) -> None:
+    """Refuse training mode, in which dropout and gradient checkpointing change what is computed."""
+    if model.training:
+        raise UnsupportedModelError(f"{type(model).__name__} is in training mode. Call model.eval() before scoring.")
+
+
+def check_model(model: PreTrainedModel) -> None:
+    """Refuse a model that cannot be scored exactly: wrong kind, wrong state, or an output head we do not know.
+
+    The head is tried out on four tokens: its logits must be those of the model's own forward pass.
+    """
+    name = type(model).__name__
+    if not isinstance(model, PreTrainedModel):
+        raise UnsupportedModelError(
+            f"{name} is not a transformers PreTrainedModel. SemGrad needs a local model: no gradients come over HTTP."
+        )
+    if model.config.is_encoder_decoder:
+        raise UnsupportedModelError(f"{name} is an encoder-decoder; a decoder-only causal language model is expected.")
+    check_scorable(model)
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise UnsupportedModelError(
+            f"{name} holds weights created under torch.inference_mode, which gradients cannot pass. "
+            "Load the model outside of inference_mode."
+        )
+    if "past_key_values" not in inspect.signature(model.get_decoder().forward).parameters:
+        raise UnsupportedModelError(f"{name} keeps no key-value cache; state-space models are not supported.")
+    if all(DynamicCache(config=model.config).is_linear) and DynamicCache(config=model.config).layers:
+        raise UnsupportedModelError(f"{name} has no attention layer; state-space models are not supported.")
+    _check_head(model)
+
+
+def _check_head(model: PreTrainedModel) -> None:
+    head = Head.of(model)
+    text = model.config.get_text_config(decoder=True)
+    ids = torch.arange(1, _PROBE_TOKENS + 1, device=model.device).remainder(text.vocab_size).unsqueeze(0)
+    with torch.no_grad():
+        states = mirror(model.get_decoder())(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
+        theirs = model(input_ids=ids, use_cache=False).logits.float()
+    regular = len(states) == text.num_hidden_layers + 1 and all(state.ndim == 3 for state in states)
+    if not regular:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} does not give one hidden state per layer, so no gradient at a layer is defined."
+        )
+    with torch.no_grad():
+        ours = head.transform(head.raw(states[-1])).float()
+    if not torch.allclose(ours, theirs, rtol=_TOLERANCE, atol=_TOLERANCE * float(theirs.abs().max())):
+        raise UnsupportedModelError(
+            f"The output head of {type(model).__name__} transforms its logits in a way that is not known here, so the "
+            "scores would be wrong. Known are logit_scale, logits_scaling and final_logit_softcapping."
+        )

@@ -1,0 +1,61 @@
+"""A local model with its tokenizer: loaded from a name or folder, and told apart from others by a fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from semgrad_guard.errors import UnsupportedModelError
+
+_SAMPLES = 64  # weights read per tensor: enough to tell models apart, quick for large ones
+
+
+def load_model(
+    name: str | Path, *, revision: str | None = None, **settings: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model and its tokenizer from a hub id or a folder, from safetensors only and without remote code.
+
+    Args:
+        name: hub id or folder.
+        revision: commit, tag or branch; pin a commit to get the same weights every time.
+        settings: further keywords of `AutoModelForCausalLM.from_pretrained`, for example `dtype` or `device_map`.
+
+    Raises:
+        UnsupportedModelError: there is no such model, or it has no safetensors weights.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            name, revision=revision, trust_remote_code=False, use_safetensors=True, **settings
+        )
+    except (OSError, ValueError) as error:
+        cause = str(error).strip().splitlines()
+        raise UnsupportedModelError(
+            f"Cannot load {str(name)!r} as a causal language model with safetensors weights: "
+            f"{cause[0] if cause else type(error).__name__}"
+        ) from error
+    return model.eval(), tokenizer
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """Hash the names, shapes and a sample of the values of all weights, in float32 whatever precision they are held in.
+
+    Other weights give another fingerprint, and so do the same weights rounded to another precision.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        flat = parameter.detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES].to("cpu", torch.float32)
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def template_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash the chat template: scores move when the prompt is rendered otherwise."""
+    return hashlib.sha256(json.dumps(tokenizer.chat_template, sort_keys=True).encode()).hexdigest()[:32]

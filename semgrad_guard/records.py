@@ -1,0 +1,113 @@
+"""The records that travel through the package: Generation -> Score -> Confidence -> Decision.
+
+All are frozen. Scores point one way: *higher = more uncertain*. Confidence points the other way and lies in [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    from semgrad_guard.model.replay import GenerationBatch
+
+FinishReason = Literal["stop", "length"]
+DecisionName = Literal["pass", "retrieve", "review", "abstain"]
+Path = Literal["cache", "prefix", "full"]
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """A response as the model produced it.
+
+    `response_ids` holds the end-of-turn token when it was produced. `finish_reason` is "stop" (the model ended its
+    turn) or "length" (cut off at the token limit). The key-value cache of the generation is kept alive with it, so
+    that scoring need not read the prompt again.
+    """
+
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason
+    batch: GenerationBatch | None = field(default=None, repr=False)
+    row: int = field(default=0, repr=False)
+
+
+class Score(BaseModel):
+    """The uncertainty of one response; *higher = more uncertain* in every field but `length` and `path`.
+
+    Gradient scores are >= 0; log-probabilities and entropies are in nats, >= 0. `layers` holds the mean absolute
+    gradient at the semantic preserving token for each hidden state l of `span`; `semgrad` is their mean.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    semgrad: float
+    paragrad: float
+    exgrad: float
+    hybridgrad: float
+    nll: float
+    mean_nll: float
+    mean_entropy: float
+    max_entropy: float
+    length: int
+    path: Path
+    span: tuple[int, ...]
+    layers: tuple[float, ...]
+    semgrad_unweighted: float | None = None
+
+    def finite(self) -> bool:
+        """Tell whether every value is a finite number; a score that is not must never let an answer pass."""
+        numbers = [value for value in self.model_dump(exclude={"path", "span", "layers"}).values() if value is not None]
+        return all(math.isfinite(value) for value in (*numbers, *self.layers))
+
+
+class Source(BaseModel):
+    """A passage that an answer was given from."""
+
+    model_config = ConfigDict(frozen=True)
+
+    text: str
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+class Step(BaseModel):
+    """One thing the guard tried: the model's answer, or a route of the ladder, and how it went."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    settled: bool
+    confidence: float | None = None
+    reason: str = ""
+
+
+class Verdict(BaseModel):
+    """How sure an answer is, against what, and why not surer; `confidence` is None without a profile."""
+
+    model_config = ConfigDict(frozen=True)
+
+    passed: bool
+    confidence: float | None
+    scores: Score | None
+    threshold: float | None
+    method: str
+    reason: str
+
+
+class Decision(BaseModel):
+    """What became of an answer: the content of `response_metadata["semgrad"]`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    decision: DecisionName
+    confidence: float | None
+    scores: Score | None
+    threshold: float | None
+    method: str
+    reason: str
+    steps: tuple[Step, ...]
+    sources: tuple[Source, ...] = ()

@@ -1,0 +1,1 @@
+"""Confidence to decision: the ladder of routes, and the routes that need no LangChain."""

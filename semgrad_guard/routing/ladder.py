@@ -1,0 +1,142 @@
+"""The ladder of routes: what is tried, in which order, when an answer is not sure enough. Pure policy, no I/O.
+
+The ladder is written once as a generator: it yields the route to try next and is sent the outcome. Whoever drives it
+does the waiting, so that sync and async callers share every rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from semgrad_guard.records import Decision, DecisionName, Source, Step, Verdict
+
+DEFAULT_ABSTENTION = "I am not sure enough to answer that."
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer of the model with its verdict; `message` is whatever the caller needs to hand it on."""
+
+    text: str
+    verdict: Verdict
+    message: Any = None
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a route gets to see: the question, the draft held back, and what routes before it have found.
+
+    `ask` puts another wording in the question's place and judges the new answer as one given from passages; `aask` is
+    its async twin.
+    """
+
+    question: str
+    draft: Answer
+    sources: tuple[Source, ...]
+    ask: Callable[[str], Answer]
+    aask: Callable[[str], Awaitable[Answer]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a route: a text if it settled the question, and a reason either way.
+
+    `answer` is the model's new answer where the route got one; `sources` are passages it found.
+    """
+
+    settled: bool
+    reason: str
+    text: str = ""
+    answer: Answer | None = None
+    sources: tuple[Source, ...] = ()
+
+
+@runtime_checkable
+class Route(Protocol):
+    """A way to settle a question whose answer is held back.
+
+    `decision` is the name the guard reports when the route settles; `below` is the confidence under which it applies,
+    None for the guard's threshold.
+    """
+
+    @property
+    def decision(self) -> DecisionName:
+        """Name of the decision when this route settles."""
+
+    @property
+    def below(self) -> float | None:
+        """Confidence under which the route applies."""
+
+    def attempt(self, situation: Situation) -> Outcome:
+        """Try to settle the question; an exception counts as not settled."""
+
+    async def aattempt(self, situation: Situation) -> Outcome:
+        """Async twin of `attempt`."""
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """How it ended: the text to return, the model's answer it is about, and the decision to record."""
+
+    text: str
+    answer: Answer
+    decision: Decision
+
+
+def climb(draft: Answer, routes: Sequence[Route]) -> Generator[tuple[Route, tuple[Source, ...]], Outcome, Resolution]:
+    """Judge a draft, and try the routes that apply in order until one settles; if none does, abstain.
+
+    Yields each route to try with the sources found so far, and expects its outcome to be sent.
+    """
+    steps = [Step(name="answer", settled=draft.verdict.passed, **_judged(draft))]
+    if draft.verdict.passed:
+        return _resolve("pass", draft.text, draft, steps, ())
+    sources: tuple[Source, ...] = ()
+    for route in routes:
+        if not _applies(route, draft.verdict):
+            continue
+        outcome = yield route, sources
+        sources += outcome.sources
+        confidence = None if outcome.answer is None else outcome.answer.verdict.confidence
+        step = Step(name=route.decision, settled=outcome.settled, confidence=confidence, reason=outcome.reason)
+        steps.append(step)
+        if outcome.settled:
+            answer = outcome.answer or draft
+            return _resolve(route.decision, outcome.text, answer, steps, sources, outcome.reason)
+    return _resolve("abstain", DEFAULT_ABSTENTION, draft, steps, sources)
+
+
+def _applies(route: Route, verdict: Verdict) -> bool:
+    """Tell whether a held-back answer is in the route's band; one that could not be judged is in every band."""
+    return route.below is None or verdict.confidence is None or verdict.confidence < route.below
+
+
+def _judged(answer: Answer) -> dict[str, Any]:
+    return {"confidence": answer.verdict.confidence, "reason": answer.verdict.reason}
+
+
+def _resolve(
+    name: DecisionName,
+    text: str,
+    answer: Answer,
+    steps: Sequence[Step],
+    sources: tuple[Source, ...],
+    reason: str = "",
+) -> Resolution:
+    verdict = answer.verdict
+    return Resolution(
+        text,
+        answer,
+        Decision(
+            decision=name,
+            confidence=verdict.confidence,
+            scores=verdict.scores,
+            threshold=verdict.threshold,
+            method=verdict.method,
+            reason=verdict.reason if name != "review" else f"{verdict.reason}; {reason}",
+            steps=tuple(steps),
+            sources=sources,
+        ),
+    )

@@ -1,0 +1,1 @@
+"""Generation to score: the objective, its gradients, and the scorer."""

@@ -1,0 +1,94 @@
+"""A chat model that answers from a script, and a profile whose confidence is known: 1 / (1 + semgrad)."""
+
+from langchain_core.messages import AIMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from models import tiny_model, tiny_tokenizer
+from pydantic import Field, PrivateAttr
+
+from semgrad_guard import ChatSemGrad, Profile, Score
+from semgrad_guard.calibration.profile import Binding, Section
+from semgrad_guard.model.load import fingerprint, template_fingerprint
+
+
+def score(semgrad=1.0, **fields):
+    values = {
+        "semgrad": semgrad,
+        "paragrad": 1.0,
+        "exgrad": 1.0,
+        "hybridgrad": 1.0,
+        "nll": 1.0,
+        "mean_nll": 1.0,
+        "mean_entropy": 1.0,
+        "max_entropy": 1.0,
+        "length": 1,
+        "path": "cache",
+        "span": (2, 3),
+        "layers": (semgrad, semgrad),
+    }
+    return Score(**{**values, **fields})
+
+
+def score_of(confidence):
+    """The score that the profile of this module gives a confidence."""
+    return score((1 - confidence) / confidence)
+
+
+class Scripted(ChatSemGrad):
+    """Gives the scripted answers in turn: (text, score or None, failure), or an exception to raise."""
+
+    script: list = Field(default_factory=list)
+    _asked: list = PrivateAttr(default_factory=list)
+
+    def _generate(self, messages, stop=None, run_manager=None, **kwargs):
+        self._asked.append(messages)
+        answer = self.script[min(len(self._asked), len(self.script)) - 1]
+        if isinstance(answer, BaseException):
+            raise answer
+        text, given, failure = answer
+        record = {"scores": None if given is None else given.model_dump(mode="json"), "failure": failure}
+        message = AIMessage(text, response_metadata={"semgrad": record})
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+MODEL, TOKENIZER = tiny_model(), tiny_tokenizer()
+
+
+def scripted(*answers):
+    """Build the chat model; an answer is a confidence, or what `Scripted` takes."""
+    script = [("draft", score_of(answer), "") if isinstance(answer, float) else answer for answer in answers]
+    settings = {"token_position": 3, "span": (2, 3), "reduction": "mean", "norm": "l1"}
+    return Scripted(model=MODEL, tokenizer=TOKENIZER, script=script, **settings)
+
+
+def profile(threshold=0.8, grounded=None):
+    """Build a profile for the scripted model: confidence = 1 / (1 + semgrad)."""
+    section = Section(
+        features=("semgrad",),
+        lowest=(-50.0,),
+        highest=(50.0,),
+        center=(0.0,),
+        scale=(1.0,),
+        coefficients=(-1.0,),
+        intercept=0.0,
+        questions=100,
+    )
+    bound = Binding(
+        model="scripted",
+        fingerprint=fingerprint(MODEL),
+        template=template_fingerprint(TOKENIZER),
+        token_position=3,
+        span=(2, 3),
+        reduction="mean",
+        norm="l1",
+    )
+    return Profile(
+        package="0",
+        method="fused",
+        bound_to=bound,
+        threshold=threshold,
+        threshold_rule="by hand",
+        answer=section,
+        grounded=grounded,
+        label_source="none",
+        seed=0,
+    )

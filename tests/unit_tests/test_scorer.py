@@ -1,0 +1,254 @@
+"""The scorer's contract: order, subsets, paths, positions, limits, and that the user's model stays as it was."""
+
+import copy
+import random
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from models import INST, VOCABULARY, tiny_model, tiny_tokenizer
+from transformers import MambaConfig, MambaForCausalLM, T5Config, T5ForConditionalGeneration
+
+from semgrad_guard import (
+    ConfigurationError,
+    EmptyResponseError,
+    PromptTooLongError,
+    SemGradScorer,
+    TokenPositionError,
+    UnsupportedModelError,
+)
+from semgrad_guard.model.chat_template import encode_chat, user_text_position
+
+
+def prompts_of(*lengths, seed=0):
+    rng = random.Random(seed)
+    return [[rng.randrange(5, VOCABULARY) for _ in range(length)] for length in lengths]
+
+
+def numbers(score):
+    return [value for key, value in score.model_dump(exclude={"path", "span", "layers"}).items() if value is not None]
+
+
+def close(one, other, tolerance=1e-5):
+    return numbers(one) == pytest.approx(numbers(other), rel=tolerance, abs=0)
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    return SemGradScorer(tiny_model(), tiny_tokenizer())
+
+
+def test_any_order_and_subset_of_generations(scorer):
+    generations = scorer.generate(prompts_of(8, 14, 11), max_new_tokens=6)
+    other = scorer.generate(prompts_of(9, seed=5), max_new_tokens=4)
+    scores = scorer.score(generations)
+    mixed = scorer.score([generations[2], other[0], generations[0]])
+    assert close(mixed[0], scores[2])
+    assert close(mixed[2], scores[0])
+    assert close(mixed[1], scorer.score(other)[0])
+    assert scorer.score([]) == []
+
+
+def test_scoring_twice_gives_the_same_numbers(scorer):
+    generations = scorer.generate(prompts_of(8, 12), max_new_tokens=6)
+    assert scorer.score(generations) == scorer.score(generations)
+
+
+def test_a_row_scores_the_same_alone_and_in_a_batch(scorer):
+    prompts = prompts_of(8, 20, 5)
+    together = scorer.score(scorer.generate(prompts, max_new_tokens=6))
+    for prompt, score in zip(prompts, together, strict=True):
+        assert close(scorer.score(scorer.generate([prompt], max_new_tokens=6))[0], score)
+
+
+@pytest.mark.parametrize(
+    ("family", "prompt_length", "settings", "path"),
+    [
+        ("llama", 12, {}, "cache"),
+        ("mistral-window", 3, {}, "cache"),
+        ("mistral-window", 12, {}, "prefix"),
+        ("llama", 12, {"use_cache": False}, "prefix"),
+        ("llama", 12, {"num_beams": 2}, "prefix"),
+        ("llama", 12, {"cache_implementation": "static"}, "prefix"),
+    ],
+)
+def test_the_path_taken_is_recorded_and_changes_nothing(family, prompt_length, settings, path):
+    scorer = SemGradScorer(tiny_model(family), tiny_tokenizer(), token_position=2)
+    generations = scorer.generate(prompts_of(prompt_length), max_new_tokens=3, **settings)
+    (score,) = scorer.score(generations)
+    assert score.path == path
+    again = scorer.score_ids([generations[0].prompt_ids], [generations[0].response_ids])[0]
+    assert again.path == "prefix"
+    assert close(score, again)
+
+
+def test_the_user_s_model_and_tokenizer_stay_as_they_were(monkeypatch):
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.ndim > 1)
+    before = copy.deepcopy(model.state_dict())
+    config, template = model.generation_config.to_dict(), tokenizer.chat_template
+    state, seed = (tokenizer.padding_side, tokenizer.pad_token), torch.get_rng_state()
+    scorer = SemGradScorer(model, tokenizer)
+
+    def unchanged():
+        assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+        assert all(parameter.requires_grad == (parameter.ndim > 1) for parameter in model.parameters())
+        assert all(parameter.grad is None for parameter in model.parameters())
+        assert not model.training
+        assert not any(module._forward_hooks or module._backward_hooks for module in model.modules())
+        assert not any(module._forward_pre_hooks for module in model.modules())
+        assert model.generation_config.to_dict() == config
+        assert ((tokenizer.padding_side, tokenizer.pad_token), tokenizer.chat_template) == (state, template)
+        assert torch.is_grad_enabled()
+        assert torch.equal(torch.get_rng_state(), seed)
+
+    generations = scorer.generate(prompts_of(7, 9), max_new_tokens=4)
+    scorer.score(generations, unweighted=True)
+    unchanged()
+    with pytest.raises(EmptyResponseError):
+        scorer.score_ids(prompts_of(9), [[]])
+    with pytest.raises(PromptTooLongError):
+        scorer.generate(prompts_of(300), max_new_tokens=4)
+    monkeypatch.setattr("semgrad_guard.scoring.engine.hidden_gradients", lambda *args, **settings: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        scorer.score(generations)
+    unchanged()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_scores_do_not_depend_on_the_caller_s_grad_mode(scorer, mode):
+    generations = scorer.generate(prompts_of(9), max_new_tokens=4)
+    expected = scorer.score(generations)[0]
+    with mode():
+        assert close(scorer.score(scorer.generate(prompts_of(9), max_new_tokens=4))[0], expected)
+
+
+def test_many_threads_get_the_serial_results(scorer):
+    prompts = [prompts_of(length, seed=length) for length in range(6, 18)]
+    serial = [scorer.score(scorer.generate(prompt, max_new_tokens=5))[0] for prompt in prompts]
+    with ThreadPoolExecutor(6) as pool:
+        threaded = list(pool.map(lambda prompt: scorer.score(scorer.generate(prompt, max_new_tokens=5))[0], prompts))
+    assert all(close(one, other) for one, other in zip(serial, threaded, strict=True))
+
+
+def test_generation_gives_what_model_generate_gives(scorer):
+    (prompt,) = prompts_of(10)
+    expected = scorer.model.generate(
+        input_ids=torch.tensor([prompt]), attention_mask=torch.ones(1, 10, dtype=torch.long), max_new_tokens=6
+    )
+    (generation,) = scorer.generate([prompt], max_new_tokens=6)
+    assert list(generation.response_ids) == expected[0, 10:].tolist()
+    assert generation.prompt_ids == tuple(prompt)
+    assert generation.finish_reason == "length"
+    assert generation.text == scorer.tokenizer.decode(expected[0, 10:], skip_special_tokens=True)
+
+
+def test_the_end_of_turn_token_belongs_to_the_response():
+    model = tiny_model()
+    scorer = SemGradScorer(model, tiny_tokenizer(), token_position=2)
+    long = scorer.generate(prompts_of(10), max_new_tokens=6)[0].response_ids
+    end = long[2]
+    generations = scorer.generate(prompts_of(10, 7), max_new_tokens=6, eos_token_id=end)
+    assert generations[0].response_ids == long[: long.index(end) + 1]
+    assert generations[0].finish_reason == "stop"
+
+
+def test_positions_are_found_from_the_template():
+    model = tiny_model()
+    assert SemGradScorer(model, tiny_tokenizer()).token_position == 3
+    instruct = tiny_tokenizer(INST)
+    assert user_text_position(instruct) == 2
+    ids = encode_chat(instruct, [{"role": "user", "content": "abc"}])
+    assert instruct.decode(ids[-2]) == "c"
+    for tokenizer in (instruct, tiny_tokenizer(None)):
+        scorer = SemGradScorer(model, tokenizer)
+        generations = scorer.generate([ids], max_new_tokens=3)
+        with pytest.raises(TokenPositionError, match=r"token_position=t"):
+            scorer.score(generations)
+    assert SemGradScorer(model, instruct, token_position=2).score(generations)[0].semgrad > 0
+
+
+@pytest.mark.parametrize(("layers", "span"), [(4, (2, 3)), (5, (3, 4)), (6, (3, 4, 5)), (1, (0,))])
+def test_the_upper_half_is_that_of_the_authors_code(layers, span):
+    model = tiny_model(num_hidden_layers=layers)
+    assert SemGradScorer(model, tiny_tokenizer()).span == span
+    assert SemGradScorer(model, tiny_tokenizer(), span="all").span == tuple(range(layers))
+
+
+def test_semgrad_is_the_mean_of_its_layers_and_none_unless_asked(scorer):
+    (score,) = scorer.score(scorer.generate(prompts_of(9), max_new_tokens=4))
+    assert score.semgrad == pytest.approx(sum(score.layers) / len(score.layers))
+    assert score.semgrad_unweighted is None
+    assert score.finite()
+    assert not score.model_copy(update={"layers": (float("nan"),)}).finite()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"span": "lower"}, "span='lower'"),
+        ({"span": [9]}, r"span=\[9\].*to 3"),
+        ({"span": []}, "span"),
+        ({"token_position": 0}, "token_position=0"),
+        ({"reduction": "max"}, "reduction='max'"),
+        ({"norm": "l3"}, "norm='l3'"),
+        ({"tau": 0.0}, "tau=0.0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ConfigurationError, match=message):
+        SemGradScorer(tiny_model(), tiny_tokenizer(), **settings)
+
+
+def test_unusable_input_is_refused(scorer):
+    with pytest.raises(EmptyResponseError, match="Response 1 has no tokens"):
+        scorer.score_ids(prompts_of(12, 12), [[5], []])
+    with pytest.raises(ConfigurationError, match="1 prompts and 2 responses"):
+        scorer.score_ids(prompts_of(12), [[5], [6]])
+    with pytest.raises(ConfigurationError, match="token 136; the model's vocabulary has 131"):
+        scorer.score_ids(prompts_of(12), [[VOCABULARY + 5]])
+    with pytest.raises(ConfigurationError, match="Prompt 0 has no tokens"):
+        scorer.generate([[]], max_new_tokens=3)
+    with pytest.raises(ConfigurationError, match="num_return_sequences=2"):
+        scorer.generate(prompts_of(12), max_new_tokens=3, num_return_sequences=2, num_beams=2)
+    with pytest.raises(TokenPositionError, match="Prompt 0 has 2 tokens"):
+        scorer.score_ids(prompts_of(2), [[5]])
+    with pytest.raises(PromptTooLongError, match="The prompt has 254 tokens"):
+        scorer.generate(prompts_of(254), max_new_tokens=3)
+
+
+def test_models_that_cannot_be_scored_are_refused():
+    tokenizer = tiny_tokenizer()
+    with pytest.raises(UnsupportedModelError, match="training mode"):
+        SemGradScorer(tiny_model().train(), tokenizer)
+    scorer = SemGradScorer(tiny_model(), tokenizer)
+    scorer.model.train()
+    with pytest.raises(UnsupportedModelError, match="training mode"):
+        scorer.score_ids(prompts_of(12), [[5]])
+    with torch.inference_mode():
+        frozen = tiny_model()
+    with pytest.raises(UnsupportedModelError, match="inference_mode"):
+        SemGradScorer(frozen, tokenizer)
+    encoder_decoder = T5ForConditionalGeneration(
+        T5Config(vocab_size=64, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    )
+    with pytest.raises(UnsupportedModelError, match="encoder-decoder"):
+        SemGradScorer(encoder_decoder.eval(), tokenizer)
+    mamba = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=8, num_hidden_layers=1, state_size=4)).eval()
+    with pytest.raises(UnsupportedModelError, match="state-space"):
+        SemGradScorer(mamba, tokenizer)
+
+
+def test_an_unknown_output_head_is_refused():
+    model = tiny_model()
+    forward = model.forward
+
+    def scaled(*args, **kwargs):
+        output = forward(*args, **kwargs)
+        output.logits = output.logits * 2
+        return output
+
+    model.forward = scaled
+    with pytest.raises(UnsupportedModelError, match="transforms its logits"):
+        SemGradScorer(model, tiny_tokenizer())
