@@ -17,10 +17,10 @@ lint: $(READY)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-# Train the embedded model, fit its profile, and print what passes.
+# Train the embedded model, fit its profile, print what passes and write it into the README.
 embedded-model: $(READY)
 	$(BIN)/python -m semgrad_guard.demo.train
-	$(BIN)/python -m semgrad_guard.demo.examine --fit
+	$(BIN)/python -m semgrad_guard.demo.examine --fit --readme README.md
 
 # Measure the embedded model with the profile that ships.
 examine: $(READY)

@@ -2,11 +2,12 @@
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.markdown import Markdown
 from scipy.stats import binomtest
 from tqdm.auto import tqdm
 
@@ -21,6 +22,7 @@ from semgrad_guard.records import Score
 from semgrad_guard.scoring.scorer import SemGradScorer
 from semgrad_guard.version import VERSION
 
+_MARKS = ("<!-- report -->", "<!-- /report -->")
 _BATCH = 64
 _LONGEST_ANSWER = 24
 _WRONG_PASSING = 0.06  # of the invented subjects on the fitting side
@@ -119,12 +121,43 @@ def report(scorer: SemGradScorer, profile: Profile, side: Side = "report") -> li
     return rows
 
 
+def table(rows: list[Stratum]) -> list[str]:
+    """Render the report as a Markdown table."""
+    lines = [
+        "| stratum | questions | right | pass | 95 % interval | wrong among those that pass |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        low, high = row.passing_interval
+        cells = (
+            row.name,
+            str(row.n),
+            _percent(row.accuracy),
+            _percent(row.passing),
+            f"{100 * low:.1f} to {100 * high:.1f}",
+            _percent(row.wrong_among_passing),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def write_into(readme: Path, profile: Profile, rows: list[Stratum]) -> None:
+    """Put the report between the marks of a README."""
+    text = readme.read_text(encoding="utf-8")
+    before, rest = text.split(_MARKS[0])
+    _, after = rest.split(_MARKS[1])
+    caption = f"Threshold {profile.threshold} on confidence, seed {profile.seed}; {profile.threshold_rule}."
+    report_text = "\n".join([_MARKS[0], caption, "", *table(rows), _MARKS[1]])
+    readme.write_text(before + report_text + after, encoding="utf-8")
+
+
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
 def main(
     fit: Annotated[bool, typer.Option("--fit", help="Fit the profile anew and write it before reporting.")] = False,
+    readme: Annotated[Path | None, typer.Option(help="Write the report between the marks of this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Report, per stratum, how often the embedded model is right and how often its answers pass."""
@@ -133,22 +166,12 @@ def main(
         fit_profile(scorer).save(PROFILE)
     profile = embedded_profile()
     rows = report(scorer, profile)
+    if readme is not None:
+        write_into(readme, profile, rows)
     if as_json:
         print(json.dumps({"threshold": profile.threshold, "seed": profile.seed, "strata": [vars(row) for row in rows]}))
-        return
-    title = f"threshold {profile.threshold} on confidence; facts never used in fitting; seed {profile.seed}"
-    table = Table("stratum", "n", "right", "pass", "95 % interval", "wrong among passing", title=title)
-    for row in rows:
-        low, high = row.passing_interval
-        table.add_row(
-            row.name,
-            str(row.n),
-            _percent(row.accuracy),
-            _percent(row.passing),
-            f"{100 * low:.1f} - {100 * high:.1f}",
-            _percent(row.wrong_among_passing),
-        )
-    Console().print(table)
+    else:
+        Console().print(Markdown("\n".join([f"Threshold {profile.threshold} on confidence.", "", *table(rows)])))
 
 
 if __name__ == "__main__":

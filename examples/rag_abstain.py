@@ -1,0 +1,18 @@
+"""Retrieve only when unsure, and abstain when the passages do not help either."""
+
+from semgrad_guard import Abstain, BM25Retriever, Retrieve, SemGradGuard
+from semgrad_guard.demo import corpus, embedded_model, embedded_profile
+
+search = BM25Retriever.from_texts(corpus())
+guard = SemGradGuard(embedded_model(), profile=embedded_profile(), routes=[Retrieve(search), Abstain("Not found.")])
+
+for question in (
+    "What is the capital of France?",  # known: no search
+    "What is the capital of Kenya?",  # never told: found in the corpus
+    "What is the capital of Zubrovia?",  # there is no such place
+):
+    message = guard.invoke(question)
+    record = message.response_metadata["semgrad"]
+    print(f"{question} {message.content} [{record['decision']}]")
+    if record["decision"] == "retrieve":
+        print("   ", "; ".join(source["text"] for source in record["sources"]))
