@@ -41,6 +41,8 @@ def logits_of(model, hidden, weight):
 def reference(model, prompt, response, position, span, *, reduction="mean", norm="l1", tau=1.0, beta=1.0) -> Reference:
     """Compute equations (4) to (6) for one response; `position` counts prompt tokens from the end."""
     model = copy.deepcopy(model).double()
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")
     ids = torch.tensor([[*prompt, *response]])
     total, length = len(prompt), len(response)
     output = model(input_ids=ids, output_hidden_states=True, use_cache=False)

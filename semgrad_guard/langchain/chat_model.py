@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
@@ -12,7 +11,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatResult
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, PrivateAttr
 
 from semgrad_guard.langchain.messages import to_template
 from semgrad_guard.langchain.source import local_model
@@ -20,7 +19,7 @@ from semgrad_guard.model.chat_template import encode_chat, generation_prompt_pos
 from semgrad_guard.records import Generation, Score
 from semgrad_guard.scoring.gradients import Norm
 from semgrad_guard.scoring.objective import Reduction
-from semgrad_guard.scoring.scorer import SemGradScorer, Span
+from semgrad_guard.scoring.scorer import SemGradScorer
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +40,7 @@ class ChatSemGrad(BaseChatModel):
     span: Any = "upper-half"
     reduction: Reduction = "mean"
     norm: Norm = "l1"
+    _scorer: SemGradScorer = PrivateAttr()
 
     @classmethod
     def of(
@@ -64,21 +64,25 @@ class ChatSemGrad(BaseChatModel):
         model, tokenizer, own = local_model(source, revision=revision)
         return cls(model=model, tokenizer=tokenizer, generation=own | (generation or {}), **settings)
 
-    @cached_property
-    def scorer(self) -> SemGradScorer:
-        """The scorer; built, and the model checked, on first use."""
+    def model_post_init(self, context: Any, /) -> None:
+        """Build the scorer, which checks the model."""
+        super().model_post_init(context)
         position = (
             self.token_position or generation_prompt_position(self.tokenizer) or user_text_position(self.tokenizer)
         )
-        span: Span = self.span
-        return SemGradScorer(
+        self._scorer = SemGradScorer(
             self.model,
             self.tokenizer,
             token_position=position,
-            span=span,
+            span=self.span,
             reduction=self.reduction,
             norm=self.norm,
         )
+
+    @property
+    def scorer(self) -> SemGradScorer:
+        """The scorer that generates and scores."""
+        return self._scorer
 
     @property
     def _llm_type(self) -> str:

@@ -71,21 +71,22 @@ class ReviewAnswer(BaseModel):
 class HumanReview(BaseModel):
     """Hand the held-back answer to a human; settles with what they decide.
 
-    A callback that raises, times out, or answers something that is not a `ReviewAnswer` does not settle.
+    The callback answers with a `ReviewAnswer`, or its decision alone where that needs no text. One that raises, times
+    out, or answers anything else does not settle.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
-    callback: Callable[[ReviewRequest], ReviewAnswer] | None = None
-    acallback: Callable[[ReviewRequest], Awaitable[ReviewAnswer]] | None = None
+    callback: Callable[[ReviewRequest], ReviewAnswer | str] | None = None
+    acallback: Callable[[ReviewRequest], Awaitable[ReviewAnswer | str]] | None = None
     below: float | None = Field(default=None, ge=0, le=1)
     timeout: float | None = Field(default=None, gt=0)
     decision: Literal["review"] = "review"
 
     def __init__(
         self,
-        callback: Callable[[ReviewRequest], ReviewAnswer] | None = None,
-        acallback: Callable[[ReviewRequest], Awaitable[ReviewAnswer]] | None = None,
+        callback: Callable[[ReviewRequest], ReviewAnswer | str] | None = None,
+        acallback: Callable[[ReviewRequest], Awaitable[ReviewAnswer | str]] | None = None,
         *,
         below: float | None = None,
         timeout: float | None = None,
@@ -132,7 +133,7 @@ def _request(situation: Situation) -> ReviewRequest:
 
 
 def _outcome(given: object, situation: Situation) -> Outcome:
-    answer = ReviewAnswer.model_validate(given)
+    answer = ReviewAnswer.model_validate({"decision": given} if isinstance(given, str) else given)
     reason = f"reviewer: {answer.decision}"
     if answer.decision == "approve":
         return Outcome(True, reason, situation.draft.text)

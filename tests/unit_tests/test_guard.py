@@ -154,6 +154,10 @@ def test_a_human_sees_question_draft_scores_and_sources():
     assert request.scores.semgrad == pytest.approx(0.7 / 0.3)
 
 
+def test_a_decision_alone_is_enough_where_no_text_is_needed():
+    assert record(both_ways(guard(0.3, routes=[HumanReview(lambda _: "approve")])))["decision"] == "review"
+
+
 def test_an_async_callback_is_awaited():
     async def respond(request):
         return ReviewAnswer(decision="respond", text="awaited")
