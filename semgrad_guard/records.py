@@ -12,11 +12,20 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:
-    from semgrad_guard.model.replay import GenerationBatch
+    from transformers import Cache
 
 FinishReason = Literal["stop", "length"]
 DecisionName = Literal["pass", "retrieve", "review", "abstain"]
 Path = Literal["cache", "prefix", "full"]
+
+
+@dataclass(frozen=True, eq=False)
+class GenerationBatch:
+    """What one call of `model.generate` left behind for all its rows: the key-value cache, and how the rows lay."""
+
+    cache: Cache
+    prompt_width: int
+    sequence_width: int
 
 
 @dataclass(frozen=True, eq=False)

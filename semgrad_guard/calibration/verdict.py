@@ -74,39 +74,37 @@ class Standard:
             failure = "the answer has no score"
         if not failure and score is not None and not score.finite():
             failure = "the score is not a finite number"
+        confidence: float | None = None
         if failure or score is None:
-            return Verdict(
-                passed=False,
-                confidence=None if self.profile is None else 0.0,
-                scores=score,
-                threshold=self.threshold,
-                method=self.method,
-                reason=failure,
-            )
-        if self.profile is None:
-            return self._judge_raw(score)
-        section = self.profile.grounded if grounded and self.profile.grounded else self.profile.answer
-        confidence, threshold = section.confidence(score), self.confidence_threshold
-        passed = threshold is not None and confidence >= threshold
-        comparison = "reaches" if passed else "is below"
+            passed, reason = False, failure
+            confidence = None if self.profile is None else 0.0
+        elif self.profile is None:
+            passed, reason = self._compare_raw(score)
+        else:
+            section = self.profile.grounded if grounded and self.profile.grounded else self.profile.answer
+            confidence = section.confidence(score)
+            passed, reason = self._compare(confidence)
         return Verdict(
             passed=passed,
             confidence=confidence,
             scores=score,
-            threshold=threshold,
+            threshold=self.threshold,
             method=self.method,
-            reason=f"confidence {confidence:.3f} {comparison} the threshold {threshold:.3f}",
+            reason=reason,
         )
 
-    def _judge_raw(self, score: Score) -> Verdict:
+    def _compare(self, confidence: float) -> tuple[bool, str]:
+        threshold = self.confidence_threshold
+        passed = threshold is not None and confidence >= threshold
+        return (
+            passed,
+            f"confidence {confidence:.3f} {'reaches' if passed else 'is below'} the threshold {threshold:.3f}",
+        )
+
+    def _compare_raw(self, score: Score) -> tuple[bool, str]:
         value, threshold = float(getattr(score, self.method)), self.score_threshold
         passed = threshold is not None and value <= threshold
-        comparison = "is within" if passed else "is above"
-        return Verdict(
-            passed=passed,
-            confidence=None,
-            scores=score,
-            threshold=threshold,
-            method=self.method,
-            reason=f"{self.method} {value:.4g} {comparison} the threshold {threshold:.4g}",
+        return (
+            passed,
+            f"{self.method} {value:.4g} {'is within' if passed else 'is above'} the threshold {threshold:.4g}",
         )

@@ -10,8 +10,7 @@ import torch
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from semgrad_guard.errors import ConfigurationError, PromptTooLongError
-from semgrad_guard.model.replay import GenerationBatch
-from semgrad_guard.records import FinishReason, Generation
+from semgrad_guard.records import FinishReason, Generation, GenerationBatch
 
 _DEFAULT_NEW_TOKENS = 256  # where neither the call nor the model's configuration sets a limit
 

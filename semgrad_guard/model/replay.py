@@ -14,20 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from semgrad_guard.model.mirror import mirror
-from semgrad_guard.records import Path
-
-
-@dataclass(frozen=True, eq=False)
-class GenerationBatch:
-    """What one call of `model.generate` left behind for all its rows: the key-value cache and how the rows lay."""
-
-    cache: Cache
-    prompt_width: int
-    sequence_width: int
+from semgrad_guard.records import GenerationBatch, Path
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from semgrad_guard.model.head import Head
-from semgrad_guard.model.replay import GenerationBatch, Layout, replay
-from semgrad_guard.records import Path
+from semgrad_guard.model.replay import Layout, replay
+from semgrad_guard.records import GenerationBatch, Path
 from semgrad_guard.scoring.gradients import Norm, hidden_gradients
 from semgrad_guard.scoring.objective import Reduction, TokenTerms, mean_abs_outer, token_terms, token_weights
 

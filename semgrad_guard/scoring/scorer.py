@@ -14,8 +14,8 @@ from semgrad_guard.model.chat_template import generation_prompt_position
 from semgrad_guard.model.check import check_model, check_scorable
 from semgrad_guard.model.generate import context_length, generate
 from semgrad_guard.model.head import Head
-from semgrad_guard.model.replay import GenerationBatch, Layout
-from semgrad_guard.records import Generation, Score
+from semgrad_guard.model.replay import Layout
+from semgrad_guard.records import Generation, GenerationBatch, Score
 from semgrad_guard.scoring.engine import Measured, measure
 from semgrad_guard.scoring.gradients import Norm
 from semgrad_guard.scoring.objective import Reduction
