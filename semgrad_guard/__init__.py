@@ -14,7 +14,7 @@ from semgrad_guard.langchain.bm25 import BM25Retriever
 from semgrad_guard.langchain.chat_model import ChatSemGrad
 from semgrad_guard.langchain.guard import SemGradGuard, get_confidence
 from semgrad_guard.langchain.retrieve import Retrieve
-from semgrad_guard.records import Decision, Generation, Score, Source, Step, Verdict
+from semgrad_guard.records import Decision, Generation, Score, Source, Step, TokenDoubt, Verdict
 from semgrad_guard.routing.routes import Abstain, HumanReview, ReviewAnswer, ReviewRequest
 from semgrad_guard.scoring.scorer import SemGradScorer
 
@@ -39,6 +39,7 @@ __all__ = [
     "SemGradScorer",
     "Source",
     "Step",
+    "TokenDoubt",
     "TokenPositionError",
     "UnsupportedModelError",
     "Verdict",

@@ -74,6 +74,21 @@ class Score(BaseModel):
         return all(math.isfinite(value) for value in (*numbers, *self.layers))
 
 
+class TokenDoubt(BaseModel):
+    """Where the doubt sits: one response token's log-probability and entropy, in nats, and its share of SemGrad.
+
+    Shares add up to 1 over the response; a negative one pulls against the rest.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    token: int
+    text: str
+    log_prob: float
+    entropy: float
+    share: float
+
+
 class Source(BaseModel):
     """A passage that an answer was given from."""
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from semgrad_guard.errors import UnsupportedModelError
+from semgrad_guard.errors import ConfigurationError, EmptyResponseError, PromptTooLongError, UnsupportedModelError
+from semgrad_guard.model.generate import context_length
 from semgrad_guard.model.head import Head
 from semgrad_guard.model.mirror import mirror
 
@@ -19,6 +21,29 @@ def check_scorable(model: PreTrainedModel) -> None:
     """Refuse training mode, in which dropout and gradient checkpointing change what is computed."""
     if model.training:
         raise UnsupportedModelError(f"{type(model).__name__} is in training mode. Call model.eval() before scoring.")
+
+
+def check_sequences(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
+) -> None:
+    """Refuse what cannot be scored with this model: an empty response, too many tokens, ids it does not know."""
+    check_scorable(model)
+    limit = context_length(model)
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    for index, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        if not response:
+            raise EmptyResponseError(f"Response {index} has no tokens; there is nothing to score.")
+        if limit is not None and len(prompt) + len(response) > limit:
+            raise PromptTooLongError(
+                f"Sequence {index} has {len(prompt)} prompt and {len(response)} response tokens; the model's "
+                f"context holds {limit}. Shorten the prompt."
+            )
+        unknown = [token for token in (*prompt, *response) if not 0 <= token < vocabulary]
+        if unknown:
+            raise ConfigurationError(
+                f"Sequence {index} holds token {unknown[0]}; the model's vocabulary has {vocabulary}. Are the ids "
+                "from another tokenizer?"
+            )
 
 
 def check_model(model: PreTrainedModel) -> None:

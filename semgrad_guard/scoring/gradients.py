@@ -1,4 +1,4 @@
-"""From a replay to the gradients: one pull-back through the head, one backward to the hidden states at t*."""
+"""From a replay to the gradients: one backward from the head's input to the hidden states at t*."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from semgrad_guard.model.replay import Replay
 Norm = Literal["l1", "l2"]
 
 
-def hidden_gradients(replay: Replay, at_last: Tensor, span: tuple[int, ...], norm: Norm, *, keep: bool) -> Tensor:
-    """Compute the norm of the objective's gradient at h^(l)_{t*} for every layer of the span: equation (4) by layer.
+def hidden_gradients(replay: Replay, at_last: Tensor, span: tuple[int, ...], *, keep: bool) -> Tensor:
+    """Compute the objective's gradient at h^(l)_{t*} for every layer of the span: what equation (4) takes the norm of.
 
     Each is the total derivative, through all layers above. Rows share one backward and stay apart: no row's
     objective depends on another row's states.
@@ -22,19 +22,42 @@ def hidden_gradients(replay: Replay, at_last: Tensor, span: tuple[int, ...], nor
         replay: the graph; `hidden[l]` is [B, N, D].
         at_last: gradient of the objective at the head's input for the last T columns, [B, T, D].
         span: indices l, ascending.
-        norm: "l1", mean absolute entry; "l2", root mean square.
         keep: keep the graph for another objective.
 
     Returns:
-        [B, len(span)] in float64, >= 0.
+        [B, len(span), D] in float64.
     """
     last = replay.hidden[-1]
     # A power of two per row puts the largest entry near 1: nothing underflows on the way down, and no digit changes.
     _, exponent = torch.frexp(at_last.abs().amax(dim=(1, 2)))
-    scaled = torch.ldexp(at_last, -exponent[:, None, None]).to(last.dtype)
+    exponent = exponent[:, None, None]
+    scaled = torch.ldexp(at_last, -exponent).to(last.dtype)
     start = torch.nn.functional.pad(scaled, (0, 0, last.shape[1] - scaled.shape[1], 0))
     states = [replay.hidden[layer] for layer in span]
     gradients = torch.autograd.grad(last, states, grad_outputs=start, retain_graph=keep)
     columns = torch.stack([gradient[:, replay.anchor].double() for gradient in gradients], dim=1)
-    size = columns.abs().mean(-1) if norm == "l1" else columns.square().mean(-1).sqrt()
-    return torch.ldexp(size, exponent[:, None].to(size.device))
+    return torch.ldexp(columns, exponent.to(columns.device))
+
+
+def size(gradients: Tensor, norm: Norm) -> Tensor:
+    """Give the mean absolute entry ("l1") or the root mean square ("l2") over the last dimension."""
+    return gradients.abs().mean(-1) if norm == "l1" else gradients.square().mean(-1).sqrt()
+
+
+def shares(gradients: Tensor, norm: Norm) -> Tensor:
+    """Split SemGrad among tokens: each one's gradient along the direction of their sum, as a part of the whole.
+
+    With g_t the gradient of w_t log p(y_t), SemGrad is the norm of sum_t g_t, and a norm is the sum's product with its
+    own direction (its signs for "l1"), in which every token takes part by itself.
+
+    Args:
+        gradients: g_t, [T, len(span), D].
+        norm: "l1" or "l2", as in `size`.
+
+    Returns:
+        [T], adding up to 1; negative where a token pulls against the rest. Zeros where the sum is zero.
+    """
+    total = gradients.sum(0)
+    direction = total.sign() if norm == "l1" else torch.nn.functional.normalize(total, dim=-1)
+    along = (gradients * direction).sum(dim=(1, 2))
+    return along / along.sum() if float(along.sum()) > 0 else torch.zeros_like(along)

@@ -48,10 +48,13 @@ def token_terms(logits: Tensor, targets: Tensor, mask: Tensor) -> tuple[TokenTer
 def token_weights(entropies: Tensor, mask: Tensor, reduction: Reduction, *, weighted: bool) -> Tensor:
     """Give each token's coefficient in the objective, [B, T]: w_t or 1, over T for the mean (the authors' code).
 
+    Tokens outside the mask get zero, and T counts those inside.
+
     The entropy is a fixed coefficient: nothing is differentiated through it.
     """
     weights = entropies if weighted else mask.to(entropies.dtype)
-    return weights / mask.sum(-1, keepdim=True) if reduction == "mean" else weights
+    weights = weights * mask
+    return weights / mask.sum(-1, keepdim=True).clamp(min=1) if reduction == "mean" else weights
 
 
 def mean_abs_outer(coefficients: Tensor, hidden: Tensor, chunk: int = 512) -> Tensor:

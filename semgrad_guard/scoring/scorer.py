@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from semgrad_guard.errors import ConfigurationError, EmptyResponseError, PromptTooLongError, TokenPositionError
+from semgrad_guard.errors import ConfigurationError, EmptyResponseError, TokenPositionError
 from semgrad_guard.model.chat_template import generation_prompt_position
-from semgrad_guard.model.check import check_model, check_scorable
-from semgrad_guard.model.generate import context_length, generate
+from semgrad_guard.model.check import check_model, check_sequences
+from semgrad_guard.model.generate import generate
 from semgrad_guard.model.head import Head
 from semgrad_guard.model.replay import Layout
-from semgrad_guard.records import Generation, GenerationBatch, Score
-from semgrad_guard.scoring.engine import Measured, measure
-from semgrad_guard.scoring.gradients import Norm
+from semgrad_guard.records import Generation, Score, TokenDoubt
+from semgrad_guard.scoring.engine import Measured, Pass
+from semgrad_guard.scoring.gradients import Norm, shares
 from semgrad_guard.scoring.objective import Reduction
 
 Span = Literal["upper-half", "all"] | Sequence[int]
+TokenSpan = tuple[int, int]
 
 
 class SemGradScorer:
@@ -96,29 +97,54 @@ class SemGradScorer:
         """
         return generate(self.model, self.tokenizer, prompts, **settings)
 
-    def score(self, generations: Sequence[Generation], *, unweighted: bool = False) -> list[Score]:
+    @overload
+    def score(
+        self, generations: Sequence[Generation], *, spans: None = None, unweighted: bool = False
+    ) -> list[Score]: ...
+
+    @overload
+    def score(
+        self, generations: Sequence[Generation], *, spans: Sequence[Sequence[TokenSpan]], unweighted: bool = False
+    ) -> list[list[Score]]: ...
+
+    def score(
+        self,
+        generations: Sequence[Generation],
+        *,
+        spans: Sequence[Sequence[TokenSpan]] | None = None,
+        unweighted: bool = False,
+    ) -> list[Score] | list[list[Score]]:
         """Score generations in the order given; any subset or mixture of calls of `generate` will do.
 
         Args:
             generations: what `generate` returned.
+            spans: for each generation the parts of its response to score each by itself, as (start, stop) in response
+                tokens: sentences, claims, tool calls. They share one forward pass; each costs one backward.
             unweighted: also compute `semgrad_unweighted`, SemGrad with w_t = 1.
 
+        Returns:
+            A score per generation; with `spans`, a list of scores per generation, one for each of its spans.
+
         Raises:
-            EmptyResponseError: a generation has no response tokens.
+            EmptyResponseError: a generation has no response tokens, or a span has none.
             TokenPositionError: t* is unknown or lies before a prompt's start.
+            ConfigurationError: a span reaches beyond its response, or there are not as many lists as generations.
         """
-        scores: dict[int, Score] = {}
+        asked = _whole(generations) if spans is None else spans
+        if len(asked) != len(generations):
+            raise ConfigurationError(
+                f"{len(generations)} generations and {len(asked)} lists of spans: expected as many."
+            )
+        scores: dict[int, list[Score]] = {}
         groups: dict[int, list[int]] = {}
         for index, generation in enumerate(generations):
             groups.setdefault(id(generation.batch), []).append(index)
         for indices in groups.values():
             members = [generations[index] for index in indices]
-            prompts = [generation.prompt_ids for generation in members]
-            responses = [generation.response_ids for generation in members]
-            rows = [generation.row for generation in members]
-            found = self._score(prompts, responses, members[0].batch, rows, unweighted)
+            found = self._score(members, [asked[index] for index in indices], unweighted)
             scores.update(zip(indices, found, strict=True))
-        return [scores[index] for index in range(len(generations))]
+        ordered = [scores[index] for index in range(len(generations))]
+        return [only for (only,) in ordered] if spans is None else ordered
 
     def score_ids(
         self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], *, unweighted: bool = False
@@ -134,56 +160,64 @@ class SemGradScorer:
             raise ConfigurationError(
                 f"{len(prompts)} prompts and {len(responses)} responses: expected as many of each."
             )
-        return self._score(prompts, responses, None, range(len(prompts)), unweighted)
+        pairs = zip(prompts, responses, strict=True)
+        generations = [Generation(tuple(prompt), tuple(response), "", "stop") for prompt, response in pairs]
+        return self.score(generations, unweighted=unweighted)
+
+    def attribute(self, generation: Generation) -> list[TokenDoubt]:
+        """Tell where the doubt sits: the share of each response token in SemGrad.
+
+        Costs one backward per token, so ask for it where somebody is going to look.
+        """
+        with torch.inference_mode(False):
+            replayed = self._pass([generation])
+            tokens = range(len(generation.response_ids))
+            gradients = torch.stack([replayed.token_gradients(token)[0] for token in tokens])
+        parts, terms = shares(gradients, self.norm), replayed.terms
+        return [
+            TokenDoubt(
+                token=generation.response_ids[token],
+                text=str(self.tokenizer.decode([generation.response_ids[token]])),
+                log_prob=float(terms.log_probs[0, token]),
+                entropy=float(terms.entropies[0, token]),
+                share=float(parts[token]),
+            )
+            for token in tokens
+        ]
 
     def _score(
-        self,
-        prompts: Sequence[Sequence[int]],
-        responses: Sequence[Sequence[int]],
-        batch: GenerationBatch | None,
-        rows: Sequence[int],
-        unweighted: bool,
-    ) -> list[Score]:
-        if not prompts:
-            return []
-        check_scorable(self.model)
-        self._check(prompts, responses)
-        width = None if batch is None else batch.prompt_width
+        self, generations: Sequence[Generation], spans: Sequence[Sequence[TokenSpan]], unweighted: bool
+    ) -> list[list[Score]]:
+        """Score generations of one batch: the k-th spans of all rows share a backward."""
+        scores: list[list[Score]] = [[] for _ in generations]
         with torch.inference_mode(False):  # tensors made inside it could not be differentiated
-            measured = measure(
-                self.model,
-                self._head,
-                Layout.of(prompts, responses, self._position(prompts), self.model.device, width),
-                batch,
-                rows,
-                span=self.span,
-                reduction=self.reduction,
-                norm=self.norm,
-                unweighted=unweighted,
-            )
-        return [self._record(measured, row, len(response)) for row, response in enumerate(responses)]
+            replayed = self._pass(generations)
+            for generation, own in zip(generations, spans, strict=True):
+                _check_spans(own, len(generation.response_ids))
+            for place in range(max(map(len, spans), default=0)):
+                mask = torch.zeros_like(replayed.terms.entropies, dtype=torch.bool)
+                rows = [row for row, own in enumerate(spans) if place < len(own)]
+                for row in rows:
+                    mask[row, slice(*spans[row][place])] = True
+                measured = replayed.measure(mask, reduction=self.reduction, norm=self.norm, unweighted=unweighted)
+                for row in rows:
+                    scores[row].append(self._record(measured, row))
+        return scores
 
-    def _check(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> None:
-        limit = context_length(self.model)
-        vocabulary = self.model.config.get_text_config(decoder=True).vocab_size
-        for index, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-            if not response:
-                raise EmptyResponseError(f"Response {index} has no tokens; there is nothing to score.")
-            if limit is not None and len(prompt) + len(response) > limit:
-                raise PromptTooLongError(
-                    f"Sequence {index} has {len(prompt)} prompt and {len(response)} response tokens; the model's "
-                    f"context holds {limit}. Shorten the prompt."
-                )
-            unknown = [token for token in (*prompt, *response) if not 0 <= token < vocabulary]
-            if unknown:
-                raise ConfigurationError(
-                    f"Sequence {index} holds token {unknown[0]}; the model's vocabulary has {vocabulary}. Are the ids "
-                    "from another tokenizer?"
-                )
+    def _pass(self, generations: Sequence[Generation]) -> Pass:
+        """Check generations of one batch and replay them."""
+        prompts = [generation.prompt_ids for generation in generations]
+        responses = [generation.response_ids for generation in generations]
+        check_sequences(self.model, prompts, responses)
+        batch = generations[0].batch
+        width = None if batch is None else batch.prompt_width
+        layout = Layout.of(prompts, responses, self._position(prompts), self.model.device, width)
+        return Pass(self.model, self._head, layout, batch, [generation.row for generation in generations], self.span)
 
-    def _record(self, measured: Measured, row: int, length: int) -> Score:
-        log_probs = measured.terms.log_probs[row, :length].double()
-        entropies = measured.terms.entropies[row, :length].double()
+    def _record(self, measured: Measured, row: int) -> Score:
+        marked = measured.mask[row]
+        log_probs = measured.terms.log_probs[row, marked].double()
+        entropies = measured.terms.entropies[row, marked].double()
         layers, unweighted = measured.layers[row], measured.layers_unweighted
         semgrad, paragrad = float(layers.mean()), float(measured.paragrad[row])
         # Equation (6): the surer the model on average, the more the parameters' gradient counts.
@@ -197,7 +231,7 @@ class SemGradScorer:
             mean_nll=-float(log_probs.mean()),
             mean_entropy=float(entropies.mean()),
             max_entropy=float(entropies.max()),
-            length=length,
+            length=len(log_probs),
             path=measured.path,
             span=self.span,
             layers=tuple(layers.tolist()),
@@ -231,3 +265,16 @@ def _layers(span: Span, count: int) -> tuple[int, ...]:
             f"span={span!r}: expected 'upper-half', 'all', or layer indices from 0 (embeddings) to {count - 1}."
         )
     return tuple(sorted(set(span)))
+
+
+def _whole(generations: Sequence[Generation]) -> list[list[TokenSpan]]:
+    """Give each generation one span: its whole response."""
+    return [[(0, len(generation.response_ids))] for generation in generations]
+
+
+def _check_spans(spans: Sequence[TokenSpan], length: int) -> None:
+    for start, stop in spans:
+        if start == stop:
+            raise EmptyResponseError(f"The span ({start}, {stop}) has no tokens; there is nothing to score.")
+        if not 0 <= start < stop <= length:
+            raise ConfigurationError(f"The span ({start}, {stop}) does not lie in a response of {length} tokens.")

@@ -252,3 +252,52 @@ def test_an_unknown_output_head_is_refused():
     model.forward = scaled
     with pytest.raises(UnsupportedModelError, match="transforms its logits"):
         SemGradScorer(model, tiny_tokenizer())
+
+
+def test_a_span_over_the_whole_response_is_the_response(scorer):
+    generations = scorer.generate(prompts_of(8, 14), max_new_tokens=6)
+    whole = scorer.score(generations)
+    spans = [[(0, len(generation.response_ids))] for generation in generations]
+    assert [[close(one, score)] for (one,), score in zip(scorer.score(generations, spans=spans), whole, strict=True)]
+    for (one,), score in zip(scorer.score(generations, spans=spans), whole, strict=True):
+        assert close(one, score)
+
+
+def test_spans_of_a_response_are_scored_as_the_definition_says():
+    """A span is scored with its own weights, as if the tokens before it were given."""
+    model = tiny_model("qwen3")
+    scorer = SemGradScorer(model, tiny_tokenizer(), token_position=3, reduction="sum")
+    generations = scorer.generate(prompts_of(9, 12), max_new_tokens=7)
+    spans = [[(0, 3), (3, 7), (2, 4)], [(5, 6)]]
+    scores = scorer.score(generations, spans=spans)
+    whole = scorer.score(generations)
+    assert [len(own) for own in scores] == [3, 1]
+    assert scores[0][0].nll + scores[0][1].nll == pytest.approx(whole[0].nll)
+    assert scores[0][2].length == 2
+    assert scores[1][0].max_entropy == pytest.approx(scores[1][0].mean_entropy)
+    # The first tokens do not depend on those after them: a prefix scores like a response that ends there.
+    prefix = scorer.score_ids([generations[0].prompt_ids], [generations[0].response_ids[:3]])[0]
+    assert close(scores[0][0], prefix)
+
+
+def test_shares_add_up_and_single_tokens_carry_all():
+    scorer = SemGradScorer(tiny_model(), tiny_tokenizer(), token_position=3)
+    (generation,) = scorer.generate(prompts_of(9), max_new_tokens=6)
+    doubts = scorer.attribute(generation)
+    (score,) = scorer.score([generation])
+    assert sum(doubt.share for doubt in doubts) == pytest.approx(1)
+    assert [doubt.token for doubt in doubts] == list(generation.response_ids)
+    assert -sum(doubt.log_prob for doubt in doubts) == pytest.approx(score.nll)
+    assert max(doubt.entropy for doubt in doubts) == pytest.approx(score.max_entropy)
+    single = scorer.generate(prompts_of(9), max_new_tokens=1)[0]
+    assert [doubt.share for doubt in scorer.attribute(single)] == pytest.approx([1.0])
+
+
+def test_spans_that_do_not_fit_are_refused(scorer):
+    generations = scorer.generate(prompts_of(8), max_new_tokens=4)
+    with pytest.raises(EmptyResponseError, match=r"The span \(2, 2\) has no tokens"):
+        scorer.score(generations, spans=[[(2, 2)]])
+    with pytest.raises(ConfigurationError, match=r"The span \(0, 9\) does not lie in a response of 4 tokens"):
+        scorer.score(generations, spans=[[(0, 9)]])
+    with pytest.raises(ConfigurationError, match="1 generations and 2 lists of spans"):
+        scorer.score(generations, spans=[[(0, 1)], []])
