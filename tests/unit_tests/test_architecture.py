@@ -7,7 +7,19 @@ import semgrad_guard
 
 PACKAGE = Path(semgrad_guard.__file__).parent
 # A room may import what stands above it in this list, and nothing else of the package.
-STAGES = ["version", "errors", "records", "model", "scoring", "calibration", "routing", "langchain", "demo", "cli"]
+STAGES = [
+    "version",
+    "errors",
+    "records",
+    "model",
+    "scoring",
+    "calibration",
+    "routing",
+    "langchain",
+    "evaluation",
+    "demo",
+    "cli",
+]
 # routing judges nothing and scores nothing: it knows the records only.
 ALLOWED = {stage: set(STAGES[:place]) for place, stage in enumerate(STAGES)}
 ALLOWED["routing"] = {"errors", "records"}

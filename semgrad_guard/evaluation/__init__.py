@@ -1,0 +1,1 @@
+"""Measuring the package against others: what a score costs."""

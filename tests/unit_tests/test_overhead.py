@@ -1,0 +1,32 @@
+"""The baselines compute the same SemGrad as we do, only slower; the benchmark's records are what they say."""
+
+import json
+
+import pytest
+from models import tiny_model, tiny_tokenizer
+from typer.testing import CliRunner
+
+from semgrad_guard import SemGradScorer
+from semgrad_guard.cli import app
+from semgrad_guard.evaluation.baselines import competent, official_style
+
+
+@pytest.mark.parametrize("baseline", [official_style, competent])
+def test_baselines_give_the_same_semgrad_and_leave_no_hooks(baseline):
+    model = tiny_model()
+    scorer = SemGradScorer(model, tiny_tokenizer(), token_position=3)
+    (generation,) = scorer.generate([list(range(5, 25))], max_new_tokens=6)
+    expected = scorer.score([generation])[0].semgrad
+    assert baseline(model, generation, 3, scorer.span) == pytest.approx(expected, rel=1e-5)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_the_benchmark_reports_ratios():
+    arguments = ["--prompts", "16", "--responses", "2,4", "--hidden", "64", "--layers", "2", "--vocabulary", "500"]
+    result = CliRunner().invoke(app, ["bench", *arguments, "--repeats", "1", "--json"])
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert (report["hidden"], report["threads"], report["device"]) == (64, 1, "cpu")
+    assert [(row["prompt"], row["response"]) for row in report["rows"]] == [(16, 2), (16, 4)]
+    assert all(row["plain_seconds"] > 0 and row["ours"] > 0 for row in report["rows"])
+    assert CliRunner().invoke(app, ["bench", "--prompts", "many"]).exit_code == 2
