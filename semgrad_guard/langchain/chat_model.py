@@ -16,6 +16,7 @@ from pydantic import ConfigDict, Field, PrivateAttr
 from semgrad_guard.langchain.messages import to_template
 from semgrad_guard.langchain.source import local_model
 from semgrad_guard.model.chat_template import encode_chat, generation_prompt_position, user_text_position
+from semgrad_guard.model.load import fingerprint
 from semgrad_guard.records import Generation, Score
 from semgrad_guard.scoring.gradients import Norm
 from semgrad_guard.scoring.objective import Reduction
@@ -41,6 +42,7 @@ class ChatSemGrad(BaseChatModel):
     reduction: Reduction = "mean"
     norm: Norm = "l1"
     _scorer: SemGradScorer = PrivateAttr()
+    _fingerprint: str = PrivateAttr()
 
     @classmethod
     def of(
@@ -79,6 +81,8 @@ class ChatSemGrad(BaseChatModel):
             norm=self.norm,
         )
 
+        self._fingerprint = fingerprint(self.model)
+
     @property
     def scorer(self) -> SemGradScorer:
         """The scorer that generates and scores."""
@@ -92,6 +96,7 @@ class ChatSemGrad(BaseChatModel):
     def _identifying_params(self) -> dict[str, Any]:
         return {
             "model": self.model.config.name_or_path,
+            "fingerprint": self._fingerprint,
             "revision": getattr(self.model.config, "_commit_hash", None),
             "generation": {key: str(value) for key, value in sorted(self.generation.items())},
             "token_position": self.token_position,

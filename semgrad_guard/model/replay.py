@@ -88,8 +88,13 @@ def replay(model: PreTrainedModel, layout: Layout, batch: GenerationBatch | None
 
 
 def _sliced(batch: GenerationBatch, rows: Sequence[int], length: int) -> DynamicCache | None:
-    """View the first positions of a generation's cache; None where it does not hold them as plain keys and values."""
+    """View the first positions of a generation's cache; None where it does not hold them as plain keys and values.
+
+    A static cache holds them, but belongs to the model, whose next generation writes over it.
+    """
     held = batch.sequence_width - 1
+    if getattr(batch.cache, "offloading", False):
+        return None
     sliced = DynamicCache()
     for layer in batch.cache.layers:
         if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):

@@ -7,7 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from models import INST, VOCABULARY, tiny_model, tiny_tokenizer
-from transformers import MambaConfig, MambaForCausalLM, T5Config, T5ForConditionalGeneration
+from transformers import (
+    Gemma3nForCausalLM,
+    Gemma3nTextConfig,
+    MambaConfig,
+    MambaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from semgrad_guard import (
     ConfigurationError,
@@ -238,6 +245,13 @@ def test_models_that_cannot_be_scored_are_refused():
     mamba = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=8, num_hidden_layers=1, state_size=4)).eval()
     with pytest.raises(UnsupportedModelError, match="state-space"):
         SemGradScorer(mamba, tokenizer)
+    per_layer = {"layer_types": ["sliding_attention", "full_attention"], "num_kv_shared_layers": 0, "laurel_rank": 4}
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0}
+    inputs = {"vocab_size_per_layer_input": 64, "hidden_size_per_layer_input": 8}
+    gemma3n = Gemma3nForCausalLM(Gemma3nTextConfig(**per_layer, **sizes, **heads, **inputs)).eval()
+    with pytest.raises(UnsupportedModelError, match="one hidden state per layer"):
+        SemGradScorer(gemma3n, tokenizer)
 
 
 def test_an_unknown_output_head_is_refused():

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from langchain_core.caches import InMemoryCache
 from langchain_core.language_models import FakeListChatModel
 from langchain_huggingface import ChatHuggingFace, HuggingFaceEndpoint, HuggingFacePipeline
 from models import INST, tiny_model, tiny_tokenizer
@@ -62,6 +63,19 @@ def test_a_template_without_a_generation_prompt_works_with_messages():
     chat = ChatSemGrad.of((tiny_model(), tiny_tokenizer(INST)), generation={"max_new_tokens": 4})
     assert chat.invoke("hi").response_metadata["semgrad"]["scores"] is not None
     assert chat.scorer.token_position == 2
+
+
+def test_two_models_never_share_a_cached_answer():
+    cache = InMemoryCache()
+    chats = [
+        ChatSemGrad.of((tiny_model(seed=seed), tiny_tokenizer()), generation={"max_new_tokens": 6}, cache=cache)
+        for seed in (0, 1)
+    ]
+    first, second = (chat.invoke("hi") for chat in chats)
+    assert first.content != second.content
+    again = chats[0].invoke("hi")
+    assert (again.content, again.response_metadata) == (first.content, first.response_metadata)
+    assert len(cache._cache) == 2
 
 
 def test_stop_strings_end_the_answer():
