@@ -76,7 +76,6 @@ def test_for_people_the_answer_comes_first():
         (["q?", "--profile", "nowhere.json"], "Cannot read the profile nowhere.json"),
         (["q?", "--model", "no/such folder"], "Cannot load"),
         (["q?", "--corpus", "nowhere.txt"], "Cannot read the corpus"),
-        (["q?", "--model", str(WEIGHTS)], "Without a profile there is no confidence"),
         (["x " * 2000], None),
     ],
 )
@@ -89,6 +88,14 @@ def test_bad_input_is_one_clear_line(arguments, message):
     assert code == 2
     assert message in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_a_model_of_one_s_own_needs_a_threshold():
+    code, _, err = ask("q?", "--model", str(WEIGHTS))
+    assert code == 2
+    assert "Without a profile there is no confidence" in err
+    record = ask_json("What is the capital of France?", "--model", str(WEIGHTS), "--score-threshold", "1e9")
+    assert (record["decision"], record["confidence"]) == ("pass", None)
 
 
 def test_the_demo_tells_all_four_stories():
