@@ -11,7 +11,7 @@ from langchain_huggingface import ChatHuggingFace, HuggingFaceEndpoint, HuggingF
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from semgrad_guard.errors import UnsupportedModelError
-from semgrad_guard.model.load import load_model
+from semgrad_guard.model.load import load_model, without_adapter_shell
 
 LocalModel = tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]
 
@@ -29,17 +29,15 @@ def local_model(source: Any, *, revision: str | None = None) -> LocalModel:
     """
     if isinstance(source, str | Path):
         return (*load_model(source, revision=revision), {})
-    if isinstance(source, tuple) and len(source) == 2 and isinstance(source[0], PreTrainedModel):
-        return source[0], source[1], {}
+    if isinstance(source, tuple) and len(source) == 2:
+        return without_adapter_shell(source[0]), source[1], {}
     if isinstance(source, ChatHuggingFace):
         _refuse_endpoint(source.llm)
         model, tokenizer, settings = local_model(source.llm)
         return model, source.tokenizer or tokenizer, settings
     if isinstance(source, HuggingFacePipeline):
         pipeline: Any = source.pipeline
-        if not isinstance(getattr(pipeline, "model", None), PreTrainedModel):
-            raise UnsupportedModelError("The HuggingFacePipeline has no transformers model in PyTorch behind it.")
-        return pipeline.model, pipeline.tokenizer, _settings(source)
+        return without_adapter_shell(pipeline.model), pipeline.tokenizer, _settings(source)
     _refuse_endpoint(source)
     given = type(source.bound if isinstance(source, RunnableBinding) else source).__name__
     raise UnsupportedModelError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
@@ -69,6 +70,7 @@ def check_model(model: PreTrainedModel) -> None:
     if all(DynamicCache(config=model.config).is_linear) and DynamicCache(config=model.config).layers:
         raise UnsupportedModelError(f"{name} has no attention layer; state-space models are not supported.")
     _check_head(model)
+    _check_gradients_pass(model)
 
 
 def _check_head(model: PreTrainedModel) -> None:
@@ -89,4 +91,27 @@ def _check_head(model: PreTrainedModel) -> None:
         raise UnsupportedModelError(
             f"The output head of {type(model).__name__} transforms its logits in a way that is not known here, so the "
             "scores would be wrong. Known are logit_scale, logits_scaling and final_logit_softcapping."
+        )
+
+
+def _check_gradients_pass(model: PreTrainedModel) -> None:
+    """Refuse modules that gradients cannot pass, as some quantised kernels: the residual stream would hide the gap."""
+    cut: set[str] = set()
+
+    def look(module: torch.nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        reached = any(isinstance(given, torch.Tensor) and given.requires_grad for given in inputs)
+        if reached and isinstance(output, torch.Tensor) and output.is_floating_point() and not output.requires_grad:
+            cut.add(type(module).__name__)
+
+    twin = mirror(model.get_decoder())
+    for module in twin.modules():
+        if hasattr(module, "in_features") or any(True for _ in module.parameters(recurse=False)):
+            module.register_forward_hook(look)
+    with torch.inference_mode(False), torch.enable_grad():
+        ids = torch.ones(1, _PROBE_TOKENS, dtype=torch.long, device=model.device)
+        twin(inputs_embeds=model.get_input_embeddings()(ids).detach().requires_grad_(), use_cache=False)
+    if cut:
+        raise UnsupportedModelError(
+            f"Gradients do not pass {', '.join(sorted(cut))} in {type(model).__name__}, so its scores would be wrong. "
+            "Load the model without quantisation, or with kernels that have a backward."
         )

@@ -42,6 +42,11 @@ def load_model(
     return model.eval(), tokenizer
 
 
+def without_adapter_shell(model: Any) -> Any:
+    """Take a PEFT model's shell off: the transformers model inside has the adapters in place."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def fingerprint(model: PreTrainedModel) -> str:
     """Hash the names, shapes and a sample of the values of all weights, in float32 whatever precision they are held in.
 

@@ -14,6 +14,7 @@ from semgrad_guard.model.chat_template import generation_prompt_position
 from semgrad_guard.model.check import check_model, check_sequences
 from semgrad_guard.model.generate import generate
 from semgrad_guard.model.head import Head
+from semgrad_guard.model.load import without_adapter_shell
 from semgrad_guard.model.replay import Layout
 from semgrad_guard.records import Generation, Score, TokenDoubt
 from semgrad_guard.scoring.engine import Measured, Pass
@@ -65,6 +66,7 @@ class SemGradScorer:
             UnsupportedModelError: the model cannot be scored exactly, or not in its present state.
             ConfigurationError: a setting is out of range.
         """
+        model = without_adapter_shell(model)
         check_model(model)
         self.model = model
         self.tokenizer = tokenizer

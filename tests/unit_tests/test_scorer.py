@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from models import INST, VOCABULARY, tiny_model, tiny_tokenizer
+from peft import LoraConfig, get_peft_model
 from transformers import (
     Gemma3nForCausalLM,
     Gemma3nTextConfig,
@@ -252,6 +253,37 @@ def test_models_that_cannot_be_scored_are_refused():
     gemma3n = Gemma3nForCausalLM(Gemma3nTextConfig(**per_layer, **sizes, **heads, **inputs)).eval()
     with pytest.raises(UnsupportedModelError, match="one hidden state per layer"):
         SemGradScorer(gemma3n, tokenizer)
+
+
+def test_a_module_that_cuts_the_gradient_is_refused():
+    """The residual stream goes round it, so nothing would fail by itself."""
+
+    class Cut(torch.nn.Linear):
+        def forward(self, input):
+            with torch.no_grad():
+                return super().forward(input)
+
+    model = tiny_model()
+    down = model.model.layers[2].mlp.down_proj
+    model.model.layers[2].mlp.down_proj = Cut(down.in_features, down.out_features, bias=False)
+    with pytest.raises(UnsupportedModelError, match="Gradients do not pass Cut in LlamaForCausalLM"):
+        SemGradScorer(model, tiny_tokenizer())
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # called by peft
+def test_adapters_count():
+    base = tiny_model()
+    plain = SemGradScorer(base, tiny_tokenizer(), token_position=3)
+    responses = [[7, 9, 11]]
+    before = plain.score_ids(prompts_of(9), responses)[0]
+    adapted = get_peft_model(
+        tiny_model(), LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    )
+    scorer = SemGradScorer(adapted.eval(), tiny_tokenizer(), token_position=3)
+    after = scorer.score_ids(prompts_of(9), responses, unweighted=True)[0]
+    assert after.semgrad != pytest.approx(before.semgrad)
+    merged = SemGradScorer(adapted.merge_and_unload(), tiny_tokenizer(), token_position=3)
+    assert close(merged.score_ids(prompts_of(9), responses, unweighted=True)[0], after)
 
 
 def test_an_unknown_output_head_is_refused():
