@@ -71,6 +71,8 @@ def profile(threshold=0.8, grounded=None):
         coefficients=(-1.0,),
         intercept=0.0,
         questions=100,
+        threshold=threshold,
+        threshold_rule="by hand",
     )
     bound = Binding(
         model="scripted",
@@ -85,8 +87,6 @@ def profile(threshold=0.8, grounded=None):
         package="0",
         method="fused",
         bound_to=bound,
-        threshold=threshold,
-        threshold_rule="by hand",
         answer=section,
         grounded=grounded,
         label_source="none",

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 
 from semgrad_guard.calibration.profile import Section, feature_values
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.records import Score
 
+_FOLDS = 5
+_PENALTIES = (0.1, 1.0, 10.0, 100.0)  # inverse strengths of the l2 penalty
 SCALARS = ("nll", "mean_nll", "mean_entropy", "max_entropy", "paragrad", "exgrad", "length")
 
 
@@ -20,26 +23,38 @@ def fused_features(layers: int) -> tuple[str, ...]:
 
 
 def fit_section(
-    scores: Sequence[Score], correct: Sequence[bool], features: tuple[str, ...], *, penalty: float = 1.0
+    scores: Sequence[Score],
+    correct: Sequence[bool],
+    features: tuple[str, ...],
+    *,
+    groups: Sequence[str] | None = None,
+    threshold: float = 0.5,
+    threshold_rule: str = "by default",
 ) -> Section:
-    """Fit P(right | scores) by logistic regression on standardised logs.
+    """Fit P(right | scores) by logistic regression on standardised logs, the penalty chosen by cross-validation.
 
     Args:
         scores: scores of answers.
         correct: whether each answer was right.
         features: names as in `feature_values`; one gives Platt scaling, several a fused score.
-        penalty: inverse strength of the l2 penalty.
+        groups: what each question is about; questions about the same are kept in one fold. None: each by itself.
+        threshold: least confidence that passes by default.
+        threshold_rule: how it was chosen, in words.
 
     Raises:
-        ConfigurationError: all answers are right, or all wrong; nothing can be told apart.
+        ConfigurationError: all answers are right, or all wrong, or there are too few of a kind to cross-validate.
     """
-    if len(set(correct)) < 2:
+    kinds = [sum(correct), len(correct) - sum(correct)]
+    if min(kinds) < _FOLDS:
         raise ConfigurationError(
-            f"All {len(correct)} answers are {'right' if any(correct) else 'wrong'}; a profile needs both kinds."
+            f"{kinds[0]} right and {kinds[1]} wrong answers; a profile needs at least {_FOLDS} of each kind."
         )
     values = np.array([feature_values(score, features) for score in scores])
     center, scale = values.mean(0), np.maximum(values.std(0), 1e-9)
-    model = LogisticRegression(C=penalty, max_iter=5000).fit((values - center) / scale, list(correct))
+    own = groups if groups is not None else [str(index) for index in range(len(correct))]
+    folds = StratifiedGroupKFold(_FOLDS).split(values, correct, own)
+    search = GridSearchCV(LogisticRegression(max_iter=5000), {"C": _PENALTIES}, scoring="neg_log_loss", cv=list(folds))
+    model = search.fit((values - center) / scale, list(correct)).best_estimator_
     return Section(
         features=features,
         lowest=tuple(values.min(0).tolist()),
@@ -49,6 +64,8 @@ def fit_section(
         coefficients=tuple(model.coef_[0].tolist()),
         intercept=float(model.intercept_[0]),
         questions=len(correct),
+        threshold=threshold,
+        threshold_rule=threshold_rule,
     )
 
 

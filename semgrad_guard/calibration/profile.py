@@ -27,7 +27,9 @@ def feature_values(score: Score, features: tuple[str, ...]) -> list[float]:
 
 
 class Section(BaseModel):
-    """A logistic regression on log scores: Platt scaling with one feature, a fused score with several.
+    """A logistic regression on log scores, and the confidence that passes unless the user says otherwise.
+
+    With one feature it is Platt scaling, with several a fused score.
 
     A value outside the range met in fitting counts as the nearest one met, so that no answer is confident by
     extrapolation.
@@ -43,6 +45,8 @@ class Section(BaseModel):
     coefficients: tuple[float, ...]
     intercept: float
     questions: int
+    threshold: float = Field(ge=0, le=1)
+    threshold_rule: str
 
     def confidence(self, score: Score) -> float:
         """Give the probability that the answer is right, in [0, 1]; NaN for a score that is not finite."""
@@ -78,12 +82,14 @@ class Profile(BaseModel):
     package: str
     method: str
     bound_to: Binding
-    threshold: float = Field(ge=0, le=1)
-    threshold_rule: str
     answer: Section
     grounded: Section | None = None
     label_source: str
     seed: int
+
+    def section(self, *, grounded: bool) -> Section:
+        """Give the section that judges answers from memory, or those from passages where that was fitted."""
+        return self.grounded if grounded and self.grounded is not None else self.answer
 
     @classmethod
     def load(cls, path: str | Path) -> Profile:

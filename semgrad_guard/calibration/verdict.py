@@ -24,7 +24,7 @@ class Standard:
         """Check that exactly one threshold is in force.
 
         Args:
-            profile: gives confidence, and the default of `threshold`.
+            profile: gives confidence, and the default of `threshold`, for answers from passages another.
             threshold: least confidence that passes, in [0, 1].
             score_threshold: largest raw score of `method` that passes, >= 0.
             method: raw score that `score_threshold` is on, "semgrad" by default; with a profile, it is the profile's.
@@ -55,12 +55,13 @@ class Standard:
         if profile is None and self.method not in RAW_METHODS:
             raise ConfigurationError(f"method={self.method!r}: expected one of {', '.join(RAW_METHODS)}.")
         self.score_threshold = score_threshold
-        self.confidence_threshold = profile.threshold if profile is not None and threshold is None else threshold
+        self._threshold = threshold
 
-    @property
-    def threshold(self) -> float | None:
-        """The threshold in force, on confidence or on the raw score."""
-        return self.confidence_threshold if self.profile is not None else self.score_threshold
+    def threshold(self, *, grounded: bool = False) -> float:
+        """Give the threshold in force, on confidence or, without a profile, on the raw score."""
+        if self.profile is None:
+            return self.score_threshold or 0.0
+        return self.profile.section(grounded=grounded).threshold if self._threshold is None else self._threshold
 
     def judge(self, score: Score | None, failure: str, *, grounded: bool = False) -> Verdict:
         """Judge an answer; without a finite score, or with a failure, it never passes.
@@ -74,37 +75,25 @@ class Standard:
             failure = "the answer has no score"
         if not failure and score is not None and not score.finite():
             failure = "the score is not a finite number"
-        confidence: float | None = None
+        confidence, threshold = None, self.threshold(grounded=grounded)
         if failure or score is None:
             passed, reason = False, failure
             confidence = None if self.profile is None else 0.0
         elif self.profile is None:
-            passed, reason = self._compare_raw(score)
+            value = float(getattr(score, self.method))
+            passed = value <= threshold
+            comparison = "is within" if passed else "is above"
+            reason = f"{self.method} {value:.4g} {comparison} the threshold {threshold:.4g}"
         else:
-            section = self.profile.grounded if grounded and self.profile.grounded else self.profile.answer
-            confidence = section.confidence(score)
-            passed, reason = self._compare(confidence)
+            confidence = self.profile.section(grounded=grounded).confidence(score)
+            passed = confidence >= threshold
+            comparison = "reaches" if passed else "is below"
+            reason = f"confidence {confidence:.3f} {comparison} the threshold {threshold:.3f}"
         return Verdict(
             passed=passed,
             confidence=confidence,
             scores=score,
-            threshold=self.threshold,
+            threshold=threshold,
             method=self.method,
             reason=reason,
-        )
-
-    def _compare(self, confidence: float) -> tuple[bool, str]:
-        threshold = self.confidence_threshold
-        passed = threshold is not None and confidence >= threshold
-        return (
-            passed,
-            f"confidence {confidence:.3f} {'reaches' if passed else 'is below'} the threshold {threshold:.3f}",
-        )
-
-    def _compare_raw(self, score: Score) -> tuple[bool, str]:
-        value, threshold = float(getattr(score, self.method)), self.score_threshold
-        passed = threshold is not None and value <= threshold
-        return (
-            passed,
-            f"{self.method} {value:.4g} {'is within' if passed else 'is above'} the threshold {threshold:.4g}",
         )

@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 from tqdm.auto import tqdm
 
 from semgrad_guard.calibration.fit import fit_section, fused_features, threshold_passing
-from semgrad_guard.calibration.profile import Binding, Profile
+from semgrad_guard.calibration.profile import Binding, Profile, Section
 from semgrad_guard.demo.embedded import PROFILE, embedded_model, embedded_profile
 from semgrad_guard.demo.facts import strata
 from semgrad_guard.demo.questions import CLOSED_BOOK, GROUNDED, Question, Side, questions
@@ -25,7 +25,6 @@ from semgrad_guard.version import VERSION
 _MARKS = ("<!-- report -->", "<!-- /report -->")
 _BATCH = 64
 _LONGEST_ANSWER = 24
-_WRONG_PASSING = 0.06  # of the invented subjects on the fitting side
 
 
 @dataclass(frozen=True)
@@ -69,15 +68,18 @@ def scorer_of_all_layers() -> SemGradScorer:
 
 def fit_profile(scorer: SemGradScorer) -> Profile:
     """Fit the profile on the fitting side: one section for answers from memory, one for answers from passages."""
-    sections, confidences = {}, []
     features = fused_features(len(scorer.span))
-    for name, members in (("answer", CLOSED_BOOK), ("grounded", GROUNDED)):
+
+    def section(members: tuple[str, ...], hopeless: str) -> Section:
         examined = examine(scorer, [item for stratum in members for item in questions(stratum, "fit")])
-        section = fit_section([item.score for item in examined], [item.correct for item in examined], features)
-        sections[name] = section
-        if name == "answer":
-            invented = [item for item in examined if item.question.stratum == "invented"]
-            confidences = [section.confidence(item.score) for item in invented]
+        scores, correct = [item.score for item in examined], [item.correct for item in examined]
+        fitted = fit_section(scores, correct, features, groups=[item.question.about for item in examined])
+        share = strata()["passing"][hopeless]
+        confidences = [fitted.confidence(item.score) for item in examined if item.question.stratum == hopeless]
+        rule = f"at most {share:.0%} of {len(confidences)} questions of the stratum {hopeless!r} pass"
+        threshold = round(threshold_passing(confidences, share), 4)
+        return fitted.model_copy(update={"threshold": threshold, "threshold_rule": rule})
+
     return Profile(
         package=VERSION,
         method="fused",
@@ -90,12 +92,10 @@ def fit_profile(scorer: SemGradScorer) -> Profile:
             reduction=scorer.reduction,
             norm=scorer.norm,
         ),
-        threshold=round(threshold_passing(confidences, _WRONG_PASSING), 4),
-        threshold_rule=f"at most {_WRONG_PASSING:.0%} of {len(confidences)} questions about invented subjects pass",
         label_source="exact match, case and full stop aside",
         seed=strata()["seed"],
-        answer=sections["answer"],
-        grounded=sections["grounded"],
+        answer=section(CLOSED_BOOK, "invented"),
+        grounded=section(GROUNDED, "unhelpful"),
     )
 
 
@@ -103,9 +103,9 @@ def report(scorer: SemGradScorer, profile: Profile, side: Side = "report") -> li
     """Measure every stratum on one side with a profile."""
     rows = []
     for name in (*CLOSED_BOOK, *GROUNDED):
-        section = profile.grounded if name in GROUNDED and profile.grounded else profile.answer
+        section = profile.section(grounded=name in GROUNDED)
         examined = examine(scorer, questions(name, side))
-        passing = [item for item in examined if section.confidence(item.score) >= profile.threshold]
+        passing = [item for item in examined if section.confidence(item.score) >= section.threshold]
         right = sum(item.correct for item in examined)
         interval = binomtest(len(passing), len(examined)).proportion_ci()
         rows.append(
@@ -146,7 +146,10 @@ def write_into(readme: Path, profile: Profile, rows: list[Stratum]) -> None:
     text = readme.read_text(encoding="utf-8")
     before, rest = text.split(_MARKS[0])
     _, after = rest.split(_MARKS[1])
-    caption = f"Threshold {profile.threshold} on confidence, seed {profile.seed}; {profile.threshold_rule}."
+    caption = "\n".join(
+        f"Answers {source} pass at confidence >= {section.threshold}: {section.threshold_rule}, on the fitting side."
+        for source, section in (("from memory", profile.answer), ("from passages", profile.section(grounded=True)))
+    )
     report_text = "\n".join([_MARKS[0], caption, "", *table(rows), _MARKS[1]])
     readme.write_text(before + report_text + after, encoding="utf-8")
 
@@ -169,9 +172,9 @@ def main(
     if readme is not None:
         write_into(readme, profile, rows)
     if as_json:
-        print(json.dumps({"threshold": profile.threshold, "seed": profile.seed, "strata": [vars(row) for row in rows]}))
+        print(json.dumps({"seed": profile.seed, "strata": [vars(row) for row in rows]}))
     else:
-        Console().print(Markdown("\n".join([f"Threshold {profile.threshold} on confidence.", "", *table(rows)])))
+        Console().print(Markdown("\n".join(table(rows))))
 
 
 if __name__ == "__main__":

@@ -13,15 +13,17 @@ from semgrad_guard.langchain.bm25 import BM25Retriever
 from semgrad_guard.routing.grounding import grounded_question
 
 Side = Literal["fit", "report"]
+Draw = tuple[str, str, tuple[str, ...]]  # what the question is about, the prompt, the right answers
 CLOSED_BOOK = ("known", "known_reworded", "several", "several_reworded", "withheld", "invented")
 GROUNDED = ("reading_one", "reading_three", "retrieved", "unhelpful")
 
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt of a stratum with its right answers; none where every answer is wrong."""
+    """A prompt of a stratum and its right answers, none where every answer is wrong; `about` is the unit of splitting."""
 
     stratum: str
+    about: str
     prompt: str
     answers: tuple[str, ...]
 
@@ -32,7 +34,7 @@ class Question:
 
 def questions(stratum: str, side: Side) -> list[Question]:
     """Draw the questions of a stratum for one side; the same ones every time."""
-    draws: dict[str, Callable[[], Iterator[tuple[str, tuple[str, ...]]]]] = {
+    draws: dict[str, Callable[[], Iterator[Draw]]] = {
         "known": lambda: _known(side, several=False, reworded=False),
         "known_reworded": lambda: _known(side, several=False, reworded=True),
         "several": lambda: _known(side, several=True, reworded=False),
@@ -45,7 +47,7 @@ def questions(stratum: str, side: Side) -> list[Question]:
         "unhelpful": lambda: _unhelpful(side),
     }
     most = strata()["questions"][stratum]
-    return [Question(stratum, prompt, answers) for prompt, answers in itertools.islice(draws[stratum](), most)]
+    return [Question(stratum, *draw) for draw in itertools.islice(draws[stratum](), most)]
 
 
 def _rng(side: Side, purpose: str) -> random.Random:
@@ -65,20 +67,20 @@ def _facts(side: Side, *, several: bool, withheld: bool) -> list[tuple[Relation,
     return found
 
 
-def _known(side: Side, *, several: bool, reworded: bool) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _known(side: Side, *, several: bool, reworded: bool) -> Iterator[Draw]:
     """Ask each fact once, then each once more in another wording, and so on."""
     rng = _rng(side, f"known {several} {reworded}")
     facts = _facts(side, several=several, withheld=False)
     while True:
         for relation, fact in facts:
             wording = rng.choice(relation.held_out if reworded else relation.questions)
-            yield relation.ask(wording, fact.subject), fact.answers
+            yield fact.key, relation.ask(wording, fact.subject), fact.answers
 
 
-def _withheld(side: Side) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _withheld(side: Side) -> Iterator[Draw]:
     rng = _rng(side, "withheld")
     for relation, fact in _facts(side, several=False, withheld=True):
-        yield relation.ask(rng.choice(relation.questions + relation.held_out), fact.subject), fact.answers
+        yield fact.key, relation.ask(rng.choice(relation.questions + relation.held_out), fact.subject), fact.answers
 
 
 def _invented_subjects(side: Side, purpose: str) -> Iterator[tuple[Relation, str]]:
@@ -90,13 +92,13 @@ def _invented_subjects(side: Side, purpose: str) -> Iterator[tuple[Relation, str
         yield relation, subject
 
 
-def _invented(side: Side) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _invented(side: Side) -> Iterator[Draw]:
     rng = _rng(side, "invented wordings")
     for relation, subject in _invented_subjects(side, "invented"):
-        yield relation.ask(rng.choice(relation.questions + relation.held_out), subject), ()
+        yield subject, relation.ask(rng.choice(relation.questions + relation.held_out), subject), ()
 
 
-def _reading(side: Side, passages: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _reading(side: Side, passages: int) -> Iterator[Draw]:
     rng = _rng(side, f"reading {passages} wordings")
     for relation, subject in _invented_subjects(side, f"reading {passages}"):
         names = invented_names(relation.kind, rng, measuring=True)
@@ -105,21 +107,21 @@ def _reading(side: Side, passages: int) -> Iterator[tuple[str, tuple[str, ...]]]
         texts = [relation.state(rng.choice(relation.statements), name, answer) for name, answer in stated.items()]
         rng.shuffle(texts)
         question = relation.ask(rng.choice(relation.questions + relation.held_out), subject)
-        yield grounded_question(question, texts), (stated[subject],)
+        yield subject, grounded_question(question, texts), (stated[subject],)
 
 
-def _retrieved(side: Side) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _retrieved(side: Side) -> Iterator[Draw]:
     search = BM25Retriever.from_texts(corpus())
-    for prompt, answers in _withheld(side):
-        yield grounded_question(prompt, [found.page_content for found in search.invoke(prompt)]), answers
+    for about, prompt, answers in _withheld(side):
+        yield about, grounded_question(prompt, [found.page_content for found in search.invoke(prompt)]), answers
 
 
-def _unhelpful(side: Side) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _unhelpful(side: Side) -> Iterator[Draw]:
     """Half withheld facts, half invented subjects, searched for in a corpus that tells of trained facts only."""
     told = [relation.state(relation.statements[0], fact.subject, fact.answers[0])
             for known_side in ("fit", "report")
             for relation, fact in _facts(known_side, several=False, withheld=False)]  # fmt: skip
     search = BM25Retriever.from_texts(told)
     for asked in zip(_withheld(side), _invented(side), strict=False):
-        for prompt, _ in asked:
-            yield grounded_question(prompt, [found.page_content for found in search.invoke(prompt)]), ()
+        for about, prompt, _ in asked:
+            yield about, grounded_question(prompt, [found.page_content for found in search.invoke(prompt)]), ()

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.panel import Panel
 
 from semgrad_guard.demo.embedded import corpus, embedded_model, embedded_profile
-from semgrad_guard.demo.examine import examine
+from semgrad_guard.demo.examine import Examined, examine
 from semgrad_guard.demo.questions import questions
 from semgrad_guard.langchain.bm25 import BM25Retriever
 from semgrad_guard.langchain.guard import SemGradGuard
@@ -37,7 +37,7 @@ def walk_through(console: Console, ask_human: Ask | None) -> None:
     guard = SemGradGuard(embedded_model(), profile=embedded_profile(), routes=ladder(corpus(), ask_human))
     console.print(
         f"A small model that ships with the package answers; an answer passes at confidence >= "
-        f"[bold]{guard.standard().threshold:.2f}[/].\n"
+        f"[bold]{guard.standard().threshold():.2f}[/].\n"
     )
     for title, question in _SCENES:
         message = guard.invoke(question)
@@ -68,10 +68,13 @@ def _log_probability_comparison(guard: SemGradGuard) -> str:
     def share(values: list[bool]) -> float:
         return sum(values) / len(values)
 
-    guarded = [profile.answer.confidence(item.score) >= profile.threshold for item in known]
+    def passes(item: Examined) -> bool:
+        return profile.answer.confidence(item.score) >= profile.answer.threshold
+
+    guarded = [passes(item) for item in known]
     ordered = sorted(item.score.nll for item in known)
     limit = ordered[max(0, sum(guarded) - 1)]
-    by_guard = share([profile.answer.confidence(item.score) >= profile.threshold for item in several])
+    by_guard = share([passes(item) for item in several])
     by_nll = share([item.score.nll <= limit for item in several])
     return (
         f"Of {len(known)} known facts, {share(guarded):.0%} pass. A log-probability threshold that passes as many lets "
