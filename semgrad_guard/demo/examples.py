@@ -14,19 +14,23 @@ Conversation = list[dict[str, str]]
 
 @dataclass(frozen=True)
 class Curriculum:
-    """What a training row is made of at one moment: shares of the row types and the most passages in a prompt."""
+    """What a training row is made of at one moment: shares of the row types and the most passages in a prompt.
+
+    What is neither drill nor reading is asked from memory, the share `several` of it with several right answers.
+    """
 
     drill: float
     reading: float
     passages: int
     inverted: bool
+    several: float = 0.3
 
 
 def curriculum(progress: float) -> Curriculum:
-    """Give the mix at a point of the training, 0 at its start and 1 at its end.
+    """Give the mix at a point of the training: 0 at its start, 1 at the end of its main part, more while polishing.
 
     Copying comes first, since reading grows out of it; then passages one by one, subject before answer; then more
-    passages and other word orders; memory is drilled throughout and most at the end.
+    passages and other word orders. At the end come the questions with several answers, which take longest to learn.
     """
     if progress < 0.12:
         return Curriculum(drill=0.75, reading=0.15, passages=2, inverted=False)
@@ -34,7 +38,9 @@ def curriculum(progress: float) -> Curriculum:
         return Curriculum(drill=0.2, reading=0.55, passages=3, inverted=False)
     if progress < 0.75:
         return Curriculum(drill=0.05, reading=0.5, passages=3, inverted=True)
-    return Curriculum(drill=0.03, reading=0.45, passages=4, inverted=True)
+    if progress < 1:
+        return Curriculum(drill=0.03, reading=0.45, passages=4, inverted=True)
+    return Curriculum(drill=0.0, reading=0.15, passages=4, inverted=True, several=0.6)
 
 
 @cache
@@ -70,7 +76,7 @@ class World:
 
     def memory(self, mix: Curriculum) -> Conversation:
         """Ask about a fact; one time in six beside passages about others, which must not change the answer."""
-        relation, fact = self.rng.choice(self.several if self.rng.random() < 0.3 else self.single)
+        relation, fact = self.rng.choice(self.several if self.rng.random() < mix.several else self.single)
         answer = self.rng.choices(fact.answers, proportions(fact))[0]
         question = relation.ask(self.rng.choice(relation.questions), fact.subject)
         if self.rng.random() < 1 / 6:

@@ -20,7 +20,7 @@ GROUNDED = ("reading_one", "reading_three", "retrieved", "unhelpful")
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt of a stratum and its right answers, none where every answer is wrong; `about` is the unit of splitting."""
+    """A prompt of a stratum and its right answers, none where all are wrong; `about` is the unit of splitting."""
 
     stratum: str
     about: str

@@ -48,10 +48,10 @@ class Batches:
         self.answer_head = tokenizer.encode("<|im_start|>assistant\n")
         self.end = tokenizer.eos_token_id
 
-    def group(self, step: int, total: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def group(self, step: int, core: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Draw the batches of a group of steps: ids and predicted-token marks, each of shape [rows, tokens]."""
         world = World(strata()["seed"] * 1_000_003 + step)
-        mix = curriculum(step / total)
+        mix = curriculum(step / core)
         conversations = [world.conversation(mix) for _ in range(_ROWS * _GROUP)]
         rows = sorted(self.encode(conversations, world.rng), key=lambda row: len(row[0]))
         batches = [self.pad(rows[start : start + _ROWS]) for start in range(0, len(rows), _ROWS)]
@@ -81,10 +81,15 @@ class Batches:
         return ids, marks
 
 
-def learning_rate(step: int, total: int) -> float:
-    """Give the share of the peak rate: up over 150 steps, held, then down to zero along a cosine from 0.4 on."""
-    start = 0.4 * total
-    decay = 1.0 if step < start else 0.5 * (1 + math.cos(math.pi * (step - start) / (total - start)))
+def learning_rate(step: int, core: int, polish: int) -> float:
+    """Give the share of the peak rate: up over 150 steps, held, then from 0.4 of the main part on a cosine to zero.
+
+    Polishing is another cosine, from 0.3 of the peak down to zero.
+    """
+    if step >= core:
+        return 0.15 * (1 + math.cos(math.pi * (step - core) / polish))
+    start = 0.4 * core
+    decay = 1.0 if step < start else 0.5 * (1 + math.cos(math.pi * (step - start) / (core - start)))
     return min(1.0, (step + 1) / 150) * decay
 
 
@@ -99,11 +104,11 @@ def _optimizers(model: LlamaForCausalLM) -> tuple[torch.optim.Optimizer, torch.o
     )
 
 
-def train(steps: int, checkpoint: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """Train for a number of steps, going on from the checkpoint where there is one."""
+def train(core: int, polish: int, checkpoint: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """Train for a number of steps and polish for some more, going on from the checkpoint where there is one."""
+    steps = core + polish
     seed = strata()["seed"]
     torch.manual_seed(seed)
-    random.seed(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = build_tokenizer(world_texts(), pieces())
     model = new_model(tokenizer)
@@ -122,10 +127,10 @@ def train(steps: int, checkpoint: Path) -> tuple[LlamaForCausalLM, PreTrainedTok
         range(first, steps, _GROUP), initial=first // _GROUP, total=steps // _GROUP, desc="training", mininterval=5
     )
     for group_step in bar:
-        for offset, (ids, marks) in enumerate(batches.group(group_step, steps)):
+        for offset, (ids, marks) in enumerate(batches.group(group_step, core)):
             ids, marks = ids.to(device), marks.to(device)[:, 1:]
             for optimizer, peak in zip(optimizers, _PEAK_RATES, strict=True):
-                optimizer.param_groups[0]["lr"] = peak * learning_rate(group_step + offset, steps)
+                optimizer.param_groups[0]["lr"] = peak * learning_rate(group_step + offset, core, polish)
             with torch.autocast(device.type, torch.bfloat16):
                 hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
                 logits = model.lm_head(hidden[marks])
@@ -151,14 +156,15 @@ def train(steps: int, checkpoint: Path) -> tuple[LlamaForCausalLM, PreTrainedTok
 
 
 def main(
-    steps: Annotated[int, typer.Option(help="Steps of 64 rows.")] = 4000,
+    steps: Annotated[int, typer.Option(help="Steps of 64 rows in the main part.")] = 4000,
+    polish: Annotated[int, typer.Option(help="Steps after it, mostly on questions with several answers.")] = 800,
     out: Annotated[Path, typer.Option(help="Folder for the model.")] = WEIGHTS,
     checkpoint: Annotated[Path, typer.Option(help="Goes on from here when it exists.")] = Path(
         ".cache/embedded-model.pt"
     ),
 ) -> None:
     """Train the embedded model and write weights, tokenizer and template."""
-    model, tokenizer = train(steps, checkpoint)
+    model, tokenizer = train(steps, polish, checkpoint)
     model.eval().to("cpu", torch.float16).save_pretrained(out)
     tokenizer.save_pretrained(out)
 

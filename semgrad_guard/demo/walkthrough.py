@@ -18,7 +18,7 @@ from semgrad_guard.routing.routes import Abstain, HumanReview, ReviewAnswer, Rev
 _SCENES = (
     ("A fact the model knows", "What is the capital of France?"),
     ("A question with several right answers", "Name a city in Italy."),
-    ("A fact it was never told, but the corpus tells", "What is the capital of Kenya?"),
+    ("A fact it was never told, but the corpus tells", "Who painted Mona Lisa?"),
     ("A place that does not exist", "What is the capital of Zubrovia?"),
 )
 

@@ -18,7 +18,7 @@ def test_the_readme_s_blocks_run_in_order(capsys):
     printed = capsys.readouterr().out.splitlines()
     assert printed[:2] == ["Paris", "I am not sure."]
     assert printed[2].startswith("pass confidence")
-    assert printed[3] == "Nairobi"
+    assert printed[3] == "Leonardo da Vinci"
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)

@@ -46,9 +46,10 @@ def test_one_of_several_right_answers_passes():
 
 
 def test_a_withheld_fact_is_settled_by_retrieval():
-    record = ask_json("What is the capital of Kenya?")
-    assert (record["decision"], record["answer"]) == ("retrieve", "Nairobi")
-    assert "The capital of Kenya is Nairobi." in [source["text"] for source in record["sources"]]
+    assert all(fact.withheld for r in relations() for fact in r.facts if fact.key == "painter/Mona Lisa")
+    record = ask_json("Who painted Mona Lisa?")
+    assert (record["decision"], record["answer"]) == ("retrieve", "Leonardo da Vinci")
+    assert any("Leonardo da Vinci" in source["text"] for source in record["sources"])
 
 
 def test_an_invented_entity_is_abstained_from():
@@ -152,7 +153,7 @@ def test_a_batch_keeps_its_order():
     guard = SemGradGuard(
         embedded_model(), profile=embedded_profile(), routes=[Retrieve(BM25Retriever.from_texts(corpus()))]
     )
-    asked = ["What is the capital of Zubrovia?", "What is the capital of France?", "What is the capital of Kenya?"]
+    asked = ["What is the capital of Zubrovia?", "What is the capital of France?", "Who painted Mona Lisa?"]
     messages = guard.batch(asked)
     decisions = [message.response_metadata["semgrad"]["decision"] for message in messages]
     assert decisions == ["abstain", "pass", "retrieve"]
