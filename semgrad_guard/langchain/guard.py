@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,18 +88,6 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
     ) -> AIMessage:
         """Async twin of `invoke`."""
         return await self._acall_with_config(self._aguard, input, config, **kwargs)
-
-    def stream(
-        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any | None
-    ) -> Iterator[AIMessage]:
-        """Yield one message, after the decision."""
-        yield self.invoke(input, config, **kwargs)
-
-    async def astream(
-        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any | None
-    ) -> AsyncIterator[AIMessage]:
-        """Async twin of `stream`."""
-        yield await self.ainvoke(input, config, **kwargs)
 
     def _guard(
         self, given: LanguageModelInput, run_manager: CallbackManagerForChainRun, config: RunnableConfig, **kwargs: Any
