@@ -90,12 +90,13 @@ def climb(draft: Answer, routes: Sequence[Route]) -> Generator[tuple[Route, tupl
 
     Yields each route to try with the sources found so far, and expects its outcome to be sent.
     """
-    steps = [Step(name="answer", settled=draft.verdict.passed, **_judged(draft))]
-    if draft.verdict.passed:
+    first = draft.verdict
+    steps = [Step(name="answer", settled=first.passed, confidence=first.confidence, reason=first.reason)]
+    if first.passed:
         return _resolve("pass", draft.text, draft, steps, ())
     sources: tuple[Source, ...] = ()
     for route in routes:
-        if not _applies(route, draft.verdict):
+        if not _applies(route, first):
             continue
         outcome = yield route, sources
         sources += outcome.sources
@@ -111,10 +112,6 @@ def climb(draft: Answer, routes: Sequence[Route]) -> Generator[tuple[Route, tupl
 def _applies(route: Route, verdict: Verdict) -> bool:
     """Tell whether a held-back answer is in the route's band; one that could not be judged is in every band."""
     return route.below is None or verdict.confidence is None or verdict.confidence < route.below
-
-
-def _judged(answer: Answer) -> dict[str, Any]:
-    return {"confidence": answer.verdict.confidence, "reason": answer.verdict.reason}
 
 
 def _resolve(
