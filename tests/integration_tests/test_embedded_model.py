@@ -112,7 +112,7 @@ def scorer():
 
 
 def test_the_readme_s_report_holds_on_a_fresh_sample(scorer):
-    """Half the questions of each stratum, measured again, lie within what their number lets one expect."""
+    """A quarter of the questions of each stratum, measured again, lies within what their number lets one expect."""
     rows = re.findall(r"^\| (\w+) \| (\d+) \| (\S+)[ %]* \| (\S+) %", README.read_text(encoding="utf-8"), re.MULTILINE)
     assert [row[0] for row in rows] == [*CLOSED_BOOK, *GROUNDED]
     profile = embedded_profile()

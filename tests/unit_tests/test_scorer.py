@@ -26,6 +26,7 @@ from semgrad_guard import (
     UnsupportedModelError,
 )
 from semgrad_guard.model.chat_template import encode_chat, user_text_position
+from semgrad_guard.scoring.objective import mean_abs_outer
 
 
 def prompts_of(*lengths, seed=0):
@@ -347,3 +348,12 @@ def test_spans_that_do_not_fit_are_refused(scorer):
         scorer.score(generations, spans=[[(0, 9)]])
     with pytest.raises(ConfigurationError, match="1 generations and 2 lists of spans"):
         scorer.score(generations, spans=[[(0, 1)], []])
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 131, 500])
+def test_the_norm_of_an_outer_product_does_not_depend_on_the_chunk(chunk):
+    draw = torch.Generator().manual_seed(0)
+    coefficients = torch.randn(2, 5, 131, generator=draw, dtype=torch.float64)
+    hidden = torch.randn(2, 5, 8, generator=draw, dtype=torch.float64)
+    expected = torch.einsum("btv,btd->bvd", coefficients, hidden).abs().mean(dim=(1, 2))
+    torch.testing.assert_close(mean_abs_outer(coefficients, hidden, chunk), expected)
