@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
@@ -84,6 +83,11 @@ class ChatSemGrad(BaseChatModel):
         self._fingerprint = fingerprint(self.model)
 
     @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the model's weights."""
+        return self._fingerprint
+
+    @property
     def scorer(self) -> SemGradScorer:
         """The scorer that generates and scores."""
         return self._scorer
@@ -115,12 +119,15 @@ class ChatSemGrad(BaseChatModel):
         settings = self.generation | kwargs | ({"stop_strings": stop} if stop else {})
         prompt = encode_chat(self.tokenizer, to_template(messages))
         (generation,) = self.scorer.generate([prompt], **settings)
-        score, failure = self._score(generation)
-        return ChatResult(generations=[ChatGeneration(message=self._message(generation, score, failure, stop or ()))])
+        text = generation.text
+        for mark in stop or ():
+            text = text.split(mark, 1)[0]
+        message = self._message(generation, text.strip(), *self._score(generation, text))
+        return ChatResult(generations=[ChatGeneration(message=message)])
 
-    def _score(self, generation: Generation) -> tuple[Score | None, str]:
+    def _score(self, generation: Generation, text: str) -> tuple[Score | None, str]:
         """Score a generation; whatever goes wrong is a reason not to trust the answer, not an exception."""
-        if not generation.text.strip():
+        if not text.strip():
             return None, "the response is empty"
         try:
             (score,) = self.scorer.score([generation])
@@ -133,13 +140,10 @@ class ChatSemGrad(BaseChatModel):
             return score, f"the answer was cut off at the limit of {len(generation.response_ids)} tokens"
         return score, ""
 
-    def _message(self, generation: Generation, score: Score | None, failure: str, stop: Sequence[str]) -> AIMessage:
-        text = generation.text
-        for mark in stop:
-            text = text.split(mark, 1)[0]
+    def _message(self, generation: Generation, text: str, score: Score | None, failure: str) -> AIMessage:
         read, written = len(generation.prompt_ids), len(generation.response_ids)
         return AIMessage(
-            content=text.strip(),
+            content=text,
             response_metadata={
                 "model_name": self.model.config.name_or_path,
                 "finish_reason": generation.finish_reason,

@@ -87,6 +87,14 @@ def test_stop_strings_end_the_answer():
     assert stopped.response_metadata["finish_reason"] == "stop"
 
 
+def test_an_answer_that_a_stop_string_leaves_empty_is_not_trusted():
+    chat = ChatSemGrad.of((tiny_model(), tiny_tokenizer()), generation={"max_new_tokens": 12})
+    first = chat.invoke("hello").content[0]
+    guard = SemGradGuard(chat, score_threshold=1e9)
+    record = guard.invoke("hello", stop=[first]).response_metadata["semgrad"]
+    assert (record["decision"], record["reason"]) == ("abstain", "the response is empty")
+
+
 def test_an_endpoint_is_refused_with_the_reason():
     endpoint = HuggingFaceEndpoint.model_construct(model="x", repo_id="x")
     with pytest.raises(UnsupportedModelError, match="no gradients come over HTTP"):
