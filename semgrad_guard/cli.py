@@ -1,4 +1,4 @@
-"""The command line: `semgrad-guard demo` and `semgrad-guard ask`."""
+"""The command line: `semgrad-guard demo`, `semgrad-guard ask` and `semgrad-guard bench`."""
 
 import json
 import sys
@@ -58,7 +58,8 @@ def ask(
         source = embedded_model() if model is None else load_model(model, revision=revision)
         if model is None and profile is None and score_threshold is None:
             profile = PROFILE
-        passages = _passages(corpus) if corpus is not None else embedded_corpus() if model is None else ()
+        own = embedded_corpus() if model is None else ()
+        passages = own if corpus is None else _passages(corpus)
         guard = SemGradGuard(
             source,
             profile=profile,

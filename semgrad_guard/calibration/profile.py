@@ -58,6 +58,10 @@ class Section(BaseModel):
         )
         return 1.0 / (1.0 + math.exp(-max(-700.0, min(700.0, logit))))
 
+    def passes(self, score: Score) -> bool:
+        """Tell whether an answer with this score passes at the section's own threshold; without a finite one, never."""
+        return self.confidence(score) >= self.threshold
+
 
 class Binding(BaseModel):
     """What a profile belongs to: a model's weights and chat template, and how its scores were computed."""

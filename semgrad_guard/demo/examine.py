@@ -15,7 +15,7 @@ from semgrad_guard.calibration.fit import fit_section, fused_features, threshold
 from semgrad_guard.calibration.profile import Binding, Profile, Section
 from semgrad_guard.demo.embedded import PROFILE, embedded_model, embedded_profile
 from semgrad_guard.demo.facts import strata
-from semgrad_guard.demo.questions import CLOSED_BOOK, GROUNDED, Question, Side, questions
+from semgrad_guard.demo.questions import CLOSED_BOOK, GROUNDED, Question, questions
 from semgrad_guard.model.chat_template import encode_chat
 from semgrad_guard.model.load import fingerprint, template_fingerprint
 from semgrad_guard.records import Score
@@ -29,10 +29,9 @@ _LONGEST_ANSWER = 24
 
 @dataclass(frozen=True)
 class Examined:
-    """A question with the model's answer, its score, and whether it was right."""
+    """A question, the score of the model's answer, and whether that was right."""
 
     question: Question
-    text: str
     score: Score
     correct: bool
 
@@ -57,13 +56,8 @@ def examine(scorer: SemGradScorer, asked: list[Question]) -> list[Examined]:
         prompts = [encode_chat(scorer.tokenizer, [{"role": "user", "content": item.prompt}]) for item in batch]
         generations = scorer.generate(prompts, max_new_tokens=_LONGEST_ANSWER, do_sample=False)
         for item, generation, score in zip(batch, generations, scorer.score(generations), strict=True):
-            found.append(Examined(item, generation.text.strip(), score, item.correct(generation.text)))
+            found.append(Examined(item, score, item.correct(generation.text)))
     return found
-
-
-def scorer_of_all_layers() -> SemGradScorer:
-    """Build the scorer that the profile is fitted with."""
-    return SemGradScorer(*embedded_model(), span="all")
 
 
 def fit_profile(scorer: SemGradScorer) -> Profile:
@@ -99,13 +93,13 @@ def fit_profile(scorer: SemGradScorer) -> Profile:
     )
 
 
-def report(scorer: SemGradScorer, profile: Profile, side: Side = "report") -> list[Stratum]:
-    """Measure every stratum on one side with a profile."""
+def report(scorer: SemGradScorer, profile: Profile) -> list[Stratum]:
+    """Measure every stratum on the reporting side."""
     rows = []
     for name in (*CLOSED_BOOK, *GROUNDED):
         section = profile.section(grounded=name in GROUNDED)
-        examined = examine(scorer, questions(name, side))
-        passing = [item for item in examined if section.confidence(item.score) >= section.threshold]
+        examined = examine(scorer, questions(name, "report"))
+        passing = [item for item in examined if section.passes(item.score)]
         right = sum(item.correct for item in examined)
         interval = binomtest(len(passing), len(examined)).proportion_ci()
         rows.append(
@@ -164,7 +158,7 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Report, per stratum, how often the embedded model is right and how often its answers pass."""
-    scorer = scorer_of_all_layers()
+    scorer = SemGradScorer(*embedded_model(), span="all")
     if fit:
         fit_profile(scorer).save(PROFILE)
     profile = embedded_profile()

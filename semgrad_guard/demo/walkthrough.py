@@ -5,15 +5,18 @@ from typing import Any
 
 from langchain_core.messages import AIMessage
 from rich.console import Console
+from rich.markup import escape
 from rich.panel import Panel
 
+from semgrad_guard.calibration.profile import Section
 from semgrad_guard.demo.embedded import corpus, embedded_model, embedded_profile
-from semgrad_guard.demo.examine import Examined, examine
+from semgrad_guard.demo.examine import examine
 from semgrad_guard.demo.questions import questions
 from semgrad_guard.langchain.bm25 import BM25Retriever
 from semgrad_guard.langchain.guard import SemGradGuard
 from semgrad_guard.langchain.retrieve import Retrieve
 from semgrad_guard.routing.routes import Abstain, HumanReview, ReviewAnswer, ReviewRequest
+from semgrad_guard.scoring.scorer import SemGradScorer
 
 _SCENES = (
     ("A fact the model knows", "What is the capital of France?"),
@@ -34,47 +37,42 @@ def ladder(passages: Sequence[str], ask_human: Ask | None) -> list[Any]:
 
 def walk_through(console: Console, ask_human: Ask | None) -> None:
     """Ask the four questions and tell what happens to each."""
-    guard = SemGradGuard(embedded_model(), profile=embedded_profile(), routes=ladder(corpus(), ask_human))
+    profile = embedded_profile()
+    guard = SemGradGuard(embedded_model(), profile=profile, routes=ladder(corpus(), ask_human))
     console.print(
         f"A small model that ships with the package answers; an answer passes at confidence >= "
-        f"[bold]{guard.standard().threshold():.2f}[/].\n"
+        f"[bold]{profile.answer.threshold:.2f}[/].\n"
     )
     for title, question in _SCENES:
         message = guard.invoke(question)
         console.print(Panel(_told(question, message), title=title, title_align="left"))
     with console.status("Comparing with a threshold on the log-probability ..."):
-        comparison = _log_probability_comparison(guard)
+        comparison = _log_probability_comparison(guard.llm.scorer, profile.answer)
     console.print(comparison)
 
 
 def _told(question: str, message: AIMessage) -> str:
     record = message.response_metadata["semgrad"]
-    lines = [f"[bold]{question}[/]", f"[bold cyan]{message.content}[/]", ""]
+    lines = [f"[bold]{question}[/]", f"[bold cyan]{escape(str(message.content))}[/]", ""]
     for step in record["steps"]:
         mark = "[green]settled[/]" if step["settled"] else "[yellow]not settled[/]"
-        lines.append(f"{step['name']:>9}  {mark}  {step['reason']}")
+        lines.append(f"{step['name']:>9}  {mark}  {escape(step['reason'])}")
     if record["decision"] == "retrieve":
-        lines += [f"   source  {source['text']}" for source in record["sources"]]
+        lines += [f"   source  {escape(source['text'])}" for source in record["sources"]]
     return "\n".join([*lines, f" decision  [bold]{record['decision']}[/]"])
 
 
-def _log_probability_comparison(guard: SemGradGuard) -> str:
+def _log_probability_comparison(scorer: SemGradScorer, section: Section) -> str:
     """Say what a log-probability threshold that lets as many known facts pass does to several right answers."""
-    profile = guard.profile
-    if profile is None:  # the demo's guard always has one
-        return ""
-    known, several = (examine(guard.llm.scorer, questions(name, "report")[:200]) for name in ("known", "several"))
+    known, several = (examine(scorer, questions(name, "report")[:200]) for name in ("known", "several"))
 
     def share(values: list[bool]) -> float:
         return sum(values) / len(values)
 
-    def passes(item: Examined) -> bool:
-        return profile.answer.confidence(item.score) >= profile.answer.threshold
-
-    guarded = [passes(item) for item in known]
+    guarded = [section.passes(item.score) for item in known]
     ordered = sorted(item.score.nll for item in known)
     limit = ordered[max(0, sum(guarded) - 1)]
-    by_guard = share([passes(item) for item in several])
+    by_guard = share([section.passes(item.score) for item in several])
     by_nll = share([item.score.nll <= limit for item in several])
     return (
         f"Of {len(known)} known facts, {share(guarded):.0%} pass. A log-probability threshold that passes as many lets "

@@ -19,7 +19,7 @@ from semgrad_guard.calibration.verdict import Standard
 from semgrad_guard.errors import ConfigurationError, PromptTooLongError
 from semgrad_guard.langchain.chat_model import ChatSemGrad
 from semgrad_guard.langchain.messages import last_question, to_messages
-from semgrad_guard.model.load import fingerprint, template_fingerprint
+from semgrad_guard.model.load import template_fingerprint
 from semgrad_guard.records import Score, Source
 from semgrad_guard.routing.ladder import Answer, Outcome, Resolution, Route, Situation, climb
 from semgrad_guard.routing.routes import Abstain
@@ -195,7 +195,7 @@ def _chat_model(llm: Any, profile: Profile | None) -> ChatSemGrad:
         chat = llm
     else:
         chat = ChatSemGrad.of(llm, **settings)
-    profile.check(fingerprint(chat.model), template_fingerprint(chat.tokenizer))
+    profile.check(chat.fingerprint, template_fingerprint(chat.tokenizer))
     return chat
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from langchain_core.language_models import BaseLanguageModel
 from langchain_core.runnables import RunnableBinding
-from langchain_huggingface import ChatHuggingFace, HuggingFaceEndpoint, HuggingFacePipeline
+from langchain_huggingface import ChatHuggingFace, HuggingFacePipeline
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from semgrad_guard.errors import UnsupportedModelError
@@ -32,13 +32,16 @@ def local_model(source: Any, *, revision: str | None = None) -> LocalModel:
     if isinstance(source, tuple) and len(source) == 2:
         return without_adapter_shell(source[0]), source[1], {}
     if isinstance(source, ChatHuggingFace):
-        _refuse_endpoint(source.llm)
         model, tokenizer, settings = local_model(source.llm)
         return model, source.tokenizer or tokenizer, settings
     if isinstance(source, HuggingFacePipeline):
         pipeline: Any = source.pipeline
         return without_adapter_shell(pipeline.model), pipeline.tokenizer, _settings(source)
-    _refuse_endpoint(source)
+    if isinstance(source, BaseLanguageModel):
+        raise UnsupportedModelError(
+            f"{type(source).__name__} answers from somewhere else: no gradients come over HTTP, so SemGrad cannot be "
+            "computed. Load the model locally, for example with HuggingFacePipeline."
+        )
     given = type(source.bound if isinstance(source, RunnableBinding) else source).__name__
     raise UnsupportedModelError(
         f"{given} gives no access to a local model. Pass a model id or folder, a (model, tokenizer) pair, "
@@ -46,22 +49,10 @@ def local_model(source: Any, *, revision: str | None = None) -> LocalModel:
     )
 
 
-def _refuse_endpoint(source: Any) -> None:
-    if isinstance(source, HuggingFaceEndpoint) or (
-        isinstance(source, BaseLanguageModel) and not isinstance(source, HuggingFacePipeline | ChatHuggingFace)
-    ):
-        raise UnsupportedModelError(
-            f"{type(source).__name__} answers from somewhere else: no gradients come over HTTP, so SemGrad cannot be "
-            "computed. Load the model locally, for example with HuggingFacePipeline."
-        )
-
-
 def _settings(llm: HuggingFacePipeline) -> dict[str, Any]:
     """Collect the generation settings the pipeline would use itself."""
     pipeline: Any = llm.pipeline
-    prepare = getattr(
-        pipeline, "_prepare_generate_kwargs", None
-    )  # transformers >= 5; before, _forward_params held them
+    prepare = getattr(pipeline, "_prepare_generate_kwargs", None)  # where there is none, _forward_params has them
     settings = dict(pipeline._forward_params) if prepare is None else prepare({})
     known = vars(GenerationConfig()).keys() | {"generation_config"}
     merged = {**settings, **(llm.pipeline_kwargs or {})}

@@ -121,7 +121,7 @@ def test_the_readme_s_report_holds_on_a_fresh_sample(scorer):
         assert len(asked) == int(count)
         examined = examine(scorer, asked[::4])
         section = profile.section(grounded=name in GROUNDED)
-        share = sum(section.confidence(item.score) >= section.threshold for item in examined) / len(examined)
+        share = sum(section.passes(item.score) for item in examined) / len(examined)
         expected = float(passing) / 100
         assert abs(share - expected) <= 3.5 * (max(expected * (1 - expected), 0.01) / len(examined)) ** 0.5, name
 
