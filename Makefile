@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint embedded-model examine clean
+.PHONY: demo test lint bench benchmarks embedded-model examine clean
 
 demo: $(READY)
 	$(BIN)/semgrad-guard demo
@@ -17,14 +17,22 @@ lint: $(READY)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-# Train the embedded model, fit its profile, print what passes and write it into the README.
+# Time scoring beside generation and beside other ways of scoring, and write the page about it; takes some minutes.
+bench: $(READY)
+	$(BIN)/semgrad-guard bench --plot docs/overhead.svg --page docs/overhead.md
+
+# The same parts under pytest-benchmark, for work on the engine.
+benchmarks: $(READY)
+	$(BIN)/pytest tests/benchmarks
+
+# Train the embedded model, fit its profile, measure it, and write the model card and every figure about it.
 embedded-model: $(READY)
 	$(BIN)/python -m semgrad_guard.demo.train
-	$(BIN)/python -m semgrad_guard.demo.examine --fit --readme README.md
+	$(BIN)/python -m semgrad_guard.demo.card --fit --readme README.md --out docs/model_card.md
 
 # Measure the embedded model with the profile that ships.
 examine: $(READY)
-	$(BIN)/python -m semgrad_guard.demo.examine
+	$(BIN)/python -m semgrad_guard.demo.card
 
 # torch comes first and with pip: what depends on it must not choose a build of its own.
 $(READY): pyproject.toml constraints.txt

@@ -5,6 +5,8 @@ SemGradError
 ├── TokenPositionError         the semantic preserving token cannot be located
 ├── PromptTooLongError         prompt and answer do not fit into the model's context
 ├── EmptyResponseError         there is no response token to score
+├── BudgetError                scoring would take more tokens or memory than it was given
+├── DataError                  labelled questions are malformed, or too few
 ├── ProfileError               a profile is malformed or belongs to another model
 └── ConfigurationError         settings contradict each other or are missing
 """
@@ -28,6 +30,14 @@ class PromptTooLongError(SemGradError):
 
 class EmptyResponseError(SemGradError):
     """A response without tokens was given to be scored."""
+
+
+class BudgetError(SemGradError):
+    """Scoring would take more tokens or memory than it was given."""
+
+
+class DataError(SemGradError):
+    """Labelled questions are malformed, or too few for what they are to show."""
 
 
 class ProfileError(SemGradError):

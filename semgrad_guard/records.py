@@ -12,20 +12,28 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import Cache
 
 FinishReason = Literal["stop", "length"]
 DecisionName = Literal["pass", "retrieve", "review", "abstain"]
-Path = Literal["cache", "prefix", "full"]
+Path = Literal["upper", "cache", "prefix", "full"]
+AnswerKind = Literal["answer", "grounded", "tool_call", "argument"]
 
 
 @dataclass(frozen=True, eq=False)
 class GenerationBatch:
-    """What one call of `model.generate` left behind for all its rows: the key-value cache, and how the rows lay."""
+    """What one call of `model.generate` left behind for all its rows: the key-value cache, and how the rows lay.
+
+    `boundary` holds the hidden states at the input of layer `boundary_layer` for the last columns, [B, N, D], the last
+    token's aside; None where they were not kept.
+    """
 
     cache: Cache
     prompt_width: int
     sequence_width: int
+    boundary: Tensor | None = None
+    boundary_layer: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,15 +57,16 @@ class Score(BaseModel):
     """The uncertainty of one response; *higher = more uncertain* in every field but `length` and `path`.
 
     Gradient scores are >= 0; log-probabilities and entropies are in nats, >= 0. `layers` holds the mean absolute
-    gradient at the semantic preserving token for each hidden state l of `span`; `semgrad` is their mean.
+    gradient at the semantic preserving token for each hidden state l of `span`; `semgrad` is their mean. None is what
+    was not asked for.
     """
 
     model_config = ConfigDict(frozen=True)
 
     semgrad: float
-    paragrad: float
-    exgrad: float
-    hybridgrad: float
+    paragrad: float | None
+    exgrad: float | None
+    hybridgrad: float | None
     nll: float
     mean_nll: float
     mean_entropy: float
@@ -72,6 +81,34 @@ class Score(BaseModel):
         """Tell whether every value is a finite number; a score that is not must never let an answer pass."""
         numbers = [value for value in self.model_dump(exclude={"path", "span", "layers"}).values() if value is not None]
         return all(math.isfinite(value) for value in (*numbers, *self.layers))
+
+
+class SentenceScore(BaseModel):
+    """The score of one sentence of a response; `tokens` is (start, stop) in response tokens."""
+
+    model_config = ConfigDict(frozen=True)
+
+    text: str
+    tokens: tuple[int, int]
+    score: Score
+
+
+class LongScore(BaseModel):
+    """The scores of a long response, sentence by sentence, and how they are to be read as one."""
+
+    model_config = ConfigDict(frozen=True)
+
+    sentences: tuple[SentenceScore, ...] = Field(min_length=1)
+    aggregate: Literal["max", "mean"]
+
+    def value(self, name: str = "semgrad") -> float:
+        """Give the largest ("max") or the mean ("mean") of a score over the sentences; *higher = more uncertain*."""
+        values = [float(getattr(sentence.score, name)) for sentence in self.sentences]
+        return max(values) if self.aggregate == "max" else sum(values) / len(values)
+
+    def most_uncertain(self, name: str = "semgrad") -> SentenceScore:
+        """Give the sentence where a score is largest."""
+        return max(self.sentences, key=lambda sentence: float(getattr(sentence.score, name)))
 
 
 class TokenDoubt(BaseModel):
@@ -98,6 +135,16 @@ class Source(BaseModel):
     metadata: dict[str, Any] = Field(default_factory=dict)
 
 
+class CallConfidence(BaseModel):
+    """How sure a tool call is, and each of its arguments, in [0, 1]; None where the profile does not say."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    confidence: float | None
+    arguments: dict[str, float | None]
+
+
 class Step(BaseModel):
     """One thing the guard tried: the model's answer, or a route of the ladder, and how it went."""
 
@@ -110,7 +157,11 @@ class Step(BaseModel):
 
 
 class Verdict(BaseModel):
-    """How sure an answer is, against what, and why not surer; `confidence` is None without a profile."""
+    """How sure an answer is, against what, and why not surer; `confidence` is None without a profile.
+
+    `guarantee` is what the threshold promises of answers that pass: at most the share `risk` are wrong, with certainty
+    1 - `delta`, shown on `n` that passed. None where nothing is promised.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -120,10 +171,15 @@ class Verdict(BaseModel):
     threshold: float | None
     method: str
     reason: str
+    guarantee: dict[str, float] | None = None
+
+    def about(self, tool: str) -> Verdict:
+        """Name the tool whose call this is about."""
+        return self.model_copy(update={"reason": f"{tool}: {self.reason}"})
 
 
 class Decision(BaseModel):
-    """What became of an answer: the content of `response_metadata["semgrad"]`."""
+    """What became of an answer: the content of `response_metadata["semgrad"]`; `tool_calls` go by their ids."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -135,3 +191,5 @@ class Decision(BaseModel):
     reason: str
     steps: tuple[Step, ...]
     sources: tuple[Source, ...] = ()
+    tool_calls: dict[str, CallConfidence] = Field(default_factory=dict)
+    guarantee: dict[str, float] | None = None

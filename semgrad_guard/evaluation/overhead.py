@@ -17,27 +17,45 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from semgrad_guard.evaluation.baselines import competent, official_style
+from semgrad_guard.evaluation.tally import operations, peak_bytes, time_in_products
+from semgrad_guard.records import Generation
 from semgrad_guard.scoring.scorer import SemGradScorer
+from semgrad_guard.scoring.upper import without_boundary
 
 _POSITION = 3
+_SAMPLES = 10  # of semantic entropy
 
 
 @dataclass(frozen=True)
 class Overhead:
-    """One row: prompt and response length, and medians over the repeats.
+    """One row: lengths, batch, the model's depth and vocabulary, and medians over the repeats.
 
-    `plain_seconds` is `model.generate` alone. `ours` is what generating and scoring with everything costs on top of it,
-    as a share; `official_ratio` and `competent_ratio` are those baselines' scoring time over ours.
+    `plain_seconds` is `model.generate` alone, and shares of it are, on top: `semgrad` alone and all `scores` on the
+    plain path; the same on upper-half replay, `upper_semgrad` and `upper_scores`; `all_layers`, all scores with every
+    layer; `samples`, drawing 10 more answers. `official` and `competent` are the times of those baselines over that of
+    `upper_semgrad`. `operations` are those of `upper_scores` over those of generation: the overhead, if every operation
+    took as long; `products` is the share of its time in matrix products and attention. `memory` is the peak of
+    `scores` over that of the official style, beside model and cache.
     """
 
     prompt: int
     response: int
+    batch: int
+    layers: int
+    vocabulary: int
     repeats: int
     plain_seconds: float
-    ours: float
-    ours_all_layers: float
-    official_ratio: float
-    competent_ratio: float
+    semgrad: float
+    scores: float
+    upper_semgrad: float
+    upper_scores: float
+    all_layers: float
+    samples: float
+    official: float
+    competent: float
+    operations: float
+    products: float
+    memory: float
 
 
 def random_llama(hidden: int, layers: int, vocabulary: int, *, seed: int = 0) -> PreTrainedModel:
@@ -59,42 +77,72 @@ def random_llama(hidden: int, layers: int, vocabulary: int, *, seed: int = 0) ->
 
 
 def measure_overhead(
-    model: PreTrainedModel, tokenizer: Any, prompt: int, response: int, *, repeats: int = 5, seed: int = 0
+    model: PreTrainedModel,
+    tokenizer: Any,
+    prompt: int,
+    response: int,
+    *,
+    batch: int = 1,
+    repeats: int = 5,
+    seed: int = 0,
 ) -> Overhead:
     """Time plain generation, ours, and the baselines on random prompts of one length."""
-    half = SemGradScorer(model, tokenizer, token_position=_POSITION)
+    half = SemGradScorer(model, tokenizer, token_position=_POSITION, upper_replay=True)
     every = SemGradScorer(model, tokenizer, token_position=_POSITION, span="all")
     draw = torch.Generator().manual_seed(seed)
-    settings = {"max_new_tokens": response, "min_new_tokens": response, "do_sample": False}
-    rows = []
-    for repeat in range(repeats + 1):
-        ids = torch.randint(1, model.config.vocab_size, (prompt,), generator=draw).tolist()
-        inputs = torch.tensor([ids], device=model.device)
+    settings = {"max_new_tokens": response, "min_new_tokens": response}
+
+    def prompts() -> list[list[int]]:
+        return torch.randint(1, model.config.vocab_size, (batch, prompt), generator=draw).tolist()
+
+    def plain(ids: list[list[int]], **more: Any) -> Any:
+        inputs = torch.tensor(ids, device=model.device)
         mask = torch.ones_like(inputs)
-        (generation,) = half.generate([ids], **settings)
-        plain = _seconds(model, partial(cast(Any, model).generate, inputs, attention_mask=mask, **settings))
-        ours = _seconds(model, partial(half.score, [generation]))
-        ours_all = _seconds(model, partial(every.score, [generation]))
-        official = _seconds(model, partial(official_style, model, generation, _POSITION, half.span))
-        direct = _seconds(model, partial(competent, model, generation, _POSITION, half.span))
+        return cast(Any, model).generate(inputs, attention_mask=mask, **{"do_sample": False, **settings, **more})
+
+    def contenders(generations: list[Generation]) -> dict[str, Callable[[], Any]]:
+        plainly = without_boundary(generations)
+        return {
+            "semgrad": partial(half.score, plainly, parameters=False),
+            "scores": partial(half.score, plainly),
+            "upper_semgrad": partial(half.score, generations, parameters=False),
+            "upper_scores": partial(half.score, generations),
+            "all_layers": partial(every.score, plainly),
+            "official": lambda: [official_style(model, row, _POSITION, half.span) for row in generations],
+            "competent": lambda: [competent(model, row, _POSITION, half.span) for row in generations],
+        }
+
+    timed: list[dict[str, float]] = []
+    for repeat in range(repeats + 1):
+        ids = prompts()
+        generations = half.generate(ids, do_sample=False, **settings)
+        seconds = {"plain": _seconds(model, partial(plain, ids))}
+        seconds |= {name: _seconds(model, work) for name, work in contenders(generations).items()}
         if repeat:  # the first warms up
-            rows.append((plain, ours / plain, ours_all / plain, official / ours, direct / ours))
-    medians = [statistics.median(column) for column in zip(*rows, strict=True)]
-    return Overhead(prompt, response, repeats, *medians)
+            timed.append(seconds)
 
+    def ratio(name: str, to: str) -> float:
+        return statistics.median(seconds[name] / seconds[to] for seconds in timed)
 
-def as_table(rows: list[Overhead]) -> list[str]:
-    """Render rows as a Markdown table."""
-    lines = [
-        "| prompt | response | plain, s | + scores | + scores, all layers | official style, ours | re-forward, ours |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        lines.append(
-            f"| {row.prompt} | {row.response} | {row.plain_seconds:.2f} | {row.ours:.1%} | {row.ours_all_layers:.1%} | "
-            f"{row.official_ratio:.1f}x | {row.competent_ratio:.1f}x |"
-        )
-    return lines
+    work = contenders(generations)
+    base = statistics.median(seconds["plain"] for seconds in timed)
+    sampling = _seconds(model, partial(plain, ids, do_sample=True, num_return_sequences=_SAMPLES))
+    ours = ("semgrad", "scores", "upper_semgrad", "upper_scores", "all_layers")
+    return Overhead(
+        prompt=prompt,
+        response=response,
+        batch=batch,
+        layers=model.config.num_hidden_layers,
+        vocabulary=model.config.vocab_size,
+        repeats=repeats,
+        plain_seconds=base,
+        **{name: ratio(name, "plain") for name in ours},
+        samples=sampling / base,
+        **{name: ratio(name, "upper_semgrad") for name in ("official", "competent")},
+        operations=operations(work["upper_scores"]) / operations(partial(plain, ids)),
+        products=time_in_products(work["upper_scores"]),
+        memory=peak_bytes(model.device, work["scores"]) / peak_bytes(model.device, work["official"]),
+    )
 
 
 def _seconds(model: PreTrainedModel, work: Callable[[], Any]) -> float:

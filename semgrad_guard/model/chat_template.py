@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from semgrad_guard.errors import TokenPositionError
+from semgrad_guard.errors import ConfigurationError, TokenPositionError
 
 
 def encode_chat(
@@ -15,17 +15,27 @@ def encode_chat(
     messages: Sequence[dict[str, Any]],
     *,
     add_generation_prompt: bool = True,
-    **template_arguments: Any,
+    tools: Sequence[dict[str, Any]] = (),
 ) -> list[int]:
-    """Apply the chat template once and give ids; no special token is added a second time."""
+    """Apply the chat template once and give ids; no special token is added a second time.
+
+    Raises:
+        TokenPositionError: there is no chat template.
+        ConfigurationError: tools are given, and the template has no place for them.
+    """
     if tokenizer.chat_template is None:
         raise TokenPositionError(
             "The tokenizer has no chat template, so messages cannot be turned into a prompt. "
             "Use an instruction-tuned model, or set tokenizer.chat_template."
         )
     text = tokenizer.apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, **template_arguments
+        list(messages), tools=list(tools) or None, tokenize=False, add_generation_prompt=add_generation_prompt
     )
+    if any(tool["function"]["name"] not in text for tool in tools):
+        raise ConfigurationError(
+            "The chat template does not show the tools to the model, so it cannot call them. "
+            "Use a model that was trained to call tools, or set a tokenizer.chat_template that lists them."
+        )
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
 

@@ -103,7 +103,7 @@ def _check_gradients_pass(model: PreTrainedModel) -> None:
         if reached and isinstance(output, torch.Tensor) and output.is_floating_point() and not output.requires_grad:
             cut.add(type(module).__name__)
 
-    twin = mirror(model.get_decoder())
+    twin = mirror(model.get_decoder(), leaves=True)
     for module in twin.modules():
         if hasattr(module, "in_features") or any(True for _ in module.parameters(recurse=False)):
             module.register_forward_hook(look)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from semgrad_guard.errors import ConfigurationError, PromptTooLongError
+from semgrad_guard.model.boundary import Boundary
 from semgrad_guard.records import FinishReason, Generation, GenerationBatch
 
 _DEFAULT_NEW_TOKENS = 256  # where neither the call nor the model's configuration sets a limit
@@ -25,9 +27,14 @@ def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
+    *,
+    keep: tuple[int, int] | None = None,
     **settings: Any,
 ) -> list[Generation]:
     """Generate one response per prompt; prompts are padded on the left here, whatever the tokenizer's own side is.
+
+    With `keep`, a layer and a number of prompt columns, the hidden states at that layer's input are kept from those
+    columns on, so that the layers below need not be run again for scoring.
 
     Raises:
         PromptTooLongError: a prompt with the tokens to generate does not fit into the context.
@@ -51,7 +58,8 @@ def generate(
     _check_length(model, width, most)
     pad = _pad_id(tokenizer, config.pad_token_id)
     config.update(max_new_tokens=most, pad_token_id=pad, return_dict_in_generate=True)
-    device, generator = model.device, cast(Any, model)
+    boundary = None if keep is None else Boundary(model, *keep)
+    device, generator = model.device, cast(Any, model if boundary is None else boundary.model)
     with torch.inference_mode(False), torch.no_grad():  # a cache made in inference mode could not be scored on
         output = generator.generate(
             input_ids=torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device),
@@ -61,7 +69,10 @@ def generate(
         )
     cache = output.get("past_key_values")
     reusable = isinstance(cache, Cache) and (config.num_beams or 1) == 1
-    batch = GenerationBatch(cache, width, output.sequences.shape[1]) if reusable else None
+    total = output.sequences.shape[1]
+    batch = GenerationBatch(cache, width, total) if reusable else None
+    if batch is not None and keep is not None and boundary is not None:
+        batch = replace(batch, boundary=boundary.states(keep[1] + total - 1 - width), boundary_layer=keep[0])
     stoppable = bool(config.stop_strings or others.get("stopping_criteria"))
     ends = _end_ids(config.eos_token_id)
     generations = []

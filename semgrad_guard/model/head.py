@@ -46,7 +46,8 @@ class Head:
 
     def transform(self, raw: Tensor) -> Tensor:
         """Turn W h into logits, in float32 or better."""
-        logits = (raw if raw.dtype == torch.float64 else raw.float()) * self.scale
+        wide = raw if raw.dtype == torch.float64 else raw.float()
+        logits = wide if self.scale == 1.0 else wide * self.scale
         return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
     def pull_back(self, gradient: Tensor, logits: Tensor) -> Tensor:

@@ -3,21 +3,60 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
+from types import MethodType
 from typing import TypeVar
 
 from torch import nn
+from transformers import PreTrainedModel
+
+from semgrad_guard.errors import UnsupportedModelError
 
 M = TypeVar("M", bound=nn.Module)
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
 
 
-def mirror(module: M) -> M:
+def mirror(module: M, *, leaves: bool = False) -> M:
     """Copy the module objects of a tree, not their weights.
 
     transformers answers `output_hidden_states=True` by setting forward hooks that stay. On a mirror they are set and
     thrown away with it, and the user's modules stay free of them. The user's own hooks are kept. A mirror takes
     microseconds per module, so it is made afresh for each pass and is never out of date.
+
+    Modules without children are shared, since nothing sets hooks on them; with `leaves` they are copied as well.
     """
+    if not (module._modules or leaves):
+        return module
     twin = copy.copy(module)
-    twin._forward_hooks = module._forward_hooks.copy()
-    twin._modules = {name: None if child is None else mirror(child) for name, child in module._modules.items()}
+    for name in _HOOKS:
+        vars(twin)[name] = getattr(module, name).copy()
+    for name, value in vars(module).items():  # a forward that was replaced on the object, as accelerate does
+        if isinstance(value, MethodType) and value.__self__ is module:
+            vars(twin)[name] = MethodType(value.__func__, twin)
+        elif isinstance(value, partial) and value.args and value.args[0] is module:
+            vars(twin)[name] = partial(value.func, twin, *value.args[1:], **value.keywords)
+    twin._modules = {
+        name: None if child is None else mirror(child, leaves=leaves) for name, child in module._modules.items()
+    }
     return twin
+
+
+def decoder_layers(model: PreTrainedModel, decoder: nn.Module) -> nn.ModuleList:
+    """Find the decoder layers of a model in its decoder or a mirror of it: the list as long as the configuration says.
+
+    Raises:
+        UnsupportedModelError: there is none.
+    """
+    count = model.config.get_text_config(decoder=True).num_hidden_layers
+    for child in decoder.modules():
+        if isinstance(child, nn.ModuleList) and len(child) == count:
+            return child
+    raise UnsupportedModelError(
+        f"{type(model).__name__} has no list of {count} decoder layers, so no gradient at a layer can be taken."
+    )

@@ -1,8 +1,8 @@
 """Run the end of a sequence again, with gradients, on top of what is already known of its beginning.
 
 Positions before the semantic preserving token t* do not depend on it: their keys and values are constants. So only
-the suffix, from t* on, is run again. No hook is set, nothing of the user's model is touched: the gradient starts at the
-suffix's own input embeddings.
+the suffix, from t* on, is run again, and its graph begins at the lowest hidden state that a gradient is asked for.
+Nothing of the user's model is touched: hooks are set on a mirror of its modules, which is thrown away.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from semgrad_guard.model.mirror import mirror
+from semgrad_guard.model.boundary import PassThrough
+from semgrad_guard.model.mirror import decoder_layers, mirror
 from semgrad_guard.records import GenerationBatch, Path
 
 
@@ -69,22 +70,41 @@ class Replay:
     path: Path
 
 
-def replay(model: PreTrainedModel, layout: Layout, batch: GenerationBatch | None, rows: Sequence[int]) -> Replay:
+def replay(
+    model: PreTrainedModel, layout: Layout, batch: GenerationBatch | None, rows: Sequence[int], lowest: int
+) -> Replay:
     """Run the suffix again on the best path that is exact for this model.
+
+    `lowest` is the first hidden state a gradient is wanted for; what lies below it is no part of the graph. Where the
+    generation kept the hidden states there, the layers below are not even run ("upper").
 
     "cache": on the generation's key-value cache; "prefix": the positions before t* are run again first, without
     gradients; "full": everything is run again, for models that keep a running state instead of keys and values.
     """
     if any(DynamicCache(config=model.config).is_linear):
-        return Replay(_forward(model, layout, 0, None), layout.start, "full")
+        return Replay(_forward(model, layout, 0, None, lowest), layout.start, "full")
     past = None if batch is None else _sliced(batch, rows, layout.start)
     path: Path = "cache"
     if past is None:
         past, path = DynamicCache(), "prefix"
         if layout.start > 0:
             with torch.no_grad():
-                _decode(model, layout, slice(0, layout.start), past)
-    return Replay(_forward(model, layout, layout.start, past), 0, path)
+                _decode(model, model.get_decoder(), layout, slice(0, layout.start), past)
+    boundary = _kept(batch, rows, layout, lowest) if path == "cache" and batch is not None else None
+    if boundary is not None:
+        path = "upper"
+    return Replay(_forward(model, layout, layout.start, past, lowest, boundary), 0, path)
+
+
+def _kept(batch: GenerationBatch, rows: Sequence[int], layout: Layout, lowest: int) -> Tensor | None:
+    """Give the boundary for the rows and columns that are run again; None where it was not kept for this layer."""
+    if batch.boundary is None or batch.boundary_layer != lowest:
+        return None
+    columns = layout.ids.shape[1] - 1 - layout.start
+    ahead = batch.boundary.shape[1] - (batch.sequence_width - 1 - layout.start)
+    if ahead < 0:
+        return None  # t* lies before what was kept
+    return batch.boundary[torch.tensor(rows, device=batch.boundary.device), ahead : ahead + columns]
 
 
 def _sliced(batch: GenerationBatch, rows: Sequence[int], length: int) -> DynamicCache | None:
@@ -112,22 +132,48 @@ def _sliced(batch: GenerationBatch, rows: Sequence[int], length: int) -> Dynamic
     return sliced
 
 
-def _forward(model: PreTrainedModel, layout: Layout, start: int, past: DynamicCache | None) -> tuple[Tensor, ...]:
-    """Run from a column to the last but one, with gradients from the input embeddings on."""
-    hidden: tuple[Tensor, ...] = _decode(model, layout, slice(start, layout.ids.shape[1] - 1), past).hidden_states
-    return hidden
+def _forward(
+    model: PreTrainedModel,
+    layout: Layout,
+    start: int,
+    past: DynamicCache | None,
+    lowest: int,
+    boundary: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """Run from a column to the last but one, with gradients from the input of layer `lowest` on.
+
+    With the boundary at hand, nothing is run below it.
+    """
+    decoder = mirror(model.get_decoder())
+    layers = decoder_layers(model, decoder)
+    begun: list[Tensor] = []
+
+    def begin(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        torch.set_grad_enabled(True)
+        given = boundary if boundary is not None else args[0] if args else kwargs["hidden_states"]
+        begun.append(given.detach().requires_grad_())
+        return ((begun[0], *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": begun[0]})
+
+    layers[lowest].register_forward_pre_hook(begin, with_kwargs=True)
+    for layer in range(lowest if boundary is not None else 0):
+        layers[layer] = PassThrough()
+    with torch.no_grad():  # until the hook
+        upper = _decode(model, decoder, layout, slice(start, layout.ids.shape[1] - 1), past).hidden_states
+    missing = len(layers) + 1 - len(upper)  # a layer that was passed through is not recorded
+    hidden = [begun[0]] * missing + list(upper)
+    hidden[lowest] = begun[0]
+    return tuple(hidden)
 
 
-def _decode(model: PreTrainedModel, layout: Layout, columns: slice, past: DynamicCache | None) -> Any:
-    with_gradient = torch.is_grad_enabled()
-    decoder = mirror(model.get_decoder()) if with_gradient else model.get_decoder()
-    embeddings = model.get_input_embeddings()(layout.ids[:, columns]).detach().requires_grad_(with_gradient)
+def _decode(
+    model: PreTrainedModel, decoder: nn.Module, layout: Layout, columns: slice, past: DynamicCache | None
+) -> Any:
     arguments: dict[str, Any] = {
-        "inputs_embeds": embeddings,
+        "inputs_embeds": model.get_input_embeddings()(layout.ids[:, columns]),
         "attention_mask": layout.attended[:, : columns.stop],
         "past_key_values": past,
         "use_cache": past is not None,
-        "output_hidden_states": with_gradient,
+        "output_hidden_states": decoder is not model.get_decoder(),
     }
     if "position_ids" in inspect.signature(decoder.forward).parameters:
         positions = (layout.attended.cumsum(-1) - 1).clamp(min=0)

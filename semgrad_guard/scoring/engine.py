@@ -1,4 +1,4 @@
-"""One pass over a batch: replay the suffix, pull the objective back through the head, then to the hidden states."""
+"""One pass over a batch: replay the suffix, pull log-likelihoods back through the head, then to the hidden states."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class Measured:
     """What is found for the marked tokens of a batch of B rows.
 
     `log_probs` and `entropies` are [B, T], `mask` marks the tokens they count for; `layers` and `layers_unweighted` are
-    SemGrad by layer, [B, len(span)]; `paragrad` and `exgrad` are [B].
+    SemGrad by layer, [B, len(span)]; `paragrad` and `exgrad` are [B], None where they were not asked for.
     """
 
     mask: Tensor
     terms: TokenTerms
     layers: Tensor
     layers_unweighted: Tensor | None
-    paragrad: Tensor
-    exgrad: Tensor
+    paragrad: Tensor | None
+    exgrad: Tensor | None
     path: Path
 
 
@@ -48,39 +48,54 @@ class Pass:
         """Run the forward and keep its graph."""
         self._head, self._span = head, span
         with torch.enable_grad():
-            self._graph: Replay = replay(model, layout, batch, rows)
-            self._states = self._graph.hidden[-1][:, -layout.mask.shape[1] :].detach().requires_grad_()
-            self._raw = head.raw(self._states)
+            self._graph: Replay = replay(model, layout, batch, rows, span[0])
+            states = self._graph.hidden[-1][:, -layout.mask.shape[1] :].detach().requires_grad_()
+            raw = head.raw(states)
         with torch.no_grad():
-            logits = head.transform(self._raw)
-            self.terms, gradient = token_terms(logits, layout.targets, layout.mask)
+            logits = head.transform(raw)
+            self.terms, gradient = token_terms(logits, layout.targets)
             self._at_raw = head.pull_back(gradient, logits)
+        self._states = states.detach().to(self._at_raw.dtype)
+        # The head works on each token by itself, so one product serves every objective over the tokens.
+        self._at_last = _pulled_through(raw, states, self._at_raw)
 
-    def measure(self, mask: Tensor, *, reduction: Reduction, norm: Norm, unweighted: bool) -> Measured:
+    def measure(
+        self, mask: Tensor, *, reduction: Reduction, norm: Norm, unweighted: bool, parameters: bool
+    ) -> Measured:
         """Compute every score of the objective over the tokens marked, [B, T]; rows without any give zeros."""
         weighted, plain = (
-            self._at_raw * token_weights(self.terms.entropies, mask, reduction, weighted=choice).unsqueeze(-1)
+            token_weights(self.terms.entropies, mask, reduction, weighted=choice).unsqueeze(-1)
             for choice in (True, False)
         )
-        hidden = self._states.detach().to(self._at_raw.dtype)
         return Measured(
             mask=mask,
             terms=self.terms,
             layers=size(self.gradients(weighted), norm),
             layers_unweighted=size(self.gradients(plain), norm) if unweighted else None,
-            paragrad=mean_abs_outer(weighted, hidden),
-            exgrad=mean_abs_outer(plain, hidden),
+            paragrad=mean_abs_outer(self._at_raw, weighted * self._states) if parameters else None,
+            exgrad=mean_abs_outer(self._at_raw, plain * self._states) if parameters else None,
             path=self._graph.path,
         )
 
     def token_gradients(self, token: int) -> Tensor:
         """Compute the gradients of w_t log p(y_t) alone for the token of that index, [B, len(span), D]."""
-        mask = torch.zeros_like(self.terms.entropies)
-        mask[:, token] = self.terms.entropies[:, token]
-        return self.gradients(self._at_raw * mask.unsqueeze(-1))
+        weights = torch.zeros_like(self.terms.entropies)
+        weights[:, token] = self.terms.entropies[:, token]
+        return self.gradients(weights.unsqueeze(-1))
 
-    def gradients(self, at_raw: Tensor) -> Tensor:
-        """Pull a gradient at the head's linear part, [B, T, V], down to t*: [B, len(span), D]."""
-        with torch.enable_grad():
-            (at_last,) = torch.autograd.grad(self._raw, self._states, at_raw.to(self._raw.dtype), retain_graph=True)
-            return hidden_gradients(self._graph, at_last, self._span, keep=True)
+    def gradients(self, weights: Tensor) -> Tensor:
+        """Pull the sum over tokens of weight times -log p(y_t), [B, T, 1], down to t*: [B, len(span), D]."""
+        return hidden_gradients(self._graph, weights * self._at_last, self._span, keep=True)
+
+
+def _pulled_through(raw: Tensor, states: Tensor, at_raw: Tensor) -> Tensor:
+    """Take a gradient at the head's linear part, [B, T, V], to its input, [B, T, D], in float32 or better.
+
+    In half precision the gradient of a sure token would vanish; a power of two per token brings it near 1 first.
+    """
+    if raw.dtype in (torch.float32, torch.float64):
+        (at_last,) = torch.autograd.grad(raw, states, at_raw.to(raw.dtype))
+        return at_last
+    _, exponent = torch.frexp(at_raw.abs().amax(-1, keepdim=True))
+    (scaled,) = torch.autograd.grad(raw, states, torch.ldexp(at_raw, -exponent).to(raw.dtype))
+    return torch.ldexp(scaled.float(), exponent)

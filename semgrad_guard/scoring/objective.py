@@ -11,38 +11,36 @@ Reduction = Literal["mean", "sum"]
 
 
 class TokenTerms(NamedTuple):
-    """Per-token terms of a batch of responses, each [B, T]; zero where the mask is zero."""
+    """Per-token terms of a batch of responses, each [B, T]; what stands where a row has no token means nothing."""
 
     log_probs: Tensor
     entropies: Tensor
 
 
-def token_terms(logits: Tensor, targets: Tensor, mask: Tensor) -> tuple[TokenTerms, Tensor]:
-    """Compute log p(y_t), the entropy w_t, and d log p(y_t) / d logits_t, all in float32 or better.
+def token_terms(logits: Tensor, targets: Tensor) -> tuple[TokenTerms, Tensor]:
+    """Compute log p(y_t), the entropy w_t, and the gradient of -log p(y_t) at the logits, in float32 or better.
 
     Args:
         logits: the model's unwarped output, [B, T, V].
         targets: response ids y, [B, T].
-        mask: True where a row has a response token, [B, T].
 
     Returns:
-        The terms in nats and the gradient onehot(y_t) - p_t, [B, T, V], zero where the mask is. At y_t it is taken
-        as the sum of the other probabilities, which is exact where 1 - p(y_t) would cancel.
+        The terms in nats and the gradient p_t - onehot(y_t), [B, T, V]. At y_t it is taken as minus the sum of the
+        other probabilities, which is exact where p(y_t) - 1 would cancel.
     """
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    log_p = torch.log_softmax(wide, dim=-1)
-    p = log_p.exp()
-    # Of a confident token, log p is minus the small sum of the others: taken from there, it keeps all its digits.
-    top = p.argmax(-1, keepdim=True)
-    others = p.scatter(-1, top, 0.0).sum(-1, keepdim=True)
-    log_p.scatter_(-1, top, torch.where(others < 0.5, torch.log1p(-others), log_p.gather(-1, top)))
-    entropies = -torch.where(p > 0, p * log_p, 0.0).sum(-1)
+    largest, top = wide.max(-1, keepdim=True)
+    # Against the likeliest token, every term below is small where the model is sure, and no digit cancels. A token that
+    # is ruled out stands at -inf, which times its probability must be 0.
+    odds = (wide - largest).clamp_(min=torch.finfo(wide.dtype).min)
+    p = odds.exp()
+    others = p.scatter_(-1, top, 0.0).sum(-1, keepdim=True)
+    p.scatter_(-1, top, 1.0).div_(1.0 + others)
+    log_total = torch.log1p(others).squeeze(-1)
     index = targets.unsqueeze(-1)
-    log_probs = log_p.gather(-1, index).squeeze(-1)
-    gradient = p.scatter_(-1, index, 0.0).neg_()
-    gradient.scatter_(-1, index, -gradient.sum(-1, keepdim=True))
-    gradient *= mask.unsqueeze(-1)
-    return TokenTerms(log_probs * mask, entropies * mask), gradient
+    terms = TokenTerms(odds.gather(-1, index).squeeze(-1) - log_total, log_total - torch.linalg.vecdot(p, odds))
+    besides = torch.where(index == top, others / (1.0 + others), 1.0 - p.gather(-1, index))
+    return terms, p.scatter_(-1, index, -besides)
 
 
 def token_weights(entropies: Tensor, mask: Tensor, reduction: Reduction, *, weighted: bool) -> Tensor:
@@ -52,8 +50,7 @@ def token_weights(entropies: Tensor, mask: Tensor, reduction: Reduction, *, weig
 
     The entropy is a fixed coefficient: nothing is differentiated through it.
     """
-    weights = entropies if weighted else mask.to(entropies.dtype)
-    weights = weights * mask
+    weights = torch.where(mask, entropies if weighted else 1.0, 0.0)
     return weights / mask.sum(-1, keepdim=True).clamp(min=1) if reduction == "mean" else weights
 
 
@@ -62,15 +59,17 @@ def mean_abs_outer(coefficients: Tensor, hidden: Tensor, chunk: int = 512) -> Te
 
     Args:
         coefficients: gradient at the output head's linear part, [B, T, V].
-        hidden: inputs of the output head, [B, T, D].
+        hidden: inputs of the output head, times any weights of the tokens, [B, T, D].
         chunk: vocabulary entries at a time.
 
     Returns:
         [B] in float64, >= 0.
     """
     vocabulary, size = coefficients.shape[-1], hidden.shape[-1]
-    totals = []
-    for row, inputs in zip(coefficients, hidden, strict=True):
-        sums = [(part.T @ inputs).abs().sum(dtype=torch.float64) for part in row.split(chunk, dim=-1)]
-        totals.append(torch.stack(sums).sum())
-    return torch.stack(totals) / (vocabulary * size)
+    held = hidden.new_empty(min(chunk, vocabulary), size)
+    totals = torch.zeros(len(hidden), dtype=torch.float64, device=hidden.device)
+    for row, inputs in enumerate(hidden):
+        for part in coefficients[row].split(chunk, dim=-1):
+            product = torch.mm(part.T, inputs, out=held[: part.shape[-1]])
+            totals[row] += product.abs_().sum()
+    return totals / (vocabulary * size)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from semgrad_guard.errors import ConfigurationError, EmptyResponseError, TokenPositionError
+from semgrad_guard.errors import ConfigurationError, TokenPositionError
 from semgrad_guard.model.chat_template import generation_prompt_position
 from semgrad_guard.model.check import check_model, check_sequences
 from semgrad_guard.model.generate import generate
@@ -17,12 +16,13 @@ from semgrad_guard.model.head import Head
 from semgrad_guard.model.load import without_adapter_shell
 from semgrad_guard.model.replay import Layout
 from semgrad_guard.records import Generation, Score, TokenDoubt
-from semgrad_guard.scoring.engine import Measured, Pass
+from semgrad_guard.scoring.budget import Budget
+from semgrad_guard.scoring.engine import Pass
 from semgrad_guard.scoring.gradients import Norm, shares
 from semgrad_guard.scoring.objective import Reduction
-
-Span = Literal["upper-half", "all"] | Sequence[int]
-TokenSpan = tuple[int, int]
+from semgrad_guard.scoring.readout import as_score
+from semgrad_guard.scoring.spans import Span, TokenSpan, pieces_of, resolved_span, whole
+from semgrad_guard.scoring.upper import refusal
 
 
 class SemGradScorer:
@@ -47,6 +47,8 @@ class SemGradScorer:
         norm: Norm = "l1",
         tau: float = 1.0,
         beta: float = 1.0,
+        budget: Budget | None = None,
+        upper_replay: bool = False,
     ) -> None:
         """Check the model and locate t*.
 
@@ -61,6 +63,9 @@ class SemGradScorer:
             norm: "l1", mean absolute entry, or "l2", root mean square.
             tau: temperature of HybridGrad's mixing weight e^(-mean entropy / tau), > 0.
             beta: weight of HybridGrad's ParaGrad term, >= 0.
+            budget: the most that one pass may take; a batch that would take more is refused. None: no limit.
+            upper_replay: keep hidden states during generation, so that scoring need not run the layers below the span.
+                Where it does not give the plain path's scores it stays off, and `upper_replay_refusal` says why.
 
         Raises:
             UnsupportedModelError: the model cannot be scored exactly, or not in its present state.
@@ -70,7 +75,7 @@ class SemGradScorer:
         check_model(model)
         self.model = model
         self.tokenizer = tokenizer
-        self.span = _layers(span, model.config.get_text_config(decoder=True).num_hidden_layers)
+        self.span = resolved_span(span, model.config.get_text_config(decoder=True).num_hidden_layers)
         if token_position is not None and token_position < 1:
             raise ConfigurationError(f"token_position={token_position}: expected 1 (last prompt token) or more.")
         if reduction not in ("mean", "sum") or norm not in ("l1", "l2"):
@@ -84,7 +89,9 @@ class SemGradScorer:
         self.norm: Norm = norm
         self.tau = tau
         self.beta = beta
+        self.budget = budget or Budget()
         self._head = Head.of(model)
+        self.upper_replay_refusal = refusal(self) if upper_replay else "it was not asked for"
 
     def generate(self, prompts: Sequence[Sequence[int]], **settings: Any) -> list[Generation]:
         """Generate one response per prompt, all in one batch.
@@ -97,16 +104,32 @@ class SemGradScorer:
             PromptTooLongError: a prompt with its answer does not fit into the model's context.
             ConfigurationError: a setting that gives several or no responses per prompt.
         """
-        return generate(self.model, self.tokenizer, prompts, **settings)
+        keep = self.keep if self.upper_replay_refusal == "" else None
+        return generate(self.model, self.tokenizer, prompts, keep=keep, **settings)
+
+    @property
+    def keep(self) -> tuple[int, int] | None:
+        """The layer, and the last prompt columns, whose states upper-half replay keeps; None if there are none."""
+        return None if self.span[0] == 0 or self.token_position is None else (self.span[0], self.token_position)
 
     @overload
     def score(
-        self, generations: Sequence[Generation], *, spans: None = None, unweighted: bool = False
+        self,
+        generations: Sequence[Generation],
+        *,
+        spans: None = None,
+        unweighted: bool = False,
+        parameters: bool = True,
     ) -> list[Score]: ...
 
     @overload
     def score(
-        self, generations: Sequence[Generation], *, spans: Sequence[Sequence[TokenSpan]], unweighted: bool = False
+        self,
+        generations: Sequence[Generation],
+        *,
+        spans: Sequence[Sequence[TokenSpan]],
+        unweighted: bool = False,
+        parameters: bool = True,
     ) -> list[list[Score]]: ...
 
     def score(
@@ -115,14 +138,17 @@ class SemGradScorer:
         *,
         spans: Sequence[Sequence[TokenSpan]] | None = None,
         unweighted: bool = False,
+        parameters: bool = True,
     ) -> list[Score] | list[list[Score]]:
         """Score generations in the order given; any subset or mixture of calls of `generate` will do.
 
         Args:
             generations: what `generate` returned.
             spans: for each generation the parts of its response to score each by itself, as (start, stop) in response
-                tokens: sentences, claims, tool calls. They share one forward pass; each costs one backward.
+                tokens: sentences, claims, arguments. A part in several pieces, such as a tool call without its
+                punctuation, is a list of pairs. Parts share one forward pass; each costs one backward.
             unweighted: also compute `semgrad_unweighted`, SemGrad with w_t = 1.
+            parameters: also compute what is taken at the output head's weights: `paragrad`, `exgrad` and `hybridgrad`.
 
         Returns:
             A score per generation; with `spans`, a list of scores per generation, one for each of its spans.
@@ -130,9 +156,10 @@ class SemGradScorer:
         Raises:
             EmptyResponseError: a generation has no response tokens, or a span has none.
             TokenPositionError: t* is unknown or lies before a prompt's start.
+            BudgetError: it would take more tokens or memory than the budget allows.
             ConfigurationError: a span reaches beyond its response, or there are not as many lists as generations.
         """
-        asked = _whole(generations) if spans is None else spans
+        asked = whole(generations) if spans is None else spans
         if len(asked) != len(generations):
             raise ConfigurationError(
                 f"{len(generations)} generations and {len(asked)} lists of spans: expected as many."
@@ -143,13 +170,18 @@ class SemGradScorer:
             groups.setdefault(id(generation.batch), []).append(index)
         for indices in groups.values():
             members = [generations[index] for index in indices]
-            found = self._score(members, [asked[index] for index in indices], unweighted)
+            found = self._score(members, [asked[index] for index in indices], unweighted, parameters)
             scores.update(zip(indices, found, strict=True))
         ordered = [scores[index] for index in range(len(generations))]
         return [only for (only,) in ordered] if spans is None else ordered
 
     def score_ids(
-        self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], *, unweighted: bool = False
+        self,
+        prompts: Sequence[Sequence[int]],
+        responses: Sequence[Sequence[int]],
+        *,
+        unweighted: bool = False,
+        parameters: bool = True,
     ) -> list[Score]:
         """Score responses from ids alone, as if they had just been generated; the numbers are those of `score`.
 
@@ -157,6 +189,7 @@ class SemGradScorer:
             prompts: prompt ids, chat template and generation prompt included.
             responses: response ids, the end-of-turn token included where it was produced.
             unweighted: also compute `semgrad_unweighted`.
+            parameters: also compute what is taken at the output head's weights.
         """
         if len(prompts) != len(responses):
             raise ConfigurationError(
@@ -164,7 +197,7 @@ class SemGradScorer:
             )
         pairs = zip(prompts, responses, strict=True)
         generations = [Generation(tuple(prompt), tuple(response), "", "stop") for prompt, response in pairs]
-        return self.score(generations, unweighted=unweighted)
+        return self.score(generations, unweighted=unweighted, parameters=parameters)
 
     def attribute(self, generation: Generation) -> list[TokenDoubt]:
         """Tell where the doubt sits: the share of each response token in SemGrad.
@@ -188,22 +221,31 @@ class SemGradScorer:
         ]
 
     def _score(
-        self, generations: Sequence[Generation], spans: Sequence[Sequence[TokenSpan]], unweighted: bool
+        self,
+        generations: Sequence[Generation],
+        spans: Sequence[Sequence[TokenSpan]],
+        unweighted: bool,
+        parameters: bool,
     ) -> list[list[Score]]:
         """Score generations of one batch: the k-th spans of all rows share a backward."""
         scores: list[list[Score]] = [[] for _ in generations]
         with torch.inference_mode(False):  # tensors made inside it could not be differentiated
             replayed = self._pass(generations)
-            for generation, own in zip(generations, spans, strict=True):
-                _check_spans(own, len(generation.response_ids))
-            for place in range(max(map(len, spans), default=0)):
+            pieces = [
+                [pieces_of(span, len(generation.response_ids)) for span in own]
+                for generation, own in zip(generations, spans, strict=True)
+            ]
+            for place in range(max(map(len, pieces), default=0)):
                 mask = torch.zeros_like(replayed.terms.entropies, dtype=torch.bool)
-                rows = [row for row, own in enumerate(spans) if place < len(own)]
+                rows = [row for row, own in enumerate(pieces) if place < len(own)]
                 for row in rows:
-                    mask[row, slice(*spans[row][place])] = True
-                measured = replayed.measure(mask, reduction=self.reduction, norm=self.norm, unweighted=unweighted)
+                    for start, stop in pieces[row][place]:
+                        mask[row, start:stop] = True
+                measured = replayed.measure(
+                    mask, reduction=self.reduction, norm=self.norm, unweighted=unweighted, parameters=parameters
+                )
                 for row in rows:
-                    scores[row].append(self._record(measured, row))
+                    scores[row].append(as_score(measured, row, self.span, tau=self.tau, beta=self.beta))
         return scores
 
     def _pass(self, generations: Sequence[Generation]) -> Pass:
@@ -214,31 +256,8 @@ class SemGradScorer:
         batch = generations[0].batch
         width = None if batch is None else batch.prompt_width
         layout = Layout.of(prompts, responses, self._position(prompts), self.model.device, width)
+        self.budget.check(self.model, layout)
         return Pass(self.model, self._head, layout, batch, [generation.row for generation in generations], self.span)
-
-    def _record(self, measured: Measured, row: int) -> Score:
-        marked = measured.mask[row]
-        log_probs = measured.terms.log_probs[row, marked].double()
-        entropies = measured.terms.entropies[row, marked].double()
-        layers, unweighted = measured.layers[row], measured.layers_unweighted
-        semgrad, paragrad = float(layers.mean()), float(measured.paragrad[row])
-        # Equation (6): the surer the model on average, the more the parameters' gradient counts.
-        certain = math.exp(-float(entropies.mean()) / self.tau)
-        return Score(
-            semgrad=semgrad,
-            paragrad=paragrad,
-            exgrad=float(measured.exgrad[row]),
-            hybridgrad=(1.0 - certain) * semgrad + self.beta * certain * paragrad,
-            nll=-float(log_probs.sum()),
-            mean_nll=-float(log_probs.mean()),
-            mean_entropy=float(entropies.mean()),
-            max_entropy=float(entropies.max()),
-            length=len(log_probs),
-            path=measured.path,
-            span=self.span,
-            layers=tuple(layers.tolist()),
-            semgrad_unweighted=None if unweighted is None else float(unweighted[row].mean()),
-        )
 
     def _position(self, prompts: Sequence[Sequence[int]]) -> int:
         if self.token_position is None:
@@ -254,29 +273,3 @@ class SemGradScorer:
                     "Give the whole prompt, generation prompt included."
                 )
         return self.token_position
-
-
-def _layers(span: Span, count: int) -> tuple[int, ...]:
-    """Resolve a span against the number of decoder layers L."""
-    if span == "upper-half":
-        return tuple(range(count - max(count // 2, 1), count))
-    if span == "all":
-        return tuple(range(count))
-    if isinstance(span, str) or not span or not all(isinstance(layer, int) and 0 <= layer < count for layer in span):
-        raise ConfigurationError(
-            f"span={span!r}: expected 'upper-half', 'all', or layer indices from 0 (embeddings) to {count - 1}."
-        )
-    return tuple(sorted(set(span)))
-
-
-def _whole(generations: Sequence[Generation]) -> list[list[TokenSpan]]:
-    """Give each generation one span: its whole response."""
-    return [[(0, len(generation.response_ids))] for generation in generations]
-
-
-def _check_spans(spans: Sequence[TokenSpan], length: int) -> None:
-    for start, stop in spans:
-        if start == stop:
-            raise EmptyResponseError(f"The span ({start}, {stop}) has no tokens; there is nothing to score.")
-        if not 0 <= start < stop <= length:
-            raise ConfigurationError(f"The span ({start}, {stop}) does not lie in a response of {length} tokens.")

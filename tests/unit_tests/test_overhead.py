@@ -21,12 +21,16 @@ def test_baselines_give_the_same_semgrad_and_leave_no_hooks(baseline):
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_the_benchmark_reports_ratios():
-    arguments = ["--prompts", "16", "--responses", "2,4", "--hidden", "64", "--layers", "2", "--vocabulary", "500"]
-    result = CliRunner().invoke(app, ["bench", *arguments, "--repeats", "1", "--json"])
+def test_the_benchmark_reports_ratios(tmp_path):
+    arguments = ["--prompts", "16", "--responses", "2,4", "--hidden", "64", "--layers", "2", "--vocabularies", "500"]
+    result = CliRunner().invoke(
+        app, ["bench", *arguments, "--batches", "1,2", "--repeats", "1", "--plot", str(tmp_path / "o.svg"), "--json"]
+    )
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert (report["hidden"], report["threads"], report["device"]) == (64, 1, "cpu")
-    assert [(row["prompt"], row["response"]) for row in report["rows"]] == [(16, 2), (16, 4)]
-    assert all(row["plain_seconds"] > 0 and row["ours"] > 0 for row in report["rows"])
+    sizes = [(row["batch"], row["prompt"], row["response"]) for row in report["rows"]]
+    assert sizes == [(1, 16, 2), (1, 16, 4), (2, 16, 2), (2, 16, 4)]
+    assert all(value > 0 for row in report["rows"] for value in row.values())
+    assert (tmp_path / "o.svg").read_text(encoding="utf-8").startswith("<?xml")
     assert CliRunner().invoke(app, ["bench", "--prompts", "many"]).exit_code == 2

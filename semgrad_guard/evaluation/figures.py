@@ -1,0 +1,91 @@
+"""The figures of a report, each as an SVG text; they need the extra `plot`."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semgrad_guard.errors import ConfigurationError
+from semgrad_guard.evaluation.metrics import Numbers, risk_coverage
+
+_SHOWN = 6  # more curves than this cannot be told apart
+
+
+def new_figure(width: float, height: float) -> Any:
+    """Make a matplotlib figure.
+
+    Raises:
+        ConfigurationError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigurationError(
+            'Plots need matplotlib; install the extra: pip install "semgrad-guard[plot]"'
+        ) from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def risk_coverage_curves(doubts: Mapping[str, Numbers], correct: NDArray[np.bool_]) -> str:
+    """Draw the share of wrong answers against coverage."""
+    figure, axes = _axes("coverage", "wrong among them")
+    for name, doubt in list(doubts.items())[:_SHOWN]:
+        axes.plot(*risk_coverage(doubt, correct), label=name)
+    axes.plot(*risk_coverage((~correct).astype(float), correct), color="grey", linestyle=":", label="best possible")
+    axes.legend(fontsize="small")
+    return _svg(figure)
+
+
+def roc_curves(doubts: Mapping[str, Numbers], correct: NDArray[np.bool_]) -> str:
+    """Draw wrong answers found against right answers suspected."""
+    figure, axes = _axes("right answers suspected", "wrong answers found")
+    for name, doubt in list(doubts.items())[:_SHOWN]:
+        order = np.argsort(-doubt, kind="stable")
+        wrong = (~correct)[order]
+        ends = np.append(np.flatnonzero(np.diff(doubt[order])), len(order) - 1)
+        found, suspected = np.cumsum(wrong)[ends] / wrong.sum(), np.cumsum(~wrong)[ends] / (~wrong).sum()
+        axes.plot([0.0, *suspected], [0.0, *found], label=name)
+    axes.plot([0, 1], [0, 1], color="grey", linewidth=0.5)
+    axes.legend(fontsize="small")
+    return _svg(figure)
+
+
+def reliability(confidence: Numbers, correct: NDArray[np.bool_], bins: int = 10) -> str:
+    """Draw confidence against the share of right answers, in bins of equal count."""
+    figure, axes = _axes("confidence", "right")
+    parts = np.array_split(np.argsort(confidence, kind="stable"), min(bins, len(confidence)))
+    axes.plot([0, 1], [0, 1], color="grey", linewidth=0.5)
+    axes.plot([confidence[part].mean() for part in parts], [correct[part].mean() for part in parts], marker="o")
+    return _svg(figure)
+
+
+def histogram(doubt: Numbers, correct: NDArray[np.bool_], name: str) -> str:
+    """Draw how a score is spread over right and over wrong answers, on a logarithmic scale."""
+    figure, axes = _axes(name, "answers")
+    values = np.log10(np.maximum(doubt[doubt < np.finfo(np.float64).max], 1e-12))
+    edges = np.linspace(values.min(), values.max() + 1e-9, 31) if len(values) else np.linspace(0, 1, 31)
+    for kind, label in ((correct, "right"), (~correct, "wrong")):
+        own = doubt[kind & (doubt < np.finfo(np.float64).max)]
+        axes.hist(np.log10(np.maximum(own, 1e-12)), bins=edges, alpha=0.6, label=label)
+    axes.set_xlabel(f"log10 of {name}")
+    axes.legend(fontsize="small")
+    return _svg(figure)
+
+
+def _axes(x: str, y: str) -> tuple[Any, Any]:
+    figure = new_figure(5, 3.6)
+    axes = figure.subplots()
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    return figure, axes
+
+
+def _svg(figure: Any) -> str:
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    drawn = text.getvalue()
+    return drawn[drawn.index("<svg") :]

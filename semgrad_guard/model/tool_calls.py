@@ -1,0 +1,88 @@
+"""Tool calls in a response's text: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, and where they stand."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from semgrad_guard.model.text_spans import TextSpan
+
+_TAGGED = re.compile(r"\s*<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
+_BLANK = re.compile(r"\s*")
+_decoder = json.JSONDecoder()
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call of a tool, and the characters of the response that hold its name and the values of its arguments."""
+
+    name: str
+    arguments: dict[str, Any]
+    name_at: TextSpan
+    values_at: dict[str, TextSpan]
+
+
+@dataclass(frozen=True)
+class BrokenCall:
+    """A call that cannot be read, and why."""
+
+    text: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ParsedResponse:
+    """A response taken apart: its text without the calls, the calls in order, and those that cannot be read."""
+
+    content: str
+    calls: tuple[ToolCall, ...]
+    broken: tuple[BrokenCall, ...]
+
+
+def parse_tool_calls(text: str) -> ParsedResponse:
+    """Take the tool calls out of a response; one that is cut off or malformed is reported, never dropped."""
+    calls: list[ToolCall] = []
+    broken: list[BrokenCall] = []
+    for tagged in _TAGGED.finditer(text):
+        try:
+            calls.append(_call(text[: tagged.end(1)], tagged.start(1)))
+        except (ValueError, IndexError) as error:
+            broken.append(BrokenCall(tagged[1], str(error)))
+    return ParsedResponse(_TAGGED.sub("", text), tuple(calls), tuple(broken))
+
+
+def _call(text: str, start: int) -> ToolCall:
+    """Read the call that begins at a place of the text and ends with it."""
+    found = {key: (value, place) for key, value, place in _members(text, start)}
+    for key, kind in (("name", str), ("arguments", dict)):
+        if key not in found or not isinstance(found[key][0], kind):
+            raise ValueError(f'a call needs "name", a string, and "arguments", an object; {key!r} is not so')
+    (name, name_at), (arguments, arguments_at) = found["name"], found["arguments"]
+    if not name:
+        raise ValueError("the name of the tool is empty")
+    values_at = {key: place for key, _, place in _members(text[: arguments_at[1]], arguments_at[0])}
+    return ToolCall(name, arguments, name_at, values_at)
+
+
+def _members(text: str, start: int) -> Iterator[tuple[str, Any, TextSpan]]:
+    """Yield key, value and the value's place for each member of the JSON object that is the text from `start` on."""
+    value, end = _decoder.raw_decode(text, _skip(text, start))
+    if not isinstance(value, dict) or text[end:].strip():
+        raise ValueError("a call must be one JSON object and nothing else")
+    place = _skip(text, start) + 1
+    while text[place := _skip(text, place)] != "}":
+        key, place = _decoder.raw_decode(text, place)
+        place = _skip(text, _skip(text, place) + 1)  # past the colon
+        value, end = _decoder.raw_decode(text, place)
+        quoted = isinstance(value, str) and value != ""  # an empty string is its quotes
+        yield key, value, (place + 1, end - 1) if quoted else (place, end)
+        place = _skip(text, end)
+        place += text[place] == ","
+
+
+def _skip(text: str, place: int) -> int:
+    found = _BLANK.match(text, place)
+    return found.end() if found else place

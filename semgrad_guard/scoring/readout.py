@@ -1,0 +1,35 @@
+"""From what a pass measured to the score of one response."""
+
+from __future__ import annotations
+
+import math
+
+from semgrad_guard.records import Score
+from semgrad_guard.scoring.engine import Measured
+
+
+def as_score(measured: Measured, row: int, span: tuple[int, ...], *, tau: float, beta: float) -> Score:
+    """Read the score of one row; `tau` and `beta` are those of HybridGrad."""
+    marked = measured.mask[row]
+    log_probs = measured.terms.log_probs[row, marked].double()
+    entropies = measured.terms.entropies[row, marked].double()
+    layers, unweighted = measured.layers[row], measured.layers_unweighted
+    semgrad = float(layers.mean())
+    paragrad, exgrad = (None if found is None else float(found[row]) for found in (measured.paragrad, measured.exgrad))
+    # Equation (6): the surer the model on average, the more the parameters' gradient counts.
+    certain = math.exp(-float(entropies.mean()) / tau)
+    return Score(
+        semgrad=semgrad,
+        paragrad=paragrad,
+        exgrad=exgrad,
+        hybridgrad=None if paragrad is None else (1.0 - certain) * semgrad + beta * certain * paragrad,
+        nll=-float(log_probs.sum()),
+        mean_nll=-float(log_probs.mean()),
+        mean_entropy=float(entropies.mean()),
+        max_entropy=float(entropies.max()),
+        length=len(log_probs),
+        path=measured.path,
+        span=span,
+        layers=tuple(layers.tolist()),
+        semgrad_unweighted=None if unweighted is None else float(unweighted[row].mean()),
+    )

@@ -1,0 +1,45 @@
+"""Timings of the parts, for work on the engine: `make benchmarks`. What counts are ratios within one run."""
+
+from functools import partial
+
+import pytest
+import torch
+from models import tiny_tokenizer
+
+from semgrad_guard import SemGradScorer
+from semgrad_guard.evaluation.baselines import competent, official_style
+from semgrad_guard.evaluation.overhead import random_llama
+
+SIZES = [(32, 32), (512, 8), (512, 32), (2048, 32)]
+POSITION = 3
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.set_num_threads(1)
+    return random_llama(512, 12, 32_000)
+
+
+def work_of(name, model, prompt, response):
+    """Build the work of a contender on a response that has just been generated."""
+    half = SemGradScorer(model, tiny_tokenizer(), token_position=POSITION)
+    ids = torch.randint(1, 32_000, (1, prompt), generator=torch.Generator().manual_seed(0)).tolist()
+    generate = partial(half.generate, ids, max_new_tokens=response, min_new_tokens=response, do_sample=False)
+    if name == "generate":
+        return generate
+    (row,) = generate()
+    every = SemGradScorer(model, tiny_tokenizer(), token_position=POSITION, span="all")
+    return {
+        "semgrad": partial(half.score, [row], parameters=False),
+        "all scores": partial(half.score, [row]),
+        "all layers": partial(every.score, [row]),
+        "official style": partial(official_style, model, row, POSITION, half.span),
+        "re-forward": partial(competent, model, row, POSITION, half.span),
+    }[name]
+
+
+@pytest.mark.parametrize(("prompt", "response"), SIZES)
+@pytest.mark.parametrize("name", ["generate", "semgrad", "all scores", "all layers", "official style", "re-forward"])
+def test_time(benchmark, model, name, prompt, response):
+    benchmark.group = f"P {prompt}, T {response}"
+    benchmark.pedantic(work_of(name, model, prompt, response), rounds=3, warmup_rounds=1)
