@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -13,6 +14,7 @@ from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.records import Score
 
 _FOLDS = 5
+_QUANTILES = 101
 _PENALTIES = (0.1, 1.0, 10.0, 100.0)  # inverse strengths of the l2 penalty
 SCALARS = ("nll", "mean_nll", "mean_entropy", "max_entropy", "paragrad", "exgrad", "length")
 
@@ -51,11 +53,10 @@ def fit_section(
         )
     values = np.array([feature_values(score, features) for score in scores])
     center, scale = values.mean(0), np.maximum(values.std(0), 1e-9)
-    own = groups if groups is not None else [str(index) for index in range(len(correct))]
-    folds = StratifiedGroupKFold(_FOLDS).split(values, correct, own)
-    search = GridSearchCV(LogisticRegression(max_iter=5000), {"C": _PENALTIES}, scoring="neg_log_loss", cv=list(folds))
+    folds = _folds(correct, groups)
+    search = GridSearchCV(LogisticRegression(max_iter=5000), {"C": _PENALTIES}, scoring="neg_log_loss", cv=folds)
     model = search.fit((values - center) / scale, list(correct)).best_estimator_
-    return Section(
+    section = Section(
         features=features,
         lowest=tuple(values.min(0).tolist()),
         highest=tuple(values.max(0).tolist()),
@@ -67,6 +68,32 @@ def fit_section(
         threshold=threshold,
         threshold_rule=threshold_rule,
     )
+    return with_quantiles(section, scores)
+
+
+def with_quantiles(section: Section, scores: Sequence[Score]) -> Section:
+    """Remember how the confidences of these answers are spread, for a later look at drift."""
+    found = np.quantile([section.confidence(score) for score in scores], np.linspace(0, 1, _QUANTILES))
+    return section.model_copy(update={"quantiles": tuple(found.tolist())})
+
+
+def out_of_fold(
+    scores: Sequence[Score], correct: Sequence[bool], features: tuple[str, ...], groups: Sequence[str]
+) -> list[float]:
+    """Give each answer the confidence of a regression that was fitted without its group."""
+    values = np.array([feature_values(score, features) for score in scores])
+    confidences = np.zeros(len(correct))
+    for inside, outside in _folds(correct, groups):
+        center, scale = values[inside].mean(0), np.maximum(values[inside].std(0), 1e-9)
+        model = LogisticRegression(max_iter=5000).fit((values[inside] - center) / scale, np.asarray(correct)[inside])
+        confidences[outside] = model.predict_proba((values[outside] - center) / scale)[:, 1]
+    found: list[float] = confidences.tolist()
+    return found
+
+
+def _folds(correct: Sequence[bool], groups: Sequence[str] | None) -> list[Any]:
+    own = list(groups) if groups is not None else [str(index) for index in range(len(correct))]
+    return list(StratifiedGroupKFold(_FOLDS).split(np.zeros(len(correct)), list(correct), own))
 
 
 def threshold_passing(confidences: Sequence[float], share: float) -> float:

@@ -9,19 +9,26 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from semgrad_guard.calibration.guarantee import Guarantee
 from semgrad_guard.errors import ProfileError
-from semgrad_guard.records import Score
+from semgrad_guard.records import AnswerKind, Score
 
 _FLOOR = 1e-30  # scores are >= 0; a logarithm needs more
 
 
 def feature_values(score: Score, features: tuple[str, ...]) -> list[float]:
-    """Read the named features off a score: logs of its fields, and `layers.K` for the K-th value of `layers`."""
+    """Read the named features off a score: logs of its fields, and `layers.K` for the K-th value of `layers`.
+
+    Raises:
+        ProfileError: a feature was not computed.
+    """
     values = []
     for name in features:
         field, _, index = name.partition(".")
         value = getattr(score, field)
         number = value[int(index)] if index else value
+        if number is None:
+            raise ProfileError(f"The profile needs {name!r}, which was not computed: score with parameters=True.")
         values.append(math.log(max(float(number), _FLOOR)))
     return values
 
@@ -29,7 +36,9 @@ def feature_values(score: Score, features: tuple[str, ...]) -> list[float]:
 class Section(BaseModel):
     """A logistic regression on log scores, and the confidence that passes unless the user says otherwise.
 
-    With one feature it is Platt scaling, with several a fused score.
+    With one feature it is Platt scaling, with several a fused score. A `threshold` of None lets nothing pass: none was
+    found that keeps what was to be promised. `guarantee` is the promise that goes with the threshold. `quantiles` are
+    evenly spaced ones of the confidences met in fitting, from least to greatest; empty where they were not kept.
 
     A value outside the range met in fitting counts as the nearest one met, so that no answer is confident by
     extrapolation.
@@ -45,8 +54,10 @@ class Section(BaseModel):
     coefficients: tuple[float, ...]
     intercept: float
     questions: int
-    threshold: float = Field(ge=0, le=1)
+    threshold: float | None = Field(ge=0, le=1)
     threshold_rule: str
+    guarantee: Guarantee | None = None
+    quantiles: tuple[float, ...] = ()
 
     def confidence(self, score: Score) -> float:
         """Give the probability that the answer is right, in [0, 1]; NaN for a score that is not finite."""
@@ -60,7 +71,7 @@ class Section(BaseModel):
 
     def passes(self, score: Score) -> bool:
         """Tell whether an answer with this score passes at the section's own threshold; without a finite one, never."""
-        return self.confidence(score) >= self.threshold
+        return self.threshold is not None and self.confidence(score) >= self.threshold
 
 
 class Binding(BaseModel):
@@ -78,7 +89,11 @@ class Binding(BaseModel):
 
 
 class Profile(BaseModel):
-    """Confidence for one model: a section for first answers and, where fitted, one for answers from passages."""
+    """Confidence for one model: a section for each kind of answer that it was fitted on.
+
+    `answer` judges answers from memory, `grounded` those from passages or from the results of tools, `tool_call` whole
+    tool calls and `argument` single arguments of them.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -88,12 +103,21 @@ class Profile(BaseModel):
     bound_to: Binding
     answer: Section
     grounded: Section | None = None
+    tool_call: Section | None = None
+    argument: Section | None = None
     label_source: str
     seed: int
 
-    def section(self, *, grounded: bool) -> Section:
-        """Give the section that judges answers from memory, or those from passages where that was fitted."""
-        return self.grounded if grounded and self.grounded is not None else self.answer
+    def section(self, kind: AnswerKind = "answer") -> Section | None:
+        """Give the section that judges answers of a kind.
+
+        Where none was fitted for answers from passages, the one for answers from memory stands in; for tool calls and
+        arguments, whose scores are about other tokens, nothing does.
+        """
+        if kind == "grounded":
+            return self.grounded or self.answer
+        section: Section | None = getattr(self, kind)
+        return section
 
     @classmethod
     def load(cls, path: str | Path) -> Profile:

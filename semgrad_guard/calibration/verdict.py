@@ -6,7 +6,7 @@ import math
 
 from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.errors import ConfigurationError
-from semgrad_guard.records import Score, Verdict
+from semgrad_guard.records import AnswerKind, Score, Verdict
 
 RAW_METHODS = ("semgrad", "hybridgrad", "paragrad", "exgrad", "nll", "mean_nll", "mean_entropy", "max_entropy")
 
@@ -57,35 +57,55 @@ class Standard:
         self.score_threshold = score_threshold
         self._threshold = threshold
 
-    def threshold(self, *, grounded: bool = False) -> float:
-        """Give the threshold in force, on confidence or, without a profile, on the raw score."""
-        if self.profile is None:
-            return self.score_threshold or 0.0
-        return self.profile.section(grounded=grounded).threshold if self._threshold is None else self._threshold
+    def threshold(self, kind: AnswerKind = "answer") -> float | None:
+        """Give the threshold in force, on confidence or, without a profile, on the raw score.
 
-    def judge(self, score: Score | None, failure: str, *, grounded: bool = False) -> Verdict:
+        None where neither the caller nor the profile sets one for this kind of answer.
+        """
+        if self.profile is None:
+            return self.score_threshold
+        if self._threshold is not None:
+            return self._threshold
+        section = self.profile.section(kind)
+        return None if section is None else section.threshold
+
+    def confidence(self, score: Score | None, kind: AnswerKind = "answer") -> float | None:
+        """Give the confidence of a score, in [0, 1]; 0 without a finite score, None where the profile does not say."""
+        section = None if self.profile is None else self.profile.section(kind)
+        if section is None:
+            return None
+        return section.confidence(score) if score is not None and score.finite() else 0.0
+
+    def judge(self, score: Score | None, failure: str, kind: AnswerKind = "answer") -> Verdict:
         """Judge an answer; without a finite score, or with a failure, it never passes.
 
         Args:
             score: the answer's score, None where scoring failed.
             failure: why the answer cannot be trusted whatever its score; empty if nothing went wrong.
-            grounded: the answer was given from passages: the profile's section for those applies.
+            kind: what the score is of; the profile has a section for each kind.
         """
-        if not failure and score is None:
-            failure = "the answer has no score"
-        if not failure and score is not None and not score.finite():
-            failure = "the score is not a finite number"
-        confidence, threshold = None, self.threshold(grounded=grounded)
-        if failure or score is None:
-            passed, reason = False, failure
-            confidence = None if self.profile is None else 0.0
-        elif self.profile is None:
-            value = float(getattr(score, self.method))
+        threshold, confidence = self.threshold(kind), self.confidence(score, kind)
+        passed = False
+        if failure:
+            reason, confidence = failure, None if confidence is None else 0.0
+        elif score is None:
+            reason = "the answer has no score"
+        elif not score.finite():
+            reason = "the score is not a finite number"
+        elif self.profile is None and threshold is not None:
+            value = getattr(score, self.method)
+            if value is None:
+                value = math.nan  # not computed
             passed = value <= threshold
-            comparison = "is within" if passed else "is above"
+            comparison = "is within" if passed else "is not within"
             reason = f"{self.method} {value:.4g} {comparison} the threshold {threshold:.4g}"
+        elif confidence is None:
+            reason = f"the profile has no section for answers of the kind {kind!r}, so there is no confidence"
+        elif threshold is None:
+            reason = (
+                f"confidence {confidence:.3f}, but calibration found no threshold that keeps what was to be promised"
+            )
         else:
-            confidence = self.profile.section(grounded=grounded).confidence(score)
             passed = confidence >= threshold
             comparison = "reaches" if passed else "is below"
             reason = f"confidence {confidence:.3f} {comparison} the threshold {threshold:.3f}"
@@ -96,4 +116,14 @@ class Standard:
             threshold=threshold,
             method=self.method,
             reason=reason,
+            guarantee=self._promise(kind) if passed else None,
+        )
+
+    def _promise(self, kind: AnswerKind) -> dict[str, float] | None:
+        """Give what the profile's own threshold promises; one that the caller has set promises nothing."""
+        if self.profile is None or self._threshold is not None:
+            return None
+        section = getattr(self.profile, kind)  # the section fitted on this very kind, not one that stands in
+        return (
+            None if section is None or section.guarantee is None else section.guarantee.model_dump(exclude={"errors"})
         )

@@ -1,0 +1,158 @@
+"""From labelled answers to a profile whose threshold keeps a promise."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+from semgrad_guard.calibration.fit import SCALARS, fit_section, fused_features, out_of_fold, with_quantiles
+from semgrad_guard.calibration.guarantee import guaranteed_threshold, labels_needed, thresholds_to_try
+from semgrad_guard.calibration.profile import Section, feature_values
+from semgrad_guard.errors import ConfigurationError, DataError
+from semgrad_guard.records import Score
+
+Method = Literal["auto", "fused", "semgrad", "hybridgrad", "paragrad"]
+_SINGLES: tuple[Method, ...] = ("semgrad", "hybridgrad", "paragrad")
+_SPLIT = (0.5, 0.15)  # of the groups: to fit on, to choose the thresholds from; on the rest they are tested
+_PER_FEATURE = 10  # right and wrong answers that each feature needs
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """An answer's score and whether it was right; `about` is the unit of splitting."""
+
+    about: str
+    score: Score
+    correct: bool
+
+
+def calibrate_section(
+    labelled: Sequence[Labelled], *, method: Method = "auto", risk: float, delta: float, seed: int = 0
+) -> tuple[str, Section]:
+    """Fit a section and set its threshold so that of the answers that pass at most a share `risk` are wrong.
+
+    The questions are split by what they are about: one half to fit the confidence on, a part to choose thresholds from,
+    and the rest, one answer of each group, to test them on.
+
+    Returns:
+        The method chosen, and the section; its threshold is None where no promise can be kept.
+
+    Raises:
+        DataError: there are too few labels to fit anything, or all are alike.
+    """
+    fitting, choosing, testing = _split(labelled, seed)
+    chosen, features = _features(fitting, method)
+    section = _fit(fitting, features)
+    tried = thresholds_to_try([section.confidence(item.score) for item in choosing])
+    tested = list({item.about: item for item in reversed(testing)}.values())
+    found = guaranteed_threshold(
+        [section.confidence(item.score) for item in tested],
+        [item.correct for item in tested],
+        tried,
+        risk=risk,
+        delta=delta,
+    )
+    if found is None:
+        rule = (
+            f"none of {len(tried)} thresholds keeps a risk of {risk:.3g} with certainty {1 - delta:.3g} on "
+            f"{len(tested)} answers; at least {labels_needed(risk, delta)} must pass without an error, or "
+            f"{labels_needed(risk, delta, 5)} with five"
+        )
+        return chosen, section.model_copy(update={"threshold": None, "threshold_rule": rule})
+    threshold, guarantee = found
+    rule = (
+        f"of the answers that pass at most {risk:.3g} are wrong, with certainty {1 - delta:.3g}: {guarantee.errors} of "
+        f"{guarantee.n} were, in the test"
+    )
+    return chosen, section.model_copy(update={"threshold": threshold, "threshold_rule": rule, "guarantee": guarantee})
+
+
+def cover_section(scores: Sequence[Score], *, coverage: float, method: Method = "semgrad") -> Section:
+    """Set a threshold without labels, so that a share of these answers passes. It promises coverage, not risk.
+
+    The confidence is only an ordering: the place of the log score among these, brought into (0, 1).
+
+    Raises:
+        ConfigurationError: coverage is not in (0, 1], or the method needs labels.
+        DataError: there are no scores.
+    """
+    if not 0 < coverage <= 1:
+        raise ConfigurationError(f"coverage={coverage}: expected a share in (0, 1].")
+    if method in ("auto", "fused"):
+        raise ConfigurationError(f"method={method!r} needs labels; without them, use one of {', '.join(_SINGLES)}.")
+    if not scores:
+        raise DataError("There are no answers to set a threshold from.")
+    values = np.array([feature_values(score, (method,)) for score in scores])
+    section = Section(
+        features=(method,),
+        lowest=tuple(values.min(0).tolist()),
+        highest=tuple(values.max(0).tolist()),
+        center=tuple(values.mean(0).tolist()),
+        scale=tuple(np.maximum(values.std(0), 1e-9).tolist()),
+        coefficients=(-1.0,),
+        intercept=0.0,
+        questions=len(scores),
+        threshold=0.0,
+        threshold_rule=f"{coverage:.3g} of {len(scores)} unlabelled answers pass; nothing is promised about errors",
+    )
+    confidences = sorted((section.confidence(score) for score in scores), reverse=True)
+    allowed = max(1, int(np.floor(coverage * len(confidences))))
+    return with_quantiles(section.model_copy(update={"threshold": confidences[allowed - 1]}), scores)
+
+
+def part_of(abouts: Iterable[str], seed: int) -> dict[str, int]:
+    """Split what questions are about: 0 to fit on, 1 to choose thresholds from, 2 to test them on."""
+    groups = sorted(set(abouts))
+    random.Random(seed).shuffle(groups)
+    ends = [round(share * len(groups)) for share in (_SPLIT[0], sum(_SPLIT))]
+    return {about: (place >= ends[0]) + (place >= ends[1]) for place, about in enumerate(groups)}
+
+
+def _split(labelled: Sequence[Labelled], seed: int) -> tuple[list[Labelled], list[Labelled], list[Labelled]]:
+    part = part_of((item.about for item in labelled), seed)
+    parts: tuple[list[Labelled], list[Labelled], list[Labelled]] = ([], [], [])
+    for item in labelled:
+        parts[part[item.about]].append(item)
+    for name, members in zip(("fit on", "choose thresholds from", "test on"), parts, strict=True):
+        if not members:
+            raise DataError(f"{len(labelled)} labelled answers about {len(part)} things leave none to {name}.")
+    return parts
+
+
+def _fit(labelled: Sequence[Labelled], features: tuple[str, ...]) -> Section:
+    scores, correct = [item.score for item in labelled], [item.correct for item in labelled]
+    try:
+        return fit_section(scores, correct, features, groups=[item.about for item in labelled])
+    except ConfigurationError as error:
+        raise DataError(str(error)) from error
+
+
+def _features(fitting: Sequence[Labelled], method: Method) -> tuple[str, tuple[str, ...]]:
+    """Choose features: all, or without layers, or one, as the rarer kind of answer has ten for each of them.
+
+    "auto" takes the fused score unless a single one separates right from wrong better, out of fold.
+    """
+    if method in _SINGLES:
+        return method, (method,)
+    rarer = min(sum(item.correct for item in fitting), sum(not item.correct for item in fitting))
+    wide = fused_features(len(fitting[0].score.layers))
+    sets = [features for features in (wide, SCALARS) if rarer >= _PER_FEATURE * len(features)]
+    fused = sets[0] if sets else ("semgrad",)
+    if method == "fused" or len(fused) == 1:
+        return ("fused" if len(fused) > 1 else "semgrad"), fused
+    candidates: dict[str, tuple[str, ...]] = {"fused": fused, **{name: (name,) for name in _SINGLES}}
+    correct = [item.correct for item in fitting]
+    ranked = {
+        name: roc_auc_score(
+            correct,
+            out_of_fold([item.score for item in fitting], correct, features, [item.about for item in fitting]),
+        )
+        for name, features in candidates.items()
+    }
+    best = max(ranked, key=lambda name: ranked[name])  # the first of equals: fused
+    return best, candidates[best]

@@ -1,0 +1,126 @@
+"""Labelled questions, read from a file."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from semgrad_guard.errors import DataError
+
+
+class Example(BaseModel):
+    """A question with its right answers, or with an answer and whether that is right.
+
+    `group` is what the question is about: questions of a group stay on one side of every split, and count once in a
+    guarantee. `stratum` names a kind of question for reports.
+    """
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+    query: str = Field(min_length=1)
+    answers: tuple[str, ...] = Field(default=(), alias="truthful answer")
+    answer: str | None = None
+    correct: bool | None = None
+    group: str = ""
+    stratum: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_answer_is_a_list(cls, given: Any) -> Any:
+        if isinstance(given, dict) and isinstance(given.get("truthful answer"), str):
+            return given | {"truthful answer": [given["truthful answer"]]}
+        return given
+
+    @model_validator(mode="after")
+    def _can_be_labelled(self) -> Example:
+        if not self.query.strip():
+            raise ValueError("the query is empty")
+        if any(not answer.strip() for answer in self.answers):
+            raise ValueError("one of the right answers is empty")
+        if self.correct is not None and not (self.answer or "").strip():
+            raise ValueError('"correct" says whether an answer is right, but there is no "answer"')
+        return self
+
+    @property
+    def about(self) -> str:
+        """The group, or the question itself."""
+        return self.group or self.query
+
+    @property
+    def labelled(self) -> bool:
+        """Tell whether an answer to it can be called right or wrong."""
+        return bool(self.answers) or self.correct is not None
+
+
+def read_examples(path: str | Path) -> list[Example]:
+    """Read examples from JSON lines or, by the ending .csv, from a table; right answers there are split at "|".
+
+    Raises:
+        DataError: the file cannot be read, a line is malformed (it is named), or a question occurs twice.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"Cannot read {path}: {error}") from error
+    examples, seen = [], dict[str, int]()
+    for number, plain in _table(text) if path.suffix == ".csv" else _lines(text, path):
+        try:
+            example = Example.model_validate(plain)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise DataError(f"{path}, line {number}: {place + ': ' if place else ''}{first['msg']}") from error
+        if example.query in seen:
+            raise DataError(
+                f"{path}, line {number}: the question of line {seen[example.query]} again: {example.query!r}"
+            )
+        seen[example.query] = number
+        examples.append(example)
+    if not examples:
+        raise DataError(f"{path} holds no questions; expected one a line.")
+    return examples
+
+
+def read_paraphrases(path: str | Path) -> list[list[str]]:
+    """Read groups of questions that mean the same: JSON lines with "query" and "paraphrases", a list.
+
+    Raises:
+        DataError: the file cannot be read, or a line is malformed (it is named).
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"Cannot read {path}: {error}") from error
+    groups = []
+    for number, plain in _lines(text, path):
+        query, others = (plain.get("query"), plain.get("paraphrases")) if isinstance(plain, dict) else (None, None)
+        texts = [query, *others] if isinstance(others, list) else [None]
+        if not all(isinstance(one, str) and one.strip() for one in texts):
+            raise DataError(f'{path}, line {number}: expected "query", a text, and "paraphrases", a list of texts.')
+        groups.append([str(one) for one in texts])
+    return groups
+
+
+def _lines(text: str, path: Path) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{path}, line {number}: not JSON: {error.msg}") from error
+
+
+def _table(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.DictReader(text.splitlines())
+    for row in reader:
+        plain: dict[str, Any] = {key: value for key, value in row.items() if key and value}
+        if "truthful answer" in plain:
+            plain["truthful answer"] = plain["truthful answer"].split("|")
+        yield reader.line_num, plain

@@ -1,0 +1,75 @@
+"""A threshold with a guarantee: of the answers that pass, at most a share `risk` are wrong, with certainty 1 - delta.
+
+Exact-binomial fixed-sequence testing (Learn then Test, Angelopoulos et al. 2021): thresholds are tried from strict to
+loose, and each is accepted if so few errors would be improbable were the true share of errors as large as `risk`. The
+first that is not ends the sequence, so that no correction for trying many is needed. It holds for exchangeable
+questions, if the thresholds tried were chosen without looking at the answers they are tested on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+from scipy.stats import binom
+
+from semgrad_guard.errors import ConfigurationError
+
+_STEPS = 17  # thresholds tried
+_START = 0.2  # share of the most confident answers that the first one lets pass
+
+
+class Guarantee(BaseModel):
+    """What was promised, and what it rests on: `n` answers passed in the test, `errors` of them wrong."""
+
+    model_config = ConfigDict(frozen=True)
+
+    risk: float = Field(gt=0, lt=1)
+    delta: float = Field(gt=0, lt=1)
+    n: int
+    errors: int
+
+
+def thresholds_to_try(confidences: Sequence[float]) -> list[float]:
+    """Choose thresholds from strict to loose: quantiles of confidences that are not those tested on."""
+    shares = np.linspace(_START, 1.0, _STEPS)
+    found = np.quantile(np.asarray(confidences), 1.0 - shares)
+    return list(dict.fromkeys(found.tolist()))
+
+
+def guaranteed_threshold(
+    confidences: Sequence[float], correct: Sequence[bool], tried: Sequence[float], *, risk: float, delta: float
+) -> tuple[float, Guarantee] | None:
+    """Find the loosest threshold that keeps the promise; None if not even the strictest does.
+
+    Args:
+        confidences: of independent answers, one for each question; pass at >= threshold.
+        correct: whether each answer was right.
+        tried: thresholds from strict to loose, chosen without these answers.
+        risk: largest share of wrong answers among those that pass, in (0, 1).
+        delta: probability that the promise does not hold, in (0, 1).
+
+    Raises:
+        ConfigurationError: risk or delta is out of range.
+    """
+    for name, value in (("risk", risk), ("delta", delta)):
+        if not 0 < value < 1:
+            raise ConfigurationError(f"{name}={value}: expected a number between 0 and 1.")
+    values, wrong = np.asarray(confidences, dtype=float), ~np.asarray(correct, dtype=bool)
+    best = None
+    for threshold in tried:
+        passing = values >= threshold
+        n, errors = int(passing.sum()), int((passing & wrong).sum())
+        if binom.cdf(errors, n, risk) > delta:  # 1 where nothing passes: nothing is shown then
+            break
+        best = threshold, Guarantee(risk=risk, delta=delta, n=n, errors=errors)
+    return best
+
+
+def labels_needed(risk: float, delta: float, errors: int = 0) -> int:
+    """Give the least number of passing answers, so many of them wrong, that would keep the promise."""
+    n = errors + 1
+    while binom.cdf(errors, n, risk) > delta:
+        n += 1
+    return n

@@ -1,0 +1,81 @@
+"""Right or wrong: comparing an answer with the right ones."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from semgrad_guard.errors import ConfigurationError
+
+Labeler = Callable[[str, str, Sequence[str]], bool]
+"""From a question, the answer given and the right answers to whether it is right."""
+
+_NUMBERS = {
+    word: str(number)
+    for number, word in enumerate(
+        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+        "seventeen eighteen nineteen twenty".split()
+    )
+}
+_ARTICLES = {"a", "an", "the"}
+_F1 = 0.5
+
+
+def words(text: str) -> list[str]:
+    """Split a text into words for comparison: without case, accents of form, punctuation and articles.
+
+    Digits are joined across thousands separators, and number words up to twenty become digits.
+    """
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    plain = re.sub(r"(?<=\d)[,\u00a0\u202f'](?=\d{3}\b)", "", plain)
+    found = re.findall(r"\d+(?:\.\d+)?|[^\W_]+", plain)
+    kept = [word for word in found if word not in _ARTICLES] or found
+    return [_NUMBERS.get(word, word) for word in kept]
+
+
+def same(question: str, answer: str, right: Sequence[str]) -> bool:
+    """Tell whether an answer is one of the right ones, word by word."""
+    given = words(answer)
+    return bool(given) and any(given == words(one) for one in right)
+
+
+def contains(question: str, answer: str, right: Sequence[str]) -> bool:
+    """Tell whether one of the right answers stands in the answer, as whole words in a row."""
+    given = words(answer)
+    return any(
+        given[start : start + len(one)] == one
+        for one in map(words, right)
+        if one
+        for start in range(len(given) - len(one) + 1)
+    )
+
+
+def token_f1(answer: str, right: Sequence[str]) -> float:
+    """Give the best F1 of shared words between an answer and a right one, in [0, 1]; *higher = more alike*."""
+    given, best = Counter(words(answer)), 0.0
+    for one in map(words, right):
+        shared = sum((given & Counter(one)).values())
+        if shared:
+            best = max(best, 2 * shared / (sum(given.values()) + len(one)))
+    return best
+
+
+def alike(question: str, answer: str, right: Sequence[str]) -> bool:
+    """Tell whether an answer shares enough words with a right one: token F1 of at least one half."""
+    return token_f1(answer, right) >= _F1
+
+
+LABELERS: dict[str, Labeler] = {"match": same, "contains": contains, "f1": alike}
+
+
+def labeler(name: str) -> Labeler:
+    """Find a labeler by name.
+
+    Raises:
+        ConfigurationError: there is none of that name.
+    """
+    if name not in LABELERS:
+        raise ConfigurationError(f"labels={name!r}: expected one of {', '.join(LABELERS)}, or a function.")
+    return LABELERS[name]

@@ -1,0 +1,52 @@
+"""What all commands share: the application, the model they work on, and errors in one line."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from semgrad_guard.calibration.profile import Profile
+from semgrad_guard.demo.embedded import embedded_model
+from semgrad_guard.errors import SemGradError
+from semgrad_guard.model.load import fingerprint, load_model, template_fingerprint
+from semgrad_guard.scoring.scorer import SemGradScorer
+
+app = typer.Typer(
+    help="The confidence layer for local language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+ModelOption = Annotated[str | None, typer.Option("--model", help="Hub id or folder; the embedded model if not given.")]
+RevisionOption = Annotated[str | None, typer.Option("--revision", help="Revision of a hub id.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Turn what the package raises into one line on stderr and exit code 2."""
+    try:
+        yield
+    except SemGradError as error:
+        Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
+        raise typer.Exit(2) from error
+
+
+def model_of(name: str | None, revision: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load the model that was asked for, the embedded one if none was."""
+    return embedded_model() if name is None else load_model(name, revision=revision)
+
+
+def bound_scorer(source: tuple[PreTrainedModel, PreTrainedTokenizerBase], profile: Profile | None) -> SemGradScorer:
+    """Build a scorer that scores as a profile was fitted, and refuse another model; without a profile, the default."""
+    if profile is None:
+        return SemGradScorer(*source)
+    profile.check(fingerprint(source[0]), template_fingerprint(source[1]))
+    bound = profile.bound_to
+    return SemGradScorer(
+        *source, token_position=bound.token_position, span=bound.span, reduction=bound.reduction, norm=bound.norm
+    )

@@ -1,0 +1,136 @@
+"""Commands that measure: `evaluate` and `bench`."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.table import Table
+from tqdm.auto import tqdm
+
+from semgrad_guard.calibration.examples import read_examples
+from semgrad_guard.calibration.labels import labeler
+from semgrad_guard.calibration.profile import Profile
+from semgrad_guard.cli.app import JsonOption, ModelOption, RevisionOption, app, bound_scorer, model_of, plain_errors
+from semgrad_guard.demo.embedded import PROFILE, embedded_model
+from semgrad_guard.errors import ConfigurationError
+from semgrad_guard.evaluation.overhead import measure_overhead, random_llama
+from semgrad_guard.evaluation.overhead_page import as_page, as_table
+from semgrad_guard.evaluation.plots import draw_overhead
+from semgrad_guard.evaluation.report import report, surest_errors
+from semgrad_guard.evaluation.run import PROMPTS
+from semgrad_guard.evaluation.run import evaluate as run_evaluation
+from semgrad_guard.model.chat_template import encode_chat
+from semgrad_guard.model.load import fingerprint
+
+
+@app.command()
+def evaluate(
+    data: Annotated[Path, typer.Option(help='JSON lines or CSV with "query" and "truthful answer".')],
+    out: Annotated[Path, typer.Option(help="Folder for results.jsonl, metrics.json and report.html.")],
+    model: ModelOption = None,
+    revision: RevisionOption = None,
+    profile: Annotated[Path | None, typer.Option(help="Profile of the model; the embedded model's by default.")] = None,
+    prompt: Annotated[str, typer.Option(help="plain, or paper for the prompt of the SemGrad paper.")] = "plain",
+    labels: Annotated[str, typer.Option(help="How an answer is compared: match, contains or f1.")] = "match",
+    samples: Annotated[int, typer.Option(help="Draw so many answers for the baselines that need them; 0: none.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 64,
+    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare confidence with other scores on labelled questions; an interrupted run goes on where it stopped."""
+    with plain_errors():
+        if prompt not in PROMPTS:
+            raise ConfigurationError(f"prompt={prompt!r}: expected one of {', '.join(PROMPTS)}.")
+        examples, label = read_examples(data), labeler(labels)
+        source = model_of(model, revision)
+        given = PROFILE if model is None and profile is None else profile
+        loaded = None if given is None else Profile.load(given)
+        scorer = bound_scorer(source, loaded)
+        setting = {"model": model or "embedded", "fingerprint": fingerprint(source[0]), "labels": labels}
+        out.mkdir(parents=True, exist_ok=True)
+        results = run_evaluation(
+            scorer,
+            examples,
+            label,
+            out=out / "results.jsonl",
+            prompt=prompt,
+            max_new_tokens=max_new_tokens,
+            samples=samples,
+            seed=seed,
+            setting=setting,
+        )
+        doubts = {}
+        for result in surest_errors(results, loaded):
+            ids = encode_chat(source[1], [{"role": "user", "content": PROMPTS[prompt].format(query=result.query)}])
+            (generation,) = scorer.generate([ids], max_new_tokens=max_new_tokens, do_sample=False)
+            doubts[result.query] = scorer.attribute(generation)
+        found = report(results, loaded, title=f"Evaluation on {data.name}", setting=setting, doubts=doubts)
+    (out / "metrics.json").write_text(json.dumps(found.metrics, indent=1) + "\n", encoding="utf-8")
+    (out / "report.html").write_text(found.html, encoding="utf-8")
+    whole = found.metrics["parts"]["All questions"]
+    if as_json:
+        print(json.dumps(found.metrics))
+        return
+    table = Table("method", "AUROC", "95 % interval", "PRR", "accuracy at 80 %")
+    for name, row in whole["methods"].items():
+        low, high = row["auroc_interval"]
+        table.add_row(
+            name,
+            f"{row['auroc']:.3f}",
+            f"{low:.3f} to {high:.3f}",
+            f"{row['prr']:.3f}",
+            f"{row['accuracy_at_80%']:.1%}",
+        )
+    Console().print(table)
+    print(f"{whole['questions']} questions. {whole['missing']}\nReport: {out / 'report.html'}")
+
+
+@app.command()
+def bench(
+    prompts: Annotated[str, typer.Option(help="Prompt lengths.")] = "32,512,2048",
+    responses: Annotated[str, typer.Option(help="Response lengths.")] = "8,32",
+    batches: Annotated[str, typer.Option(help="Rows per batch.")] = "1",
+    layers: Annotated[str, typer.Option(help="Layers of the random Llama.")] = "12",
+    vocabularies: Annotated[str, typer.Option(help="Vocabulary sizes.")] = "32000",
+    hidden: Annotated[int, typer.Option(help="Hidden size; a multiple of 64.")] = 512,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    repeats: Annotated[int, typer.Option(help="Timed repeats; medians are given.")] = 5,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the overhead into this SVG file.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Also write the table into this Markdown file.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what scoring costs on top of generation, beside other ways of computing it, on a random Llama.
+
+    Options take lists such as 32,512; every combination is measured.
+    """
+    torch.set_num_threads(threads)
+    tokenizer, device = embedded_model()[1], torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    sizes = list(itertools.product(*map(_numbers, (layers, vocabularies, batches, prompts, responses))))
+    rows = []
+    for depth, vocabulary, batch, prompt, response in tqdm(sizes, desc="measuring"):
+        model = random_llama(hidden, depth, vocabulary)
+        if device.type == "cuda":
+            torch.nn.Module.to(model, device, torch.bfloat16)
+        rows.append(measure_overhead(model, tokenizer, prompt, response, batch=batch, repeats=repeats))
+    if plot is not None:
+        draw_overhead(rows, plot)
+    setting = {"device": device.type, "hidden": hidden, "threads": threads, "repeats": repeats}
+    shape = ", ".join(f"{name} {value}" for name, value in setting.items())
+    if page is not None:
+        page.write_text(as_page(rows, f"{shape}, torch {torch.__version__}", plot), encoding="utf-8")
+    if as_json:
+        print(json.dumps({**setting, "rows": [vars(row) for row in rows]}))
+    else:
+        Console(width=220).print(Markdown("\n".join([shape, "", *as_table(rows)])))
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r}: expected numbers with commas between, such as 32,512.") from error

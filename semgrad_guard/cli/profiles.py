@@ -1,0 +1,138 @@
+"""Commands about profiles: `calibrate`, `check-profile` and `sps`."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, cast, get_args
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from semgrad_guard.calibration.calibrate import Method
+from semgrad_guard.calibration.drift import drift
+from semgrad_guard.calibration.examples import read_examples, read_paraphrases
+from semgrad_guard.calibration.from_examples import answered, calibrated_profile
+from semgrad_guard.calibration.labels import labeler, same
+from semgrad_guard.calibration.profile import Profile
+from semgrad_guard.calibration.search import Candidate, searched
+from semgrad_guard.cli.app import JsonOption, ModelOption, RevisionOption, app, bound_scorer, model_of, plain_errors
+from semgrad_guard.demo.questions import paraphrases as our_paraphrases
+from semgrad_guard.errors import ConfigurationError
+from semgrad_guard.evaluation.plots import draw_preservation
+from semgrad_guard.scoring.preservation import preservation
+from semgrad_guard.scoring.scorer import SemGradScorer
+
+
+@app.command()
+def calibrate(
+    data: Annotated[
+        Path, typer.Option(help='JSON lines or CSV: "query" and "truthful answer", or "answer", "correct".')
+    ],
+    out: Annotated[Path, typer.Option(help="The profile to write.")],
+    model: ModelOption = None,
+    revision: RevisionOption = None,
+    risk: Annotated[float, typer.Option(help="Largest share of wrong answers among those that pass.")] = 0.05,
+    delta: Annotated[float, typer.Option(help="Probability that the promise does not hold.")] = 0.05,
+    coverage: Annotated[
+        float | None, typer.Option(help="Without labels: let this share of the answers pass, and promise nothing.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="auto, fused, semgrad, hybridgrad or paragrad.")] = "auto",
+    labels: Annotated[str, typer.Option(help="How an answer is compared: match, contains or f1.")] = "match",
+    search: Annotated[
+        bool, typer.Option("--search", help="Also try other prompt tokens and take what tells most.")
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 64,
+    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Let a model answer questions with known answers, and write a profile whose threshold keeps a promise."""
+    with plain_errors():
+        if method not in get_args(Method):
+            raise ConfigurationError(f"method={method!r}: expected one of {', '.join(get_args(Method))}.")
+        examples, label = read_examples(data), labeler(labels)
+        source = model_of(model, revision)
+        scorer = SemGradScorer(*source, span="all")
+        answers = answered(scorer, examples, label, {"max_new_tokens": max_new_tokens, "do_sample": False})
+        candidates: list[Candidate] = []
+        if search:
+            scorer, answers, candidates = searched(scorer, answers, seed=seed)
+        profile = calibrated_profile(
+            scorer,
+            answers,
+            model=model or "semgrad-guard embedded model",
+            labels=labels,
+            method=cast(Method, method),
+            risk=risk,
+            delta=delta,
+            coverage=coverage,
+            seed=seed,
+        )
+        profile.save(out)
+    section = profile.answer
+    promise = None if section.guarantee is None else section.guarantee.model_dump()
+    told = {"method": profile.method, "threshold": section.threshold, "rule": section.threshold_rule}
+    if as_json:
+        counts = {"questions": len(examples), "scored": len(answers), "candidates": list(map(asdict, candidates))}
+        print(json.dumps({**told, **counts, "guarantee": promise}))
+    else:
+        for candidate in candidates[:1]:
+            Console().print(f"t* = {candidate.position}, {candidate.reduction}: AUROC {candidate.auroc:.3f} in fitting")
+        Console().print(f"{out}: {profile.method}, threshold {section.threshold}\n{section.threshold_rule}")
+
+
+@app.command()
+def check_profile(
+    profile: Annotated[Path, typer.Option(help="The profile to check.")],
+    data: Annotated[Path, typer.Option(help='Fresh questions: JSON lines or CSV with "query"; labels are not needed.')],
+    model: ModelOption = None,
+    revision: RevisionOption = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 64,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell whether fresh questions are answered as surely as those a profile was fitted on; exit code 1 if not."""
+    with plain_errors():
+        loaded, examples = Profile.load(profile), read_examples(data)
+        scorer = bound_scorer(model_of(model, revision), loaded)
+        answers = answered(scorer, examples, same, {"max_new_tokens": max_new_tokens, "do_sample": False})
+        found = drift(loaded.answer, [item.score for item in answers])
+    if as_json:
+        print(json.dumps({**asdict(found), "drifted": found.drifted()}))
+    else:
+        verdict = "drifted: calibrate again on questions like these" if found.drifted() else "no drift to be seen"
+        print(
+            f"{verdict}. {found.n} answers, median confidence {found.median:.3f} against {found.fitted_median:.3f} in "
+            f"fitting, Kolmogorov-Smirnov statistic {found.statistic:.3f}, p = {found.p_value:.2g}"
+        )
+    raise typer.Exit(int(found.drifted()))
+
+
+@app.command()
+def sps(
+    model: ModelOption = None,
+    revision: RevisionOption = None,
+    paraphrases: Annotated[
+        Path | None, typer.Option(help='JSON lines with "query" and "paraphrases"; ours if not given.')
+    ] = None,
+    last: Annotated[int, typer.Option(help="Prompt tokens from the end to look at.")] = 10,
+    plot: Annotated[Path | None, typer.Option(help="Draw a heatmap into this SVG file.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure at which prompt token the meaning of a question gathers: the semantic preservation score."""
+    with plain_errors():
+        groups = our_paraphrases() if paraphrases is None else read_paraphrases(paraphrases)
+        source = model_of(model, revision)
+        scorer = SemGradScorer(*source)
+        found = preservation(*source, groups, last=last)
+        if plot is not None:
+            draw_preservation(found, scorer.span, plot)
+    best = found.position(scorer.span)
+    if as_json:
+        print(json.dumps({**asdict(found), "span": scorer.span, "position": best, "rule": scorer.token_position}))
+        return
+    table = Table("hidden state", *(f"{text!r}\n{place}" for place, text in enumerate(found.tokens, 1)))
+    for layer, row in enumerate(found.scores):
+        table.add_row(f"{layer}{' *' if layer in scorer.span else ''}", *(f"{value:.3f}" for value in row))
+    Console(width=220).print(table)
+    rule = scorer.token_position
+    print(f"highest over the span (*): t = {best}, {found.tokens[best - 1]!r}; by the template's rule: {rule}")

@@ -1,0 +1,123 @@
+"""How well a score tells right answers from wrong ones. Pure numpy; *higher uncertainty = more likely wrong*."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+from sklearn.metrics import average_precision_score
+
+Numbers = NDArray[np.float64]
+
+
+def auroc(uncertainty: Numbers, correct: NDArray[np.bool_]) -> float:
+    """Give the probability that a wrong answer is more uncertain than a right one, in [0, 1]; 0.5 is chance."""
+    wrong = int((~correct).sum())
+    ranks = rankdata(uncertainty)[~correct].sum()  # Mann and Whitney's statistic: quicker than tracing the curve
+    return float((ranks - wrong * (wrong + 1) / 2) / (wrong * (len(correct) - wrong)))
+
+
+def auc_pr(uncertainty: Numbers, correct: NDArray[np.bool_]) -> float:
+    """Give the average precision of finding wrong answers by uncertainty, in [0, 1]; chance is their share."""
+    return float(average_precision_score(~correct, uncertainty))
+
+
+def risk_coverage(uncertainty: Numbers, correct: NDArray[np.bool_]) -> tuple[Numbers, Numbers]:
+    """Give coverage, 1/n to 1, and the share of wrong answers among so many of the surest ones.
+
+    Among equally uncertain answers each place holds their mean, so that the order they come in does not count.
+    """
+    order = np.argsort(uncertainty, kind="stable")
+    wrong, values = (~correct)[order].astype(float), uncertainty[order]
+    _, start, counts = np.unique(values, return_index=True, return_counts=True)
+    means = np.add.reduceat(wrong, start) / counts
+    smooth = np.repeat(means, counts)
+    places = np.arange(1, len(wrong) + 1)
+    return places / len(wrong), np.cumsum(smooth) / places
+
+
+def aurc(uncertainty: Numbers, correct: NDArray[np.bool_]) -> float:
+    """Give the area under the risk-coverage curve, in [0, 1]; *lower is better*."""
+    return float(risk_coverage(uncertainty, correct)[1].mean())
+
+
+def excess_aurc(uncertainty: Numbers, correct: NDArray[np.bool_]) -> float:
+    """Give the area above that of a score which puts every wrong answer last; >= 0, *lower is better*."""
+    return aurc(uncertainty, correct) - aurc((~correct).astype(float), correct)
+
+
+def prr(uncertainty: Numbers, correct: NDArray[np.bool_]) -> float:
+    """Give the prediction rejection ratio: the gain over chance as a part of the best possible gain; <= 1, chance 0."""
+    best = aurc((~correct).astype(float), correct)
+    chance = float((~correct).mean())
+    return (chance - aurc(uncertainty, correct)) / (chance - best)
+
+
+def selective_accuracy(uncertainty: Numbers, correct: NDArray[np.bool_], coverage: float) -> float:
+    """Give the share of right answers among the surest ones that make up a coverage, in [0, 1]."""
+    _, risk = risk_coverage(uncertainty, correct)
+    return float(1.0 - risk[max(1, round(coverage * len(correct))) - 1])
+
+
+def brier(confidence: Numbers, correct: NDArray[np.bool_]) -> float:
+    """Give the mean squared difference of confidence and correctness, in [0, 1]; *lower is better*."""
+    return float(np.mean((confidence - correct) ** 2))
+
+
+def calibration_error(confidence: Numbers, correct: NDArray[np.bool_], bins: int = 15) -> float:
+    """Give the expected calibration error over bins of equal count, in [0, 1]; *lower is better*."""
+    parts = np.array_split(np.argsort(confidence, kind="stable"), min(bins, len(confidence)))
+    gaps = [len(part) * abs(confidence[part].mean() - correct[part].mean()) for part in parts]
+    return float(sum(gaps) / len(confidence))
+
+
+def smooth_calibration_error(confidence: Numbers, correct: NDArray[np.bool_]) -> float:
+    """Give the calibration error with a kernel in place of bins (Blasiok and Nakkiran 2023), in [0, 1].
+
+    The width of the (reflected Gaussian) kernel is the one at which it equals the error found with it.
+    """
+    low, high = 1e-3, 1.0
+    for _ in range(30):
+        width = (low * high) ** 0.5
+        if _kernel_error(confidence, correct, width) > width:
+            low = width
+        else:
+            high = width
+    return float(_kernel_error(confidence, correct, (low * high) ** 0.5))
+
+
+def _kernel_error(confidence: Numbers, correct: NDArray[np.bool_], width: float) -> float:
+    grid = np.linspace(0.0, 1.0, 401)
+    residuals = correct - confidence
+    total = np.zeros_like(grid)
+    for mirrored in (confidence, -confidence, 2.0 - confidence):
+        kernel = np.exp(-0.5 * ((grid[:, None] - mirrored[None, :]) / width) ** 2)
+        total += kernel @ residuals
+    return float(np.trapezoid(np.abs(total), grid) / (width * np.sqrt(2 * np.pi) * len(confidence)))
+
+
+def bootstrap(
+    metric: Callable[..., float], *values: NDArray[Any], groups: Sequence[str], repeats: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """Give a 95 % interval of a metric by resampling groups; answers about the same thing stay together.
+
+    Resamples in which the metric is not defined, all right or all wrong, are left out.
+    """
+    rng = np.random.default_rng(seed)
+    members: dict[str, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    indices = [np.array(member) for member in members.values()]
+    found = []
+    for _ in range(repeats):
+        drawn = np.concatenate([indices[place] for place in rng.integers(0, len(indices), len(indices))])
+        sample = [value[drawn] for value in values]
+        if len(np.unique(sample[-1])) > 1:
+            found.append(metric(*sample))
+    if not found:
+        return float("nan"), float("nan")
+    low, high = np.quantile(found, [0.025, 0.975])
+    return float(low), float(high)

@@ -1,0 +1,89 @@
+"""`semgrad-guard evaluate` on the embedded model: results that survive an interruption, metrics, one report."""
+
+import json
+import re
+
+import pytest
+from typer.testing import CliRunner
+
+from semgrad_guard.cli import app
+from semgrad_guard.demo.questions import questions
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A file with sixty questions in three strata."""
+    lines = [
+        {"query": item.prompt, "truthful answer": list(item.answers) or ["-"], "group": item.about, "stratum": name}
+        for name in ("known", "several", "invented")
+        for item in questions(name, "report")[:20]
+    ]
+    path = tmp_path_factory.mktemp("data") / "questions.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
+    return path
+
+
+def evaluate(data, out, *arguments):
+    return CliRunner().invoke(app, ["evaluate", "--data", str(data), "--out", str(out), *arguments])
+
+
+def test_an_evaluation_writes_results_metrics_and_a_report(data, tmp_path):
+    result = evaluate(data, tmp_path, "--samples", "4", "--json")
+    assert result.exit_code == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert told == json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    whole = told["parts"]["All questions"]
+    assert (whole["questions"], whole["labelled"], whole["failed"]) == (60, 60, 0)
+    names = {"confidence (fused)", "SemGrad", "G-NLL", "length", "self-consistency", "semantic entropy", "P(True)"}
+    assert names <= set(whole["methods"])
+    assert whole["methods"]["confidence (fused)"]["auroc"] > 0.8
+    assert all(
+        row["auroc_interval"][0] <= row["auroc"] <= row["auroc_interval"][1] for row in whole["methods"].values()
+    )
+    assert told["parts"]["invented"]["missing"] == "all answers are wrong, so that nothing can be told apart"
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("<svg") >= 5
+    assert "The surest errors" in page
+    assert not re.search(r"(src|href)=.http|url\(http|<script", page)
+    assert "{{" not in page
+
+
+def test_an_interrupted_evaluation_goes_on(data, tmp_path):
+    assert evaluate(data, tmp_path, "--json").exit_code == 0
+    path = tmp_path / "results.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    assert len(lines) == 61
+    before = [json.loads(line) for line in lines]
+    path.write_text("".join(lines[:30]) + lines[30][:25], encoding="utf-8")  # stopped in the middle of a line
+    assert evaluate(data, tmp_path, "--json").exit_code == 0
+    after = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert after[:30] == before[:30]
+    assert [line["query"] for line in after[1:]] == [line["query"] for line in before[1:]]
+    assert [line["answer"] for line in after[1:]] == [line["answer"] for line in before[1:]]
+    other = evaluate(data, tmp_path, "--samples", "2")
+    assert other.exit_code == 2
+    assert "Choose another folder" in other.stderr
+
+
+def test_few_questions_give_what_they_can(tmp_path):
+    data = tmp_path / "one.jsonl"
+    data.write_text('{"query": "What is the capital of France?", "truthful answer": ["Paris"]}', encoding="utf-8")
+    result = evaluate(data, tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    assert "all answers are right, so that nothing can be told apart" in result.stdout
+    assert "No comparison" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompt", "rhyme"], "prompt='rhyme'"),
+        (["--labels", "luck"], "labels='luck'"),
+        (["--profile", "no.json"], "no.json"),
+    ],
+)
+def test_bad_settings_are_one_clear_line(data, tmp_path, arguments, message):
+    result = evaluate(data, tmp_path, *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr.splitlines()[-1]
+    assert not (tmp_path / "results.jsonl").exists()

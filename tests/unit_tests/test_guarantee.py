@@ -1,0 +1,245 @@
+"""The promise of a calibrated threshold holds as often as it says, and says so when none can be made."""
+
+import math
+import random
+import warnings
+
+import numpy as np
+import pytest
+from mapie.risk_control import BinaryClassificationController
+from scripted import profile, score, score_of
+
+from semgrad_guard import ConfigurationError, DataError
+from semgrad_guard.calibration.calibrate import Labelled, calibrate_section, cover_section
+from semgrad_guard.calibration.examples import Example, read_examples
+from semgrad_guard.calibration.guarantee import Guarantee, guaranteed_threshold, labels_needed, thresholds_to_try
+from semgrad_guard.calibration.labels import contains, labeler, same, token_f1, words
+from semgrad_guard.calibration.verdict import Standard
+
+
+def world(rng, n):
+    """Confidences and labels with a base accuracy of about 0.65, better where confidence is higher."""
+    confidences = rng.beta(1.3, 1.0, n)
+    return confidences, rng.random(n) < 0.25 + 0.72 * confidences
+
+
+def risk_of(threshold):
+    """The true share of errors among answers that pass, from a large sample."""
+    confidences, correct = world(np.random.default_rng(123), 400_000)
+    return 1 - correct[confidences >= threshold].mean()
+
+
+@pytest.mark.parametrize(("risk", "n"), [(0.2, 200), (0.2, 500), (0.1, 500)])
+def test_the_promise_is_broken_no_more_often_than_it_says(risk, n):
+    delta, repeats, rng = 0.1, 400, np.random.default_rng(7)
+    broken, found, coverages = 0, 0, []
+    confidences, _ = world(np.random.default_rng(123), 400_000)
+    for _ in range(repeats):
+        tried = thresholds_to_try(world(rng, n // 2)[0])
+        result = guaranteed_threshold(*world(rng, n), tried, risk=risk, delta=delta)
+        if result is not None:
+            found += 1
+            broken += risk_of(result[0]) > risk
+            coverages.append((confidences >= result[0]).mean())
+    # 400 draws of a share of at most 0.1: above 0.1 + 3.3 standard errors once in two thousand tests.
+    assert broken / repeats <= delta + 3.3 * math.sqrt(delta * (1 - delta) / repeats)
+    if (risk, n) == (0.2, 500):
+        oracle = max((confidences >= threshold).mean() for threshold in np.linspace(0, 1, 201)[:-1]
+                     if risk_of(threshold) <= risk)  # fmt: skip
+        assert found > 0.9 * repeats
+        assert np.mean(coverages) > 0.7 * oracle
+
+
+def test_a_single_threshold_agrees_with_the_exact_test():
+    """59 answers without an error are just enough for 5 % at 95 %, 58 are not; with five errors it takes 208."""
+    assert (labels_needed(0.05, 0.05), labels_needed(0.05, 0.05, 5)) == (59, 208)
+    assert (labels_needed(0.1, 0.05), labels_needed(0.1, 0.05, 5)) == (29, 103)
+    for n, kept in ((59, True), (58, False)):
+        found = guaranteed_threshold([0.9] * n, [True] * n, [0.5], risk=0.05, delta=0.05)
+        assert (found is not None) is kept
+    threshold, promise = guaranteed_threshold(
+        [0.9] * 59 + [0.3], [True] * 59 + [False], [0.5, 0.2], risk=0.05, delta=0.05
+    )
+    assert (threshold, promise.n, promise.errors) == (0.5, 59, 0)
+
+
+def test_the_sequence_ends_at_the_first_that_fails():
+    confidences = [0.9] * 40 + [0.5] * 400
+    correct = [True] * 40 + [True] * 400
+    assert guaranteed_threshold(confidences, correct, [0.9, 0.5], risk=0.05, delta=0.05) is None
+    assert guaranteed_threshold(confidences, correct, [0.5], risk=0.05, delta=0.05) is not None
+    assert guaranteed_threshold([], [], [0.5], risk=0.05, delta=0.05) is None
+    with pytest.raises(ConfigurationError, match="risk=5"):
+        guaranteed_threshold([0.9], [True], [0.5], risk=5, delta=0.05)
+
+
+def answers(n, seed=0, groups=None):
+    """Answers whose SemGrad tells right from wrong, with some noise."""
+    rng = random.Random(seed)
+    found = []
+    for index in range(n):
+        correct = rng.random() < 0.7
+        doubt = math.exp(rng.gauss(-2 if correct else 1, 1.0))
+        about = str(index if groups is None else index % groups)
+        found.append(Labelled(about, score(doubt, nll=math.exp(rng.gauss(0, 1)), layers=(doubt, doubt)), correct))
+    return found
+
+
+def test_calibration_finds_a_threshold_that_keeps_its_promise_on_fresh_answers():
+    method, section = calibrate_section(answers(1500), risk=0.05, delta=0.05)
+    assert method in ("fused", "semgrad")
+    assert section.guarantee.risk == 0.05
+    fresh = answers(4000, seed=9)
+    passing = [item for item in fresh if section.passes(item.score)]
+    assert len(passing) > 0.6 * len(fresh)
+    assert sum(not item.correct for item in passing) / len(passing) <= 0.05
+    assert "at most 0.05 are wrong" in section.threshold_rule
+
+
+def test_one_answer_of_each_group_counts():
+    _, section = calibrate_section(answers(2000, groups=300), method="semgrad", risk=0.2, delta=0.1)
+    assert section.guarantee.n <= 0.35 * 300 + 1
+
+
+def test_few_labels_mean_few_features():
+    assert calibrate_section(answers(100), method="fused", risk=0.3, delta=0.2)[1].features == ("semgrad",)
+    assert len(calibrate_section(answers(1200), method="fused", risk=0.2, delta=0.1)[1].features) > 1
+    assert calibrate_section(answers(300), method="paragrad", risk=0.4, delta=0.2)[0] == "paragrad"
+
+
+def test_what_cannot_be_promised_lets_nothing_pass_and_says_what_is_missing():
+    _, section = calibrate_section(answers(80), method="semgrad", risk=0.01, delta=0.01)
+    assert section.threshold is None
+    assert section.guarantee is None
+    assert f"at least {labels_needed(0.01, 0.01)} must pass" in section.threshold_rule
+    assert not section.passes(score(1e-9))
+    empty = profile().model_copy(update={"answer": section})
+    verdict = Standard(empty, None, None, None).judge(score(1e-9), "")
+    assert not verdict.passed
+    assert "no threshold that keeps" in verdict.reason
+
+
+def test_labels_that_are_all_alike_or_too_few_are_refused():
+    alike = [Labelled(item.about, item.score, True) for item in answers(100)]
+    with pytest.raises(DataError, match="0 wrong answers"):
+        calibrate_section(alike, method="semgrad", risk=0.1, delta=0.1)
+    with pytest.raises(DataError, match="leave none to"):
+        calibrate_section(answers(1), risk=0.1, delta=0.1)
+
+
+def test_the_promise_travels_with_an_answer_that_passes():
+    section = profile().answer
+    promise = Guarantee(risk=0.05, delta=0.1, n=80, errors=1)
+    given = profile().model_copy(update={"answer": section.model_copy(update={"guarantee": promise})})
+    passing = Standard(given, None, None, None).judge(score_of(0.9), "")
+    assert passing.guarantee == {"risk": 0.05, "delta": 0.1, "n": 80}
+    assert Standard(given, None, None, None).judge(score_of(0.1), "").guarantee is None
+    assert Standard(given, 0.5, None, None).judge(score_of(0.9), "").guarantee is None  # the caller's own threshold
+    assert (
+        Standard(given, None, None, None).judge(score_of(0.9), "", "grounded").guarantee is None
+    )  # not what was tested
+
+
+def test_coverage_without_labels():
+    scores = [item.score for item in answers(500)]
+    section = cover_section(scores, coverage=0.9)
+    assert sum(section.passes(one) for one in scores) == 450
+    assert section.guarantee is None
+    assert "nothing is promised" in section.threshold_rule
+    with pytest.raises(ConfigurationError, match="needs labels"):
+        cover_section(scores, coverage=0.9, method="fused")
+    with pytest.raises(ConfigurationError, match="coverage=0"):
+        cover_section(scores, coverage=0)
+    with pytest.raises(DataError):
+        cover_section([], coverage=0.5)
+
+
+@pytest.mark.parametrize(
+    ("answer", "right", "is_same", "is_in"),
+    [
+        ("The Eiffel Tower.", "eiffel tower", True, True),
+        ("It is Paris, of course.", "Paris", False, True),
+        ("1,000 metres", "1000 metres", True, True),
+        ("Seven", "7", True, True),
+        ("Parisian", "Paris", False, False),
+        ("", "Paris", False, False),
+        ("The The", "the", False, True),
+        ("S\u00e3o Paulo", "Sa\u0303o Paulo", True, True),
+    ],
+)
+def test_right_answers_are_recognised(answer, right, is_same, is_in):
+    assert same("q?", answer, [right]) is is_same
+    assert contains("q?", answer, ["something else", right]) is is_in
+
+
+def test_labels_by_shared_words():
+    assert token_f1("the big red house", ["red house", "blue"]) == pytest.approx(0.8)
+    assert token_f1("nothing", ["else"]) == 0
+    assert labeler("f1")("q?", "big red house", ["red house"])
+    assert words("A") == ["a"]
+    with pytest.raises(ConfigurationError, match="labels='exact'"):
+        labeler("exact")
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_examples_are_read(tmp_path):
+    first = '{"query": "a?", "truthful answer": ["x", "y"]}'
+    lines = first + '\n\n{"query": "b?", "answer": "z", "correct": false, "group": "g"}\n'
+    first, second = read_examples(write(tmp_path / "d.jsonl", lines))
+    assert (first.answers, first.about, first.labelled) == (("x", "y"), "a?", True)
+    assert (second.correct, second.about) == (False, "g")
+    table = "query,truthful answer,stratum\na?,x|y,hard\nb?,z,\n"
+    first, second = read_examples(write(tmp_path / "d.csv", table))
+    assert (first.answers, first.stratum, second.answers) == (("x", "y"), "hard", ("z",))
+    assert not Example(query="q?").labelled
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "line 1: not JSON"),
+        ('{"query": "a?"}\n{"query": 3}', "line 2: query"),
+        ('{"query": " "}', "line 1: Value error, the query is empty"),
+        ('{"query": "a?", "correct": true}', 'there is no "answer"'),
+        ('{"query": "a?", "truthful answer": ["x", " "]}', "one of the right answers is empty"),
+        ('{"query": "a?"}\n{"query": "a?"}', "line 2: the question of line 1 again"),
+        ("", "holds no questions"),
+    ],
+)
+def test_malformed_examples_are_named_by_line(tmp_path, text, message):
+    with pytest.raises(DataError, match=message):
+        read_examples(write(tmp_path / "d.jsonl", text))
+    with pytest.raises(DataError, match="Cannot read"):
+        read_examples(tmp_path / "nowhere.jsonl")
+
+
+def test_mapie_promises_no_more_than_we_do():
+    """MAPIE's controller, on the same thresholds in the same order, with a looser bound, is never ahead of ours."""
+    rng, found, alike = np.random.default_rng(5), 0, 0
+    for _ in range(60):
+        tried = thresholds_to_try(world(rng, 250)[0])
+        confidences, correct = world(rng, 500)
+        ours = guaranteed_threshold(confidences, correct, tried, risk=0.2, delta=0.1)
+        controller = BinaryClassificationController(
+            lambda rows: np.column_stack([1 - rows[:, 0], rows[:, 0]]),
+            risk="precision",
+            target_level=0.8,
+            confidence_level=0.9,
+            list_predict_params=np.array(tried),
+            fwer_method="fixed_sequence",
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns where it finds nothing
+            controller.calibrate(confidences[:, None], correct.astype(int))
+        theirs = list(np.ravel(controller.valid_predict_params))
+        if theirs:
+            found += 1
+            assert ours is not None
+            assert ours[0] <= min(theirs) + 1e-12
+            alike += tried.index(ours[0]) - tried.index(min(theirs)) <= 2
+    assert found > 30
+    assert alike > 0.8 * found
