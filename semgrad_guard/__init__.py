@@ -2,7 +2,9 @@
 
 from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.errors import (
+    BudgetError,
     ConfigurationError,
+    DataError,
     EmptyResponseError,
     ProfileError,
     PromptTooLongError,
@@ -14,19 +16,25 @@ from semgrad_guard.langchain.bm25 import BM25Retriever
 from semgrad_guard.langchain.chat_model import ChatSemGrad
 from semgrad_guard.langchain.guard import SemGradGuard, get_confidence
 from semgrad_guard.langchain.retrieve import Retrieve
-from semgrad_guard.records import Decision, Generation, Score, Source, Step, TokenDoubt, Verdict
+from semgrad_guard.records import Decision, Generation, LongScore, Score, Source, Step, TokenDoubt, Verdict
 from semgrad_guard.routing.routes import Abstain, HumanReview, ReviewAnswer, ReviewRequest
+from semgrad_guard.scoring.budget import Budget
 from semgrad_guard.scoring.scorer import SemGradScorer
+from semgrad_guard.scoring.sentences import score_sentences
 
 __all__ = [
     "Abstain",
     "BM25Retriever",
+    "Budget",
+    "BudgetError",
     "ChatSemGrad",
     "ConfigurationError",
+    "DataError",
     "Decision",
     "EmptyResponseError",
     "Generation",
     "HumanReview",
+    "LongScore",
     "Profile",
     "ProfileError",
     "PromptTooLongError",
@@ -44,4 +52,5 @@ __all__ = [
     "UnsupportedModelError",
     "Verdict",
     "get_confidence",
+    "score_sentences",
 ]

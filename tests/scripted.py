@@ -34,7 +34,7 @@ def score_of(confidence):
 
 
 class Scripted(ChatSemGrad):
-    """Gives the scripted answers in turn: (text, score or None, failure), or an exception to raise."""
+    """Gives the scripted answers in turn: (text, score or None, failure), a message, or an exception to raise."""
 
     script: list = Field(default_factory=list)
     _asked: list = PrivateAttr(default_factory=list)
@@ -44,8 +44,11 @@ class Scripted(ChatSemGrad):
         answer = self.script[min(len(self._asked), len(self.script)) - 1]
         if isinstance(answer, BaseException):
             raise answer
+        if isinstance(answer, AIMessage):
+            return ChatResult(generations=[ChatGeneration(message=answer)])
         text, given, failure = answer
-        record = {"scores": None if given is None else given.model_dump(mode="json"), "failure": failure}
+        scores = None if given is None else given.model_dump(mode="json")
+        record = {"scores": scores, "failure": failure, "tool_calls": {}}
         message = AIMessage(text, response_metadata={"semgrad": record})
         return ChatResult(generations=[ChatGeneration(message=message)])
 

@@ -2,33 +2,48 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.messages.ai import UsageMetadata
-from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable
+from langchain_core.tools import BaseTool
 from pydantic import ConfigDict, Field, PrivateAttr
+from transformers import LogitsProcessorList
 
 from semgrad_guard.langchain.messages import to_template
+from semgrad_guard.langchain.scored_messages import scored_messages
 from semgrad_guard.langchain.source import local_model
+from semgrad_guard.langchain.streaming import Running, last_chunk
+from semgrad_guard.langchain.tools import offered
 from semgrad_guard.model.chat_template import encode_chat, generation_prompt_position, user_text_position
+from semgrad_guard.model.forcing import forced_call
 from semgrad_guard.model.load import fingerprint
-from semgrad_guard.records import Generation, Score
+from semgrad_guard.scoring.budget import Budget
 from semgrad_guard.scoring.gradients import Norm
 from semgrad_guard.scoring.objective import Reduction
 from semgrad_guard.scoring.scorer import SemGradScorer
 
-logger = logging.getLogger(__name__)
+
+@dataclass(frozen=True)
+class Request:
+    """One call of the model: prompt ids, schemas of the tools on offer, and settings of the generation."""
+
+    prompt: list[int]
+    tools: list[dict[str, Any]]
+    settings: dict[str, Any]
 
 
 class ChatSemGrad(BaseChatModel):
     """A local chat model whose messages carry their uncertainty.
 
-    `response_metadata["semgrad"]` of every message is `{"scores": ..., "failure": ...}`: the scores (*higher = more
-    uncertain*; None if scoring failed), and why the answer must not be trusted whatever its scores ("" if it may).
+    `response_metadata["semgrad"]` of every message is `{"scores": ..., "failure": ..., "tool_calls": ...}`: the scores
+    (*higher = more uncertain*; None if scoring failed), why the answer must not be trusted whatever its scores ("" if
+    it may), and by their ids the tool calls, with scores of each over its name and values, and of each argument.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -36,10 +51,12 @@ class ChatSemGrad(BaseChatModel):
     model: Any = Field(repr=False, exclude=True)
     tokenizer: Any = Field(repr=False, exclude=True)
     generation: dict[str, Any] = Field(default_factory=dict)
+    stop: list[str] | None = None
     token_position: int | None = None
     span: Any = "upper-half"
     reduction: Reduction = "mean"
     norm: Norm = "l1"
+    budget: Budget | None = Field(default=None, exclude=True)
     _scorer: SemGradScorer = PrivateAttr()
     _fingerprint: str = PrivateAttr()
 
@@ -54,7 +71,7 @@ class ChatSemGrad(BaseChatModel):
                 `ChatSemGrad`, which is copied.
             revision: for a hub id: commit, tag or branch.
             generation: keywords of `model.generate`; what is not given is the source's own setting.
-            settings: `token_position`, `span`, `reduction` and `norm` of `SemGradScorer`.
+            settings: `token_position`, `span`, `reduction`, `norm` and `budget` of `SemGradScorer`.
 
         Raises:
             UnsupportedModelError: there is no local model behind the source, or it cannot be scored exactly.
@@ -78,8 +95,8 @@ class ChatSemGrad(BaseChatModel):
             span=self.span,
             reduction=self.reduction,
             norm=self.norm,
+            budget=self.budget,
         )
-
         self._fingerprint = fingerprint(self.model)
 
     @property
@@ -102,12 +119,45 @@ class ChatSemGrad(BaseChatModel):
             "model": self.model.config.name_or_path,
             "fingerprint": self._fingerprint,
             "revision": getattr(self.model.config, "_commit_hash", None),
+            "stop": self.stop,
             "generation": {key: str(value) for key, value in sorted(self.generation.items())},
             "token_position": self.token_position,
             "span": str(self.span),
             "reduction": self.reduction,
             "norm": self.norm,
         }
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        name = str(kwargs.get("model") or self.model.config.name_or_path)
+        params = LangSmithParams(ls_provider="semgrad", ls_model_name=name, ls_model_type="chat")
+        settings = self.generation | kwargs
+        if settings.get("temperature") is not None:
+            params["ls_temperature"] = float(settings["temperature"])
+        if settings.get("max_new_tokens") is not None:
+            params["ls_max_tokens"] = int(settings["max_new_tokens"])
+        if stop or self.stop:
+            params["ls_stop"] = list(stop or self.stop or ())
+        return params
+
+    def bind_tools(
+        self,
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        *,
+        tool_choice: str | bool | dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """Offer tools to the model, through its chat template.
+
+        Args:
+            tools: LangChain tools, functions, Pydantic classes or JSON schemas.
+            tool_choice: None or "auto": the model decides whether to call one; "any", "required" or True: it must call
+                one; a name, or `{"function": {"name": ...}}`: it must call that one; "none" or False: it cannot.
+            kwargs: generation settings.
+
+        Raises:
+            ConfigurationError: a tool is to be called that is not among the tools.
+        """
+        return self.bind(**offered(tools, tool_choice), **kwargs)
 
     def _generate(
         self,
@@ -116,38 +166,45 @@ class ChatSemGrad(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        settings = self.generation | kwargs | ({"stop_strings": stop} if stop else {})
-        prompt = encode_chat(self.tokenizer, to_template(messages))
-        (generation,) = self.scorer.generate([prompt], **settings)
-        text = generation.text
-        for mark in stop or ():
-            text = text.split(mark, 1)[0]
-        message = self._message(generation, text.strip(), *self._score(generation, text))
+        stop = stop or self.stop
+        request = self._request(messages, stop, kwargs)
+        generations = self.scorer.generate([request.prompt], **request.settings)
+        (message,) = scored_messages(self.scorer, generations, stop or (), request.tools)
         return ChatResult(generations=[ChatGeneration(message=message)])
 
-    def _score(self, generation: Generation, text: str) -> tuple[Score | None, str]:
-        """Score a generation; whatever goes wrong is a reason not to trust the answer, not an exception."""
-        if not text.strip():
-            return None, "the response is empty"
-        try:
-            (score,) = self.scorer.score([generation])
-        except Exception as error:  # fail closed: an answer without a score is withheld, and says why
-            logger.exception("Scoring failed")
-            return None, f"scoring failed: {type(error).__name__}: {error}"
-        if not score.finite():
-            return None, "the score is not a finite number"
-        if generation.finish_reason == "length":
-            return score, f"the answer was cut off at the limit of {len(generation.response_ids)} tokens"
-        return score, ""
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        """Yield text as it comes; scores, usage and tool calls are on the last chunk. With tools, all of it is."""
+        stop = stop or self.stop
+        request = self._request(messages, stop, kwargs)
+        running = Running(self.scorer, request.prompt, request.settings)
+        shown = ""
+        for text in running.texts(stop or (), hold=bool(request.tools)):
+            shown += text
+            yield self._chunk(AIMessageChunk(content=text), run_manager)
+        (message,) = scored_messages(self.scorer, [running.generation()], stop or (), request.tools)
+        yield self._chunk(last_chunk(message, shown), run_manager)
 
-    def _message(self, generation: Generation, text: str, score: Score | None, failure: str) -> AIMessage:
-        read, written = len(generation.prompt_ids), len(generation.response_ids)
-        return AIMessage(
-            content=text,
-            response_metadata={
-                "model_name": self.model.config.name_or_path,
-                "finish_reason": generation.finish_reason,
-                "semgrad": {"scores": None if score is None else score.model_dump(mode="json"), "failure": failure},
-            },
-            usage_metadata=UsageMetadata(input_tokens=read, output_tokens=written, total_tokens=read + written),
-        )
+    def _chunk(self, message: AIMessageChunk, run_manager: CallbackManagerForLLMRun | None) -> ChatGenerationChunk:
+        chunk = ChatGenerationChunk(message=message)
+        if run_manager is not None:
+            run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+        return chunk
+
+    def _request(self, messages: list[BaseMessage], stop: list[str] | None, given: dict[str, Any]) -> Request:
+        """Sort what a call was given into the prompt, the tools on offer, and settings of the generation."""
+        choice, schemas = given.pop("tool_choice", None), list(given.pop("tools", None) or ())
+        given.pop("stream", None)
+        given.pop("ls_structured_output_format", None)
+        turns = to_template(messages)
+        settings = self.generation | given | ({"stop_strings": stop} if stop else {})
+        prompt = encode_chat(self.tokenizer, turns, tools=schemas)
+        if choice is not None and schemas:
+            forced = forced_call(self.model, self.tokenizer, turns, schemas, choice or None, prompt)
+            settings["logits_processor"] = LogitsProcessorList([*settings.get("logits_processor", ()), forced])
+        return Request(prompt, schemas, settings)

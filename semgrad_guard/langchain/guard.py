@@ -10,17 +10,23 @@ from typing import Any
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.runnables import RunnableConfig, RunnableSerializable
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
 from langchain_core.runnables.config import patch_config
 from pydantic import ConfigDict, Field
 
+from semgrad_guard.calibration.calibrate import Method
+from semgrad_guard.calibration.examples import Example
+from semgrad_guard.calibration.from_examples import answered, calibrated_profile
+from semgrad_guard.calibration.labels import Labeler, labeler
 from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.calibration.verdict import Standard
 from semgrad_guard.errors import ConfigurationError, PromptTooLongError
 from semgrad_guard.langchain.chat_model import ChatSemGrad
-from semgrad_guard.langchain.messages import last_question, to_messages
+from semgrad_guard.langchain.judged import judged
+from semgrad_guard.langchain.messages import last_question, reads_tool_results, to_messages
+from semgrad_guard.langchain.tools import offered
 from semgrad_guard.model.load import template_fingerprint
-from semgrad_guard.records import Score, Source
+from semgrad_guard.records import Source
 from semgrad_guard.routing.ladder import Answer, Outcome, Resolution, Route, Situation, climb
 from semgrad_guard.routing.routes import Abstain
 
@@ -89,11 +95,59 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
         """Async twin of `invoke`."""
         return await self._acall_with_config(self._aguard, input, config, **kwargs)
 
+    def calibrate(
+        self,
+        examples: Sequence[Example | dict[str, Any]],
+        *,
+        risk: float = 0.05,
+        delta: float = 0.05,
+        labels: str | Labeler = "match",
+        method: Method = "auto",
+        seed: int = 0,
+    ) -> SemGradGuard:
+        """Let the model answer labelled questions, and give a guard whose threshold keeps a promise.
+
+        Args:
+            examples: questions with their right answers, as `Example` or as a line of a data file.
+            risk: largest share of wrong answers among those that pass.
+            delta: probability that the promise does not hold.
+            labels: how an answer is compared with the right ones: "match", "contains", "f1", or a function.
+            method: the score that confidence is made from; "auto" takes the best out of fold.
+            seed: of the split into questions to fit on and to test on.
+
+        Raises:
+            DataError: there are too few labels, or all are alike.
+        """
+        given = [Example.model_validate(example) for example in examples]
+        label = labeler(labels) if isinstance(labels, str) else labels
+        scorer = self.llm.scorer
+        profile = calibrated_profile(
+            scorer,
+            answered(scorer, given, label, self.llm.generation),
+            model=str(self.llm.model.config.name_or_path),
+            labels=labels if isinstance(labels, str) else "a function of the caller's",
+            method=method,
+            risk=risk,
+            delta=delta,
+            seed=seed,
+        )
+        return SemGradGuard(self.llm, profile=profile, routes=self.routes)
+
+    def bind_tools(
+        self,
+        tools: Sequence[Any],
+        *,
+        tool_choice: str | bool | dict[str, Any] | None = None,
+        **settings: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """Offer tools to the model, as `ChatSemGrad.bind_tools` does; a call goes out when it is sure."""
+        return self.bind(**offered(tools, tool_choice), **settings)
+
     def _guard(
         self, given: LanguageModelInput, run_manager: CallbackManagerForChainRun, config: RunnableConfig, **kwargs: Any
     ) -> AIMessage:
         run = _Run(self, to_messages(given), run_manager, config, kwargs)
-        draft = run.answer(run.messages, grounded=False)
+        draft = run.answer(run.messages)
         ladder = climb(draft, self.routes)
         try:
             route, sources = next(ladder)
@@ -114,7 +168,7 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
         **kwargs: Any,
     ) -> AIMessage:
         run = _Run(self, to_messages(given), run_manager, config, kwargs)
-        draft = await run.aanswer(run.messages, grounded=False)
+        draft = await run.aanswer(run.messages)
         ladder = climb(draft, self.routes)
         try:
             route, sources = next(ladder)
@@ -141,44 +195,43 @@ class _Run:
     ) -> None:
         self.messages = messages
         self._index, self._question = last_question(messages)
-        self._llm, self._standard = guard.llm, guard.standard()
+        # A token that was shown cannot be taken back: whoever listens to the run gets no draft piece by piece.
+        self._llm, self._standard = guard.llm.model_copy(update={"disable_streaming": True}), guard.standard()
         self._run_manager, self._config, self._settings = run_manager, config, settings
 
     def situation(self, draft: Answer, sources: tuple[Source, ...]) -> Situation:
         return Situation(self._question, draft, sources, self._ask, self._aask)
 
-    def answer(self, messages: Sequence[BaseMessage], *, grounded: bool) -> Answer:
+    def answer(self, messages: Sequence[BaseMessage], *, retry: bool = False) -> Answer:
         try:
-            message = self._llm.invoke(messages, self._child(grounded), **self._settings)
+            message = self._llm.invoke(messages, self._child(retry), **self._settings)
         except _ANSWERING_FAILURES as error:
             return self._failed(error)
-        return self._judged(message, grounded)
+        return self._judged(message, retry)
 
-    async def aanswer(self, messages: Sequence[BaseMessage], *, grounded: bool) -> Answer:
+    async def aanswer(self, messages: Sequence[BaseMessage], *, retry: bool = False) -> Answer:
         try:
-            message = await self._llm.ainvoke(messages, self._child(grounded), **self._settings)
+            message = await self._llm.ainvoke(messages, self._child(retry), **self._settings)
         except _ANSWERING_FAILURES as error:
             return self._failed(error)
-        return self._judged(message, grounded)
+        return self._judged(message, retry)
 
     def _ask(self, text: str) -> Answer:
-        return self.answer(self._with_question(text), grounded=True)
+        return self.answer(self._with_question(text), retry=True)
 
     async def _aask(self, text: str) -> Answer:
-        return await self.aanswer(self._with_question(text), grounded=True)
+        return await self.aanswer(self._with_question(text), retry=True)
 
     def _with_question(self, text: str) -> list[BaseMessage]:
         messages = list(self.messages)
         messages[self._index] = messages[self._index].model_copy(update={"content": text})
         return messages
 
-    def _child(self, grounded: bool) -> RunnableConfig:
-        return patch_config(self._config, callbacks=self._run_manager.get_child("retry" if grounded else "generate"))
+    def _child(self, retry: bool) -> RunnableConfig:
+        return patch_config(self._config, callbacks=self._run_manager.get_child("retry" if retry else "generate"))
 
-    def _judged(self, message: AIMessage, grounded: bool) -> Answer:
-        record = message.response_metadata["semgrad"]
-        score = None if record["scores"] is None else Score.model_validate(record["scores"])
-        return Answer(str(message.content), self._standard.judge(score, record["failure"], grounded=grounded), message)
+    def _judged(self, message: AIMessage, retry: bool) -> Answer:
+        return judged(message, self._standard, grounded=retry or reads_tool_results(self.messages))
 
     def _failed(self, error: BaseException) -> Answer:
         logger.warning("No answer: %s", error)
@@ -205,12 +258,18 @@ def _broken(route: Route, error: Exception) -> Outcome:
 
 
 def _message(resolution: Resolution) -> AIMessage:
-    """Put the resolution into an AIMessage, the model's own where there is one, without tool calls unless it passed."""
+    """Put the resolution into an AIMessage, the model's own where there is one; tool calls go out as drafted or not."""
     message = resolution.answer.message or AIMessage("")
     metadata = message.response_metadata | {"semgrad": resolution.decision.model_dump(mode="json")}
-    passed = resolution.decision.decision == "pass"
-    update = {"content": resolution.text, "response_metadata": metadata}
-    return message.model_copy(update=update if passed else update | {"tool_calls": [], "invalid_tool_calls": []})
+    if resolution.as_drafted:
+        return message.model_copy(update={"response_metadata": metadata})
+    update: dict[str, Any] = {
+        "content": resolution.text,
+        "tool_calls": [],
+        "invalid_tool_calls": [],
+        "response_metadata": metadata,
+    }
+    return message.model_copy(update=update)
 
 
 def get_confidence(message: BaseMessage) -> float | None:

@@ -6,12 +6,25 @@ from collections.abc import Sequence
 from typing import Any
 
 from langchain_core.language_models import LanguageModelInput
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, convert_to_messages
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+    convert_to_messages,
+)
 from langchain_core.prompt_values import PromptValue
 
 from semgrad_guard.errors import ConfigurationError
 
-_ROLES: dict[type[BaseMessage], str] = {HumanMessage: "user", AIMessage: "assistant", SystemMessage: "system"}
+_ROLES: dict[type[BaseMessage], str] = {
+    HumanMessage: "user",
+    AIMessage: "assistant",
+    SystemMessage: "system",
+    ToolMessage: "tool",
+}
+_CALLS = ("tool_use", "tool_call")  # content parts that only repeat what `tool_calls` holds
 
 
 def to_messages(given: LanguageModelInput) -> list[BaseMessage]:
@@ -32,7 +45,7 @@ def to_template(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
     Raises:
         ConfigurationError: a message type or a content part that a text model cannot read.
     """
-    return [{"role": _role(message), "content": text_of(message)} for message in messages]
+    return [_plain(message) for message in messages]
 
 
 def text_of(message: BaseMessage) -> str:
@@ -45,11 +58,17 @@ def text_of(message: BaseMessage) -> str:
             parts.append(part)
         elif part.get("type") == "text":
             parts.append(part["text"])
-        else:
+        elif not (isinstance(message, AIMessage) and part.get("type") in _CALLS):
             raise ConfigurationError(
                 f"A {message.type} message has a part of type {part.get('type')!r}; this model reads text only."
             )
     return "".join(parts)
+
+
+def reads_tool_results(messages: Sequence[BaseMessage]) -> bool:
+    """Tell whether a tool has answered since the last human message, so that the answer is given from its result."""
+    index, _ = last_question(messages)
+    return any(isinstance(message, ToolMessage) for message in messages[index:])
 
 
 def last_question(messages: Sequence[BaseMessage]) -> tuple[int, str]:
@@ -60,8 +79,22 @@ def last_question(messages: Sequence[BaseMessage]) -> tuple[int, str]:
     raise ConfigurationError("There is no human message among the messages, so there is no question to answer.")
 
 
+def _plain(message: BaseMessage) -> dict[str, Any]:
+    plain: dict[str, Any] = {"role": _role(message), "content": text_of(message)}
+    if isinstance(message, AIMessage) and message.tool_calls:
+        plain["tool_calls"] = [
+            {"type": "function", "id": call["id"], "function": {"name": call["name"], "arguments": call["args"]}}
+            for call in message.tool_calls
+        ]
+    if isinstance(message, ToolMessage):
+        plain |= {"name": message.name, "tool_call_id": message.tool_call_id}
+    return plain
+
+
 def _role(message: BaseMessage) -> str:
     for kind, role in _ROLES.items():
         if isinstance(message, kind):
             return role
-    raise ConfigurationError(f"Messages of type {message.type!r} are not supported; expected human, ai or system.")
+    raise ConfigurationError(
+        f"Messages of type {message.type!r} are not supported; expected human, ai, system or tool."
+    )

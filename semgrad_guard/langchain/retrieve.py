@@ -69,4 +69,4 @@ _NOTHING = Outcome(False, "the retriever found nothing")
 
 def _outcome(answer: Answer, sources: tuple[Source, ...]) -> Outcome:
     verdict = answer.verdict
-    return Outcome(verdict.passed, verdict.reason, answer.text, answer, sources)
+    return Outcome(verdict.passed, verdict.reason, answer.text, answer, sources, as_drafted=True)

@@ -7,21 +7,25 @@ does the waiting, so that sync and async callers share every rule.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from semgrad_guard.records import Decision, DecisionName, Source, Step, Verdict
+from semgrad_guard.records import CallConfidence, Decision, DecisionName, Source, Step, Verdict
 
 DEFAULT_ABSTENTION = "I am not sure enough to answer that."
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer of the model with its verdict; `message` is whatever the caller needs to hand it on."""
+    """An answer of the model with its verdict; `message` is whatever the caller needs to hand it on.
+
+    `text` shows the answer to people, tool calls included; `tool_calls` tells how sure each call is, by its id.
+    """
 
     text: str
     verdict: Verdict
     message: Any = None
+    tool_calls: dict[str, CallConfidence] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,8 @@ class Situation:
 class Outcome:
     """What came of a route: a text if it settled the question, and a reason either way.
 
-    `answer` is the model's new answer where the route got one; `sources` are passages it found.
+    `answer` is the model's new answer where the route got one; `sources` are passages it found. `as_drafted` sends the
+    answer out as the model gave it, tool calls included.
     """
 
     settled: bool
@@ -51,6 +56,7 @@ class Outcome:
     text: str = ""
     answer: Answer | None = None
     sources: tuple[Source, ...] = ()
+    as_drafted: bool = False
 
 
 @runtime_checkable
@@ -78,11 +84,15 @@ class Route(Protocol):
 
 @dataclass(frozen=True)
 class Resolution:
-    """How it ended: the text to return, the model's answer it is about, and the decision to record."""
+    """How it ended: the text to return, the model's answer it is about, and the decision to record.
+
+    `as_drafted` tells that the answer goes out as the model gave it; else nothing of it does but `text`.
+    """
 
     text: str
     answer: Answer
     decision: Decision
+    as_drafted: bool
 
 
 def climb(draft: Answer, routes: Sequence[Route]) -> Generator[tuple[Route, tuple[Source, ...]], Outcome, Resolution]:
@@ -93,7 +103,7 @@ def climb(draft: Answer, routes: Sequence[Route]) -> Generator[tuple[Route, tupl
     first = draft.verdict
     steps = [Step(name="answer", settled=first.passed, confidence=first.confidence, reason=first.reason)]
     if first.passed:
-        return _resolve("pass", draft.text, draft, steps, ())
+        return _resolve("pass", draft.text, draft, steps, (), as_drafted=True)
     sources: tuple[Source, ...] = ()
     for route in routes:
         if not _applies(route, first):
@@ -105,7 +115,9 @@ def climb(draft: Answer, routes: Sequence[Route]) -> Generator[tuple[Route, tupl
         steps.append(step)
         if outcome.settled:
             answer = outcome.answer or draft
-            return _resolve(route.decision, outcome.text, answer, steps, sources, outcome.reason)
+            return _resolve(
+                route.decision, outcome.text, answer, steps, sources, outcome.reason, as_drafted=outcome.as_drafted
+            )
     return _resolve("abstain", DEFAULT_ABSTENTION, draft, steps, sources)
 
 
@@ -121,6 +133,8 @@ def _resolve(
     steps: Sequence[Step],
     sources: tuple[Source, ...],
     reason: str = "",
+    *,
+    as_drafted: bool = False,
 ) -> Resolution:
     verdict = answer.verdict
     return Resolution(
@@ -135,5 +149,8 @@ def _resolve(
             reason=verdict.reason if name != "review" else f"{verdict.reason}; {reason}",
             steps=tuple(steps),
             sources=sources,
+            tool_calls=answer.tool_calls,
+            guarantee=verdict.guarantee if as_drafted else None,
         ),
+        as_drafted,
     )

@@ -37,7 +37,7 @@ class Abstain(BaseModel):
 
 
 class ReviewRequest(BaseModel):
-    """What a human is asked: the question, the draft held back, and why."""
+    """What a human is asked: the question, the draft held back, and why; tool calls are part of the draft."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -136,7 +136,7 @@ def _outcome(given: object, situation: Situation) -> Outcome:
     answer = ReviewAnswer.model_validate({"decision": given} if isinstance(given, str) else given)
     reason = f"reviewer: {answer.decision}"
     if answer.decision == "approve":
-        return Outcome(True, reason, situation.draft.text)
+        return Outcome(True, reason, situation.draft.text, as_drafted=True)
     if answer.decision == "reject":
         return Outcome(True, reason, answer.text or DEFAULT_ABSTENTION)
     return Outcome(True, reason, answer.text or "")

@@ -67,6 +67,8 @@ def test_a_sure_answer_passes():
         "reason",
         "steps",
         "sources",
+        "tool_calls",
+        "guarantee",
     }
 
 

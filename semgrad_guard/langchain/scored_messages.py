@@ -1,0 +1,139 @@
+"""From generations to `AIMessage`s: their text, their tool calls, and the scores of the whole and of every call."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from langchain_core.messages import AIMessage
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.messages.tool import invalid_tool_call, tool_call
+
+from semgrad_guard.model.text_spans import token_spans
+from semgrad_guard.model.tool_calls import ParsedResponse, ToolCall, parse_tool_calls
+from semgrad_guard.records import Generation, Score
+from semgrad_guard.scoring.scorer import SemGradScorer
+from semgrad_guard.scoring.spans import TokenSpan
+
+logger = logging.getLogger(__name__)
+
+
+def scored_messages(
+    scorer: SemGradScorer, generations: Sequence[Generation], stop: Sequence[str], tools: Sequence[dict[str, Any]]
+) -> list[AIMessage]:
+    """Score generations, all in one pass, and put everything known about each into a message.
+
+    Args:
+        scorer: has generated them.
+        generations: responses.
+        stop: texts a response is cut before.
+        tools: schemas of the tools that may be called; without any, calls are text like any other.
+    """
+    texts = [_before(generation.text, stop) for generation in generations]
+    parsed = [parse_tool_calls(text) if tools else ParsedResponse(text, (), ()) for text in texts]
+    answers = [(g, text, found) for g, text, found in zip(generations, texts, parsed, strict=True)]
+    scored = _scores(scorer, [answer for answer in answers if answer[1].strip()])
+    messages = []
+    for generation, text, found in answers:
+        scores, failure = scored.pop(0) if text.strip() else ([], "the response is empty")
+        messages.append(_message(scorer, generation, found, scores, failure or _misfit(found, tools)))
+    return messages
+
+
+def _before(text: str, stop: Sequence[str]) -> str:
+    for mark in stop:
+        text = text.split(mark, 1)[0]
+    return text
+
+
+def _scores(
+    scorer: SemGradScorer, answers: Sequence[tuple[Generation, str, ParsedResponse]]
+) -> list[tuple[list[Score], str]]:
+    """Score each whole response, its calls and their arguments; what goes wrong is a reason not to trust the answer."""
+    generations = [generation for generation, _, _ in answers]
+    try:
+        spans: list[list[TokenSpan]] = [
+            [(0, len(generation.response_ids)), *_spans(scorer, generation, text, parsed.calls)]
+            for generation, text, parsed in answers
+        ]
+        found = scorer.score(generations, spans=spans)
+    except Exception as error:  # fail closed: an answer without a score is withheld, and says why
+        if len(answers) > 1:  # one of them must not take the others with it
+            return [scored for answer in answers for scored in _scores(scorer, [answer])]
+        logger.exception("Scoring failed")
+        return [([], f"scoring failed: {type(error).__name__}: {error}")]
+    return [(scores, _doubt(generation, scores)) for generation, scores in zip(generations, found, strict=True)]
+
+
+def _doubt(generation: Generation, scores: Sequence[Score]) -> str:
+    if not all(score.finite() for score in scores):
+        return "the score is not a finite number"
+    if generation.finish_reason == "length":
+        return f"the answer was cut off at the limit of {len(generation.response_ids)} tokens"
+    return ""
+
+
+def _message(
+    scorer: SemGradScorer, generation: Generation, parsed: ParsedResponse, scores: Sequence[Score], failure: str
+) -> AIMessage:
+    ids = [f"call_{uuid.uuid4().hex[:24]}" for _ in parsed.calls]
+    read, written = len(generation.prompt_ids), len(generation.response_ids)
+    return AIMessage(
+        content=parsed.content.strip(),
+        tool_calls=[
+            tool_call(name=call.name, args=call.arguments, id=id_) for call, id_ in zip(parsed.calls, ids, strict=True)
+        ],
+        invalid_tool_calls=[
+            invalid_tool_call(name=None, args=call.text, id=None, error=call.reason) for call in parsed.broken
+        ],
+        response_metadata={
+            "model_name": scorer.model.config.name_or_path,
+            "finish_reason": generation.finish_reason,
+            "semgrad": _record(scores, failure, parsed.calls, ids),
+        },
+        usage_metadata=UsageMetadata(input_tokens=read, output_tokens=written, total_tokens=read + written),
+    )
+
+
+def _spans(scorer: SemGradScorer, generation: Generation, text: str, calls: Sequence[ToolCall]) -> list[TokenSpan]:
+    """List each call's tokens, name and values without the JSON around them, and then each of its values."""
+    spans: list[TokenSpan] = []
+    for call in calls:
+        places = [call.name_at, *call.values_at.values()]
+        pieces = token_spans(scorer.tokenizer, generation.response_ids, text, places)
+        spans += [pieces, *pieces[1:]]
+    return spans
+
+
+def _record(found: Sequence[Score], failure: str, calls: Sequence[ToolCall], ids: Sequence[str]) -> dict[str, Any]:
+    plain = iter([score.model_dump(mode="json") for score in found])
+    return {
+        "scores": next(plain, None),
+        "failure": failure,
+        "tool_calls": {
+            id_: {
+                "name": call.name,
+                "scores": next(plain, None),
+                "arguments": {name: next(plain, None) for name in call.values_at},
+            }
+            for call, id_ in zip(calls, ids, strict=True)
+        },
+    }
+
+
+def _misfit(parsed: ParsedResponse, tools: Sequence[dict[str, Any]]) -> str:
+    """Say why the calls cannot be run: unreadable, of a tool that is not listed, or with other arguments than its."""
+    if parsed.broken:
+        return f"a tool call cannot be read: {parsed.broken[0].reason}"
+    listed = {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in tools}
+    for call in parsed.calls:
+        if call.name not in listed:
+            return f"it calls {call.name!r}, which is not among the tools: {', '.join(sorted(listed))}"
+        known, given = listed[call.name].get("properties", {}), set(call.arguments)
+        missing, unknown = set(listed[call.name].get("required", ())) - given, given - set(known)
+        if missing or unknown:
+            what = f"lacks {sorted(missing)}" if missing else f"has {sorted(unknown)}, which it does not take"
+            return f"the call of {call.name!r} {what}"
+    return ""

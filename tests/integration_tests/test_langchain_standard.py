@@ -1,0 +1,52 @@
+"""LangChain's own standard tests, on the embedded model."""
+
+from functools import cache
+
+import pytest
+from langchain_tests.integration_tests import ChatModelIntegrationTests
+from langchain_tests.unit_tests import ChatModelUnitTests
+
+from semgrad_guard import ChatSemGrad
+from semgrad_guard.demo import embedded_model
+
+
+@cache
+def parameters():
+    model, tokenizer = embedded_model()
+    return {"model": model, "tokenizer": tokenizer, "generation": {"max_new_tokens": 48, "do_sample": False}}
+
+
+class TestUnit(ChatModelUnitTests):
+    @property
+    def supports_model_override(self):
+        return False  # a model is its weights
+
+    @property
+    def chat_model_class(self):
+        return ChatSemGrad
+
+    @property
+    def chat_model_params(self):
+        return parameters()
+
+
+class TestIntegration(ChatModelIntegrationTests):
+    @property
+    def chat_model_class(self):
+        return ChatSemGrad
+
+    @property
+    def chat_model_params(self):
+        return parameters()
+
+    @property
+    def supports_model_override(self):
+        return False
+
+    @property
+    def supports_json_mode(self):
+        return False
+
+    @pytest.mark.xfail(reason="the embedded model knows no Chinese or Japanese, so it cannot copy the customer's name")
+    def test_unicode_tool_call_integration(self, model):
+        super().test_unicode_tool_call_integration(model)
