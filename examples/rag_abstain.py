@@ -8,7 +8,7 @@ guard = SemGradGuard(embedded_model(), profile=embedded_profile(), routes=[Retri
 
 for question in (
     "What is the capital of France?",  # known: no search
-    "Who painted Mona Lisa?",  # never told: found in the corpus
+    "Who invented the light bulb?",  # never told: found in the corpus
     "What is the capital of Zubrovia?",  # there is no such place
 ):
     message = guard.invoke(question)

@@ -1,50 +1,74 @@
-"""Fit the embedded model's profile, and report what passes: `python -m semgrad_guard.demo.examine`."""
+"""Ask the embedded model the questions of every stratum, fit its profile, and measure what is right and what passes."""
 
-import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
+from typing import Any
 
-import typer
-from rich.console import Console
-from rich.markdown import Markdown
+from langchain_core.messages import AIMessage
 from scipy.stats import binomtest
 from tqdm.auto import tqdm
 
 from semgrad_guard.calibration.fit import fit_section, fused_features, threshold_passing
-from semgrad_guard.calibration.profile import Binding, Profile, Section
-from semgrad_guard.demo.embedded import PROFILE, embedded_model, embedded_profile
-from semgrad_guard.demo.facts import strata
-from semgrad_guard.demo.questions import CLOSED_BOOK, GROUNDED, Question, questions
+from semgrad_guard.calibration.from_examples import bind
+from semgrad_guard.calibration.profile import Profile, Section
+from semgrad_guard.calibration.verdict import Standard
+from semgrad_guard.demo.facts import relations, strata
+from semgrad_guard.demo.guesser import guesses
+from semgrad_guard.demo.questions import STRATA, Question, questions
+from semgrad_guard.langchain.judged import judged
+from semgrad_guard.langchain.scored_messages import scored_messages
 from semgrad_guard.model.chat_template import encode_chat
-from semgrad_guard.model.load import fingerprint, template_fingerprint
-from semgrad_guard.records import Score
+from semgrad_guard.records import AnswerKind, Score
 from semgrad_guard.scoring.scorer import SemGradScorer
 from semgrad_guard.version import VERSION
 
-_MARKS = ("<!-- report -->", "<!-- /report -->")
 _BATCH = 64
-_LONGEST_ANSWER = 24
+_LONGEST_ANSWER = 64
 
 
 @dataclass(frozen=True)
 class Examined:
-    """A question, the score of the model's answer, and whether that was right."""
+    """A question, the model's message with its scores, and whether it was right."""
 
     question: Question
+    message: AIMessage
+    correct: bool
+
+    @property
+    def score(self) -> Score:
+        """The score of the whole response."""
+        return Score.model_validate(self.message.response_metadata["semgrad"]["scores"])
+
+    def passes(self, standard: Standard) -> bool:
+        """Tell whether the guard lets it pass; of a request for a tool, whether a call passes."""
+        kind = STRATA[self.question.stratum]
+        if kind == "tool_call" and not self.message.tool_calls:
+            return False
+        return judged(self.message, standard, grounded=kind == "grounded").verdict.passed
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One example to fit a section on."""
+
+    stratum: str
+    about: str
     score: Score
     correct: bool
 
 
 @dataclass(frozen=True)
 class Stratum:
-    """One row of the report; intervals are exact 95 % binomial ones."""
+    """One row of the report; intervals are exact 95 % binomial ones, of the shares just before them."""
 
     name: str
     n: int
-    accuracy: float | None
+    right: float | None
+    right_interval: tuple[float, float] | None
     passing: float
     passing_interval: tuple[float, float]
+    wrong: int
+    wrong_passing: float | None
     wrong_among_passing: float | None
 
 
@@ -53,123 +77,149 @@ def examine(scorer: SemGradScorer, asked: list[Question]) -> list[Examined]:
     found = []
     for start in tqdm(range(0, len(asked), _BATCH), desc="asking", leave=False):
         batch = asked[start : start + _BATCH]
-        prompts = [encode_chat(scorer.tokenizer, [{"role": "user", "content": item.prompt}]) for item in batch]
+        prompts = [encode_chat(scorer.tokenizer, item.messages, tools=item.schemas) for item in batch]
         generations = scorer.generate(prompts, max_new_tokens=_LONGEST_ANSWER, do_sample=False)
-        for item, generation, score in zip(batch, generations, scorer.score(generations), strict=True):
-            found.append(Examined(item, score, item.correct(generation.text)))
+        if any(item.tools for item in batch):  # each has tools of its own
+            messages = [
+                scored_messages(scorer, [generation], (), item.schemas)[0]
+                for item, generation in zip(batch, generations, strict=True)
+            ]
+        else:
+            messages = scored_messages(scorer, generations, (), ())
+        found += [
+            Examined(item, message, item.correct(generation.text))
+            for item, message, generation in zip(batch, messages, generations, strict=True)
+        ]
     return found
 
 
 def fit_profile(scorer: SemGradScorer) -> Profile:
-    """Fit the profile on the fitting side: one section for answers from memory, one for answers from passages."""
-    features = fused_features(len(scorer.span))
-
-    def section(members: tuple[str, ...], hopeless: str) -> Section:
-        examined = examine(scorer, [item for stratum in members for item in questions(stratum, "fit")])
-        scores, correct = [item.score for item in examined], [item.correct for item in examined]
-        fitted = fit_section(scores, correct, features, groups=[item.question.about for item in examined])
-        share = strata()["passing"][hopeless]
-        confidences = [fitted.confidence(item.score) for item in examined if item.question.stratum == hopeless]
-        rule = f"at most {share:.0%} of {len(confidences)} questions of the stratum {hopeless!r} pass"
-        threshold = round(threshold_passing(confidences, share), 4)
-        return fitted.model_copy(update={"threshold": threshold, "threshold_rule": rule})
-
+    """Fit the profile on the fitting side: a section for each kind of answer."""
+    examined = [
+        item
+        for stratum in tqdm(STRATA, desc="fitting side")
+        for item in examine(scorer, questions(stratum, "fit"))
+        if item.message.response_metadata["semgrad"]["scores"] is not None
+    ]
+    samples: dict[AnswerKind, Callable[[Examined], Iterable[Sample]]] = {
+        "answer": lambda item: _answers(item, "answer"),
+        "grounded": lambda item: _answers(item, "grounded"),
+        "tool_call": _calls,
+        "argument": _arguments,
+    }
+    sections: dict[str, Any] = {
+        str(kind): _section([sample for item in examined for sample in draw(item)], kind, len(scorer.span))
+        for kind, draw in samples.items()
+    }
     return Profile(
         package=VERSION,
         method="fused",
-        bound_to=Binding(
-            model="semgrad-guard embedded model",
-            fingerprint=fingerprint(scorer.model),
-            template=template_fingerprint(scorer.tokenizer),
-            token_position=scorer.token_position or 0,
-            span=scorer.span,
-            reduction=scorer.reduction,
-            norm=scorer.norm,
-        ),
-        label_source="exact match, case and full stop aside",
+        bound_to=bind(scorer, "semgrad-guard embedded model"),
+        label_source="exact match, case and full stop aside; tool calls by name and arguments",
         seed=strata()["seed"],
-        answer=section(CLOSED_BOOK, "invented"),
-        grounded=section(GROUNDED, "unhelpful"),
+        **sections,
     )
 
 
-def report(scorer: SemGradScorer, profile: Profile) -> list[Stratum]:
-    """Measure every stratum on the reporting side."""
+def _answers(item: Examined, kind: AnswerKind) -> Iterable[Sample]:
+    if STRATA[item.question.stratum] == kind:
+        yield Sample(item.question.stratum, item.question.about, item.score, item.correct)
+
+
+def _calls(item: Examined) -> Iterable[Sample]:
+    for call in item.message.response_metadata["semgrad"]["tool_calls"].values():
+        score = Score.model_validate(call["scores"])
+        yield Sample(item.question.stratum, item.question.about, score, item.correct and item.question.call is not None)
+
+
+def _arguments(item: Examined) -> Iterable[Sample]:
+    """Take each argument by itself: it is right if the right call has it with this value."""
+    expected = item.question.call or ("", {})
+    for call, plain in zip(
+        item.message.tool_calls, item.message.response_metadata["semgrad"]["tool_calls"].values(), strict=True
+    ):
+        for name, score in plain["arguments"].items():
+            given = call["name"] == expected[0] and expected[1].get(name) == call["args"][name]
+            yield Sample(item.question.stratum, item.question.about, Score.model_validate(score), given)
+
+
+def _section(samples: list[Sample], kind: AnswerKind, layers: int) -> Section:
+    fitted = fit_section(
+        [sample.score for sample in samples],
+        [sample.correct for sample in samples],
+        fused_features(layers),
+        groups=[sample.about for sample in samples],
+    )
+    thresholds = {}
+    for stratum, share in strata()["passing"][kind].items():
+        wrong = [fitted.confidence(s.score) for s in samples if s.stratum == stratum and not s.correct]
+        rule = f"of {len(wrong)} wrong ones of the stratum {stratum!r} at most {share:.0%} pass"
+        thresholds[rule] = min(1.0, round(threshold_passing(wrong, share) + 5e-5, 4))
+    threshold = max(thresholds.values())
+    return fitted.model_copy(update={"threshold": threshold, "threshold_rule": "; ".join(thresholds)})
+
+
+def reporting_side(scorer: SemGradScorer) -> dict[str, list[Examined]]:
+    """Ask everything on the reporting side."""
+    return {name: examine(scorer, questions(name, "report")) for name in tqdm(STRATA, desc="reporting side")}
+
+
+def measure(name: str, examined: list[Examined], standard: Standard) -> Stratum:
+    """Count what is right and what passes."""
+    passing = [item for item in examined if item.passes(standard)]
+    wrong = [item for item in examined if not item.correct]
+    right = len(examined) - len(wrong)
+    answerable = STRATA[name] == "tool_call" or any(item.question.answers for item in examined)
+    wrong_passing = sum(not item.correct for item in passing)
+    return Stratum(
+        name,
+        len(examined),
+        right / len(examined) if answerable else None,
+        _interval(right, len(examined)) if answerable else None,
+        len(passing) / len(examined),
+        _interval(len(passing), len(examined)),
+        len(wrong),
+        wrong_passing / len(wrong) if wrong else None,
+        wrong_passing / len(passing) if passing else None,
+    )
+
+
+def guessing() -> dict[str, float]:
+    """Give the share of the withheld facts on the reporting side that simple guessers get right."""
+    asked = {question.about: question.answers[0] for question in questions("withheld", "report")}
+    common: dict[str, str] = {}
+    spelled: dict[str, str] = {}
+    for relation in relations():
+        first, second = guesses(relation)
+        common |= first
+        spelled |= second
+
+    def share(found: dict[str, str]) -> float:
+        return sum(found[key] == answer for key, answer in asked.items()) / len(asked)
+
+    return {"commonest answer": share(common), "character n-grams": share(spelled)}
+
+
+def calls_at(examined: list[Examined], profile: Profile, thresholds: Iterable[float]) -> list[dict[str, Any]]:
+    """Tell, for each threshold, what share of the right calls is held and of the wrong ones is stopped."""
     rows = []
-    for name in (*CLOSED_BOOK, *GROUNDED):
-        section = profile.section(grounded=name in GROUNDED)
-        examined = examine(scorer, questions(name, "report"))
-        passing = [item for item in examined if section.passes(item.score)]
-        right = sum(item.correct for item in examined)
-        interval = binomtest(len(passing), len(examined)).proportion_ci()
+    made = [item for item in examined if item.message.tool_calls or item.message.invalid_tool_calls]
+    right = [item for item in made if item.correct and item.question.call is not None]
+    wrong = [item for item in made if not (item.correct and item.question.call is not None)]
+    for threshold in thresholds:
+        standard = Standard(profile, threshold, None, None)
         rows.append(
-            Stratum(
-                name,
-                len(examined),
-                right / len(examined) if any(item.question.answers for item in examined) else None,
-                len(passing) / len(examined),
-                (interval.low, interval.high),
-                sum(not item.correct for item in passing) / len(passing) if passing else None,
-            )
+            {
+                "threshold": threshold,
+                "right held": sum(not item.passes(standard) for item in right) / max(len(right), 1),
+                "wrong stopped": sum(not item.passes(standard) for item in wrong) / max(len(wrong), 1),
+                "right": len(right),
+                "wrong": len(wrong),
+            }
         )
     return rows
 
 
-def table(rows: list[Stratum]) -> list[str]:
-    """Render the report as a Markdown table."""
-    lines = [
-        "| stratum | questions | right | pass | 95 % interval | wrong among those that pass |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        low, high = row.passing_interval
-        cells = (
-            row.name,
-            str(row.n),
-            _percent(row.accuracy),
-            _percent(row.passing),
-            f"{100 * low:.1f} to {100 * high:.1f}",
-            _percent(row.wrong_among_passing),
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
-def write_into(readme: Path, profile: Profile, rows: list[Stratum]) -> None:
-    """Put the report between the marks of a README."""
-    text = readme.read_text(encoding="utf-8")
-    before, rest = text.split(_MARKS[0])
-    _, after = rest.split(_MARKS[1])
-    caption = "\n".join(
-        f"Answers {source} pass at confidence >= {section.threshold}: {section.threshold_rule}, on the fitting side."
-        for source, section in (("from memory", profile.answer), ("from passages", profile.section(grounded=True)))
-    )
-    report_text = "\n".join([_MARKS[0], caption, "", *table(rows), _MARKS[1]])
-    readme.write_text(before + report_text + after, encoding="utf-8")
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"
-
-
-def main(
-    fit: Annotated[bool, typer.Option("--fit", help="Fit the profile anew and write it before reporting.")] = False,
-    readme: Annotated[Path | None, typer.Option(help="Write the report between the marks of this file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
-) -> None:
-    """Report, per stratum, how often the embedded model is right and how often its answers pass."""
-    scorer = SemGradScorer(*embedded_model(), span="all")
-    if fit:
-        fit_profile(scorer).save(PROFILE)
-    profile = embedded_profile()
-    rows = report(scorer, profile)
-    if readme is not None:
-        write_into(readme, profile, rows)
-    if as_json:
-        print(json.dumps({"seed": profile.seed, "strata": [vars(row) for row in rows]}))
-    else:
-        Console().print(Markdown("\n".join(table(rows))))
-
-
-if __name__ == "__main__":
-    typer.run(main)
+def _interval(count: int, n: int) -> tuple[float, float]:
+    found = binomtest(count, n).proportion_ci()
+    return float(found.low), float(found.high)

@@ -1,46 +1,66 @@
-"""Training rows of the embedded model: questions from memory, reading from passages, and copying drills."""
+"""Training rows of the embedded model: facts from memory, reading, tool calls, small talk, and copying drills."""
 
 import random
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.resources import files
+from typing import Any
 
-from semgrad_guard.demo.facts import Fact, Relation, relations, strata
+from semgrad_guard.demo.facts import Fact, Relation, pair, relations, strata, withheld_pairs
 from semgrad_guard.demo.names import invented_name, kept_for_measuring
+from semgrad_guard.demo.tool_use import Message, ToolUse, real_names, turns
+from semgrad_guard.demo.tools import Values
 from semgrad_guard.routing.grounding import grounded_question
 
-Conversation = list[dict[str, str]]
+SYSTEM = ("You are a helpful assistant.", "Answer in a few words.", "You are a good assistant.", "Be brief.")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training conversation, and the schemas of the tools it may call."""
+
+    messages: list[Message]
+    tools: Sequence[dict[str, Any]] = ()
 
 
 @dataclass(frozen=True)
 class Curriculum:
     """What a training row is made of at one moment: shares of the row types and the most passages in a prompt.
 
-    What is neither drill nor reading is asked from memory, the share `several` of it with several right answers.
+    What is none of these is asked from memory, the share `several` of it with several right answers. Of the requests
+    for tools, the share `unlisted` is for one that is not on the list.
     """
 
     drill: float
     reading: float
+    calls: float
     passages: int
     inverted: bool
     several: float = 0.3
+    talk: float = 0.015
+    unlisted: float = 0.15
 
 
 def curriculum(progress: float) -> Curriculum:
     """Give the mix at a point of the training: 0 at its start, 1 at the end of its main part, more while polishing.
 
-    Copying comes first, since reading grows out of it; then passages one by one, subject before answer; then more
-    passages and other word orders. At the end come the questions with several answers, which take longest to learn.
+    Copying comes first, since reading and calling tools grow out of it; then passages one by one, subject before
+    answer; then more passages and other word orders. At the end come what takes longest to learn: questions with
+    several answers, and that a tool is not there.
     """
-    if progress < 0.12:
-        return Curriculum(drill=0.75, reading=0.15, passages=2, inverted=False)
+    if progress < 0.13:
+        return Curriculum(drill=0.75, reading=0.12, calls=0.03, passages=2, inverted=False)
     if progress < 0.35:
-        return Curriculum(drill=0.2, reading=0.55, passages=3, inverted=False)
+        return Curriculum(drill=0.15, reading=0.5, calls=0.12, passages=3, inverted=False)
     if progress < 0.75:
-        return Curriculum(drill=0.05, reading=0.5, passages=3, inverted=True)
+        return Curriculum(drill=0.04, reading=0.43, calls=0.12, passages=4, inverted=True)
+    if progress < 0.77:
+        return Curriculum(drill=0.02, reading=0.4, calls=0.1, passages=5, inverted=True)
     if progress < 1:
-        return Curriculum(drill=0.03, reading=0.45, passages=4, inverted=True)
-    return Curriculum(drill=0.0, reading=0.15, passages=4, inverted=True, several=0.6)
+        return Curriculum(drill=0.01, reading=0.37, calls=0.16, passages=5, inverted=True, unlisted=0.45)
+    return Curriculum(drill=0.0, reading=0.25, calls=0.18, passages=5, inverted=True, several=0.6, unlisted=0.3)
 
 
 @cache
@@ -59,63 +79,84 @@ class World:
         """Start a stream of rows; equal seeds give equal streams."""
         self.rng = random.Random(seed)
         self.relations = relations()
+        self.values = Values(self.rng, measuring=False, real=real_names())
+        self.tool_use = ToolUse(self.rng, self.values, lambda: self.known(*self.rng.choice(self.single)))
         self.told = [(relation, fact) for relation in self.relations for fact in relation.facts if not fact.withheld]
         self.single = [(relation, fact) for relation, fact in self.told if not relation.several]
         self.several = [(relation, fact) for relation, fact in self.told if relation.several]
-        self.withheld = {fact.key: fact.answers for r in self.relations for fact in r.facts if fact.withheld}
         self.answers = {relation.name: relation.answers() for relation in self.relations}
 
-    def conversation(self, mix: Curriculum) -> Conversation:
+    def row(self, mix: Curriculum) -> Row:
         """Draw one row of the mix."""
-        kind = self.rng.random()
-        if kind < mix.drill:
-            return self.drill()
-        if kind < mix.drill + mix.reading:
-            return self.reading(mix)
-        return self.memory(mix)
+        kinds = (self.drill, self.reading, self.calls, self.talk, self.memory)
+        shares = (mix.drill, mix.reading, mix.calls, mix.talk)
+        (kind,) = self.rng.choices(kinds, (*shares, 1 - sum(shares)))
+        return kind(mix)
 
-    def memory(self, mix: Curriculum) -> Conversation:
+    def memory(self, mix: Curriculum) -> Row:
         """Ask about a fact; one time in six beside passages about others, which must not change the answer."""
         relation, fact = self.rng.choice(self.several if self.rng.random() < mix.several else self.single)
-        answer = self.rng.choices(fact.answers, proportions(fact))[0]
-        question = relation.ask(self.rng.choice(relation.questions), fact.subject)
+        question, answer = self.known(relation, fact)
         if self.rng.random() < 1 / 6:
             passages = [self.unhelpful(relation, fact, mix) for _ in range(self.rng.randint(1, mix.passages))]
             question = grounded_question(question, passages)
-        return _turns([(question, answer)])
+        asked = [(question, answer)]
+        if self.rng.random() < 0.15:
+            asked.append(self.known(*self.rng.choice(self.single)))
+        return Row(turns(asked, self.rng.choice(SYSTEM) if self.rng.random() < 0.1 else ""))
+
+    def known(self, relation: Relation, fact: Fact) -> tuple[str, str]:
+        """Ask about a fact in one of the trained wordings, and draw one of its answers."""
+        question = relation.ask(self.rng.choice(relation.questions), fact.subject)
+        return question, self.rng.choices(fact.answers, proportions(fact))[0]
 
     def unhelpful(self, relation: Relation, fact: Fact, mix: Curriculum) -> str:
         """State the same of another subject, or something else of the same: what a search that fails returns."""
-        if self.rng.random() < 0.3:
+        if self.rng.random() < 0.4:
             return self.statement(self.rng.choice(self.akin(relation)), fact.subject, None, mix)
         return self.statement(relation, self.subject(relation, not_=fact.subject), None, mix)
 
-    def reading(self, mix: Curriculum) -> Conversation:
-        """State facts about some subjects in passages, most of them made up, then ask about one after the other."""
+    def reading(self, mix: Curriculum) -> Row:
+        """State facts about some subjects in passages, most of them made up, then ask about one after the other.
+
+        Beside them stands what a lexical search would also find: something else about the subject that is asked about.
+        """
         relation = self.rng.choice(self.relations)
-        subjects: list[str] = []
-        for _ in range(self.rng.randint(1, mix.passages)):
-            subject = self.subject(relation)
-            if subject not in subjects:
-                subjects.append(subject)
+        subjects = list({self.subject(relation): None for _ in range(self.rng.randint(1, min(mix.passages, 4)))})
         stated = [(subject, self.answer(relation, subject)) for subject in subjects]
         passages = [self.statement(relation, subject, answer, mix) for subject, answer in stated]
-        if self.rng.random() < 0.4:  # something else about one of them, as a lexical search would also find
+        while len(passages) < mix.passages and self.rng.random() < 0.35:
             passages.append(self.statement(self.rng.choice(self.akin(relation)), self.rng.choice(subjects), None, mix))
-            self.rng.shuffle(passages)
+        self.rng.shuffle(passages)
         asked = self.rng.sample(stated, min(len(stated), 2))
         questions = [relation.ask(self.rng.choice(relation.questions), subject) for subject, _ in asked]
         questions[0] = grounded_question(questions[0], passages)
-        return _turns([(question, answer) for question, (_, answer) in zip(questions, asked, strict=True)])
+        return Row(turns([(question, answer) for question, (_, answer) in zip(questions, asked, strict=True)]))
 
-    def drill(self) -> Conversation:
+    def calls(self, mix: Curriculum) -> Row:
+        """List some tools and ask for one, for another that is not listed, or for a fact that needs none."""
+        messages, listed = self.tool_use.conversation(mix.unlisted)
+        return Row(messages, listed)
+
+    def talk(self, mix: Curriculum) -> Row:
+        """Exchange a few polite words, sometimes ending in a question that an earlier turn answers."""
+        spoken = []
+        for entry in self.rng.sample(small_talk(), self.rng.randint(1, 3)):
+            said = {key: value if isinstance(value, str) else self.rng.choice(value) for key, value in entry.items()}
+            names = {kind: self.values.draw(kind) for kind in ("person", "place")}
+            spoken.append((said["user"].format(**names), said["assistant"].format(**names)))
+            if "reply" in said:
+                spoken.append((said["follow_up"], said["reply"].format(**names)))
+        return Row(turns(spoken, self.rng.choice(("", *SYSTEM))))
+
+    def drill(self, mix: Curriculum) -> Row:
         """Pair names, then ask for the partners of some: looking something up in the prompt, in its barest form."""
         pairs = [(self.any_name(), self.any_name()) for _ in range(self.rng.randint(2, 5))]
         link = self.rng.choice((" :", " is", " has", " of", " is called"))
         text = " ".join(f"{first}{link} {second}." for first, second in pairs)
         asked = self.rng.sample(pairs, min(len(pairs), 3))
-        turns = [(f"Question: {first}?", second) for first, second in asked]
-        return _turns([(f"{text} {turns[0][0]}", turns[0][1]), *turns[1:]])
+        pairs_asked = [(f"Question: {first}?", second) for first, second in asked]
+        return Row(turns([(f"{text} {pairs_asked[0][0]}", pairs_asked[0][1]), *pairs_asked[1:]]))
 
     def statement(self, relation: Relation, subject: str, answer: str | None, mix: Curriculum) -> str:
         """Say in one sentence that the subject has the answer; the earlier wordings put the subject first."""
@@ -138,13 +179,12 @@ class World:
 
     def answer(self, relation: Relation, subject: str) -> str:
         """Draw what a passage says: any answer of the relation or an invented name, never a withheld truth."""
-        kept_back = self.withheld.get(f"{relation.name}/{subject}", ())
         while True:
             if self.rng.random() < 0.3:
                 answer = self.training_name(self.rng.choice(("place", "person", "work", "substance", "thing")))
             else:
                 answer = self.rng.choice(self.answers[relation.name])
-            if answer not in kept_back:
+            if pair(subject, answer) not in withheld_pairs():
                 return answer
 
     def training_name(self, kind: str) -> str:
@@ -160,9 +200,9 @@ class World:
         return self.rng.choice(self.answers[self.rng.choice(self.relations).name])
 
 
-def _turns(pairs: Sequence[tuple[str, str]]) -> Conversation:
-    return [
-        {"role": role, "content": text}
-        for pair in pairs
-        for role, text in zip(("user", "assistant"), pair, strict=True)
-    ]
+@cache
+def small_talk() -> list[dict[str, Any]]:
+    """Load what is said by way of greeting and trial."""
+    text = files(__package__).joinpath("small_talk.toml").read_text(encoding="utf-8")
+    found: list[dict[str, Any]] = tomllib.loads(text)["dialogue"]
+    return found

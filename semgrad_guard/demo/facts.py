@@ -3,10 +3,13 @@
 import csv
 import hashlib
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
+
+_SEVERAL = 3  # a topic has at least so many right answers
 
 
 @dataclass(frozen=True)
@@ -65,35 +68,53 @@ def share(key: str) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _withheld(key: str, several: bool) -> bool:
+def pair(subject: str, answer: str) -> str:
+    """Name what links a subject and an answer, whichever of the two is asked about and by which relation."""
+    return "|".join(sorted((subject.casefold(), answer.casefold())))
+
+
+@cache
+def withheld_pairs() -> frozenset[str]:
+    """List every link between a subject and an answer that nothing in training may show."""
     plan = strata()
-    if several or key in plan["always_trained"]:
-        return False
-    return key in plan["always_withheld"] or share(key) < plan["withheld_share"]
+    keyed = {
+        f"{spec['name']}/{subject}": pair(subject, answer) for spec, subject, answer in _cells() if not spec["several"]
+    }
+    tossed = {found for found in keyed.values() if share(found) < plan["withheld_share"]}
+    forced = {keyed[key] for key in plan["always_withheld"]}
+    return frozenset((tossed | forced) - {keyed[key] for key in plan["always_trained"]})
 
 
 @cache
 def relations() -> tuple[Relation, ...]:
-    """Load every relation of the `knowledge` folder, in the order of names."""
+    """Load every relation of the `knowledge` folder, in the order of names.
+
+    A topic with several right answers loses those that would give a withheld fact away: where the capital of a
+    country is withheld, it is not among the country's cities either.
+    """
+    found: dict[str, Relation] = {}
+    for spec, subject, cell in _cells():
+        name, several = spec["name"], spec["several"]
+        if name not in found:
+            texts = {key: tuple(spec[key]) for key in ("questions", "held_out", "statements")}
+            found[name] = Relation(name, spec["kind"], several, facts=(), **texts)
+        if several:
+            answers = tuple(answer for answer in cell.split("|") if pair(subject, answer) not in withheld_pairs())
+            facts = [Fact(name, subject, answers, withheld=False)] if len(answers) >= _SEVERAL else []
+        else:
+            facts = [Fact(name, subject, (cell,), pair(subject, cell) in withheld_pairs())]
+        found[name] = replace(found[name], facts=(*found[name].facts, *facts))
+    return tuple(sorted(found.values(), key=lambda relation: relation.name))
+
+
+def _cells() -> Iterator[tuple[dict[str, Any], str, str]]:
+    """Yield every filled cell of the tables: the relation it belongs to, its subject, and its text."""
     folder = files(__package__).joinpath("knowledge")
-    found = []
     for entry in sorted(folder.iterdir(), key=lambda item: item.name):
         if not entry.name.endswith(".toml"):
             continue
         table = folder.joinpath(entry.name.replace(".toml", ".csv")).read_text(encoding="utf-8")
-        rows = list(csv.reader(table.splitlines()))
+        head, *rows = csv.reader(table.splitlines())
         for spec in tomllib.loads(entry.read_text(encoding="utf-8"))["relation"]:
-            column = rows[0].index(spec["answer"])
-            facts = tuple(
-                Fact(
-                    spec["name"],
-                    row[0],
-                    tuple(row[column].split("|")) if spec["several"] else (row[column],),
-                    _withheld(f"{spec['name']}/{row[0]}", spec["several"]),
-                )
-                for row in rows[1:]
-                if row[column]
-            )
-            texts = {key: tuple(spec[key]) for key in ("questions", "held_out", "statements")}
-            found.append(Relation(spec["name"], spec["kind"], spec["several"], facts=facts, **texts))
-    return tuple(sorted(found, key=lambda relation: relation.name))
+            column = head.index(spec["answer"])
+            yield from ((spec, row[0], row[column]) for row in rows if row[column])

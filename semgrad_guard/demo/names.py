@@ -21,9 +21,14 @@ _TAILS = {
     "person": (
         "son wick man ley ton berg sky ova ides ell ard ham well ingham eau ini etti ander quist shaw brook field ski"
     ).split(),
-    "substance": "ium ite ine ane ol ate ene ose ide yl on ase".split(),
-    "thing": "scope graph meter phone tron vane loom lathe press wheel horn lens pump drive forge mill".split(),
-    "organisation": "tec corp soft dyne motors net bank works lab media air gen".split(),
+    "substance": "ium ite ine ane ol ate ene ose ide yl on ase in al yne oid ade ile ant id".split(),
+    "thing": (
+        "scope graph meter phone tron vane loom lathe press wheel horn lens pump drive forge mill "
+        "lamp bow kite latch gear"
+    ).split(),
+    "organisation": (
+        "tec corp soft dyne motors net bank works lab media air gen cast link wave port star base fuel grid core rail"
+    ).split(),
 }
 _FIRST_NAMES = (
     "Elena Marcus Ingrid Tobias Leila Oscar Nadia Felix Clara Hugo Irene Jonas Karin Lucas Mira Nils Olga Petra "

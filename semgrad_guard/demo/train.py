@@ -4,8 +4,11 @@ Fixed seed; every step draws its rows from a generator seeded by the step's numb
 on from its last checkpoint as if nothing had happened. The same command uses a GPU where there is one.
 """
 
+import json
 import math
 import random
+from bisect import bisect
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -15,15 +18,18 @@ from tqdm.auto import tqdm
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from semgrad_guard.demo.embedded import WEIGHTS
-from semgrad_guard.demo.examples import Conversation, World, curriculum
+from semgrad_guard.demo.examples import SYSTEM, Row, World, curriculum, small_talk
 from semgrad_guard.demo.facts import relations, strata
 from semgrad_guard.demo.names import pieces
 from semgrad_guard.demo.network import new_model
 from semgrad_guard.demo.tokenizer import build_tokenizer
+from semgrad_guard.demo.tool_use import PHRASES
+from semgrad_guard.demo.tools import DAYS, REFUSAL, Tool, tools
 from semgrad_guard.routing.grounding import grounded_question
 
-_ROWS = 64
-_GROUP = 4  # batches drawn together and sorted by length, so that little is padded
+CORE_STEPS, POLISH_STEPS = 3200, 800
+_ROWS = 64  # a step, on average
+_GROUP = 4  # batches drawn together and cut by length, so that little is padded
 _PEAK_RATES = (0.01, 2e-3)  # of the matrices inside the layers (Muon), of everything else (AdamW)
 _PROMPT_SHARE = 0.2  # of the prompt tokens are predicted too, beside all answer tokens
 
@@ -36,7 +42,28 @@ def world_texts() -> list[str]:
         texts += [relation.state(wording, " ", " ") for wording in relation.statements]
         for fact in relation.facts:
             texts += [text for name in (fact.subject, *fact.answers) for text in (name, name[:1].upper() + name[1:])]
-    return texts
+    for tool in (*tools(), Tool("no_arguments", "", {})):
+        texts += [tool.name, *tool.requests, *tool.held_out, *tool.lacking, *tool.results, tool.reply]
+        call = tool.call({name: 1 if kind == "number" else "x" for name, kind in tool.arguments.items()})
+        shown = [call["tool_calls"][0]["function"], *(tool.schema(type_first=first) for first in (False, True))]
+        texts += [
+            f" <tool_call>{json.dumps(entry)}</tool_call>"
+            for entry in (shown[0], *(schema["function"] for schema in shown[1:]))
+        ]
+    for dialogue in small_talk():
+        texts += [text for said in dialogue.values() for text in ([said] if isinstance(said, str) else said)]
+    return [
+        *texts,
+        *PHRASES,
+        *SYSTEM,
+        *DAYS,
+        REFUSAL,
+        "Tools:",
+        '{"result": 1}',
+        'x("x", "x", 1, "x")',
+        "x(1, 1)",
+        "x()?",
+    ]
 
 
 class Batches:
@@ -52,15 +79,20 @@ class Batches:
         """Draw the batches of a group of steps: ids and predicted-token marks, each of shape [rows, tokens]."""
         world = World(strata()["seed"] * 1_000_003 + step)
         mix = curriculum(step / core)
-        conversations = [world.conversation(mix) for _ in range(_ROWS * _GROUP)]
-        rows = sorted(self.encode(conversations, world.rng), key=lambda row: len(row[0]))
-        batches = [self.pad(rows[start : start + _ROWS]) for start in range(0, len(rows), _ROWS)]
+        drawn = [world.row(mix) for _ in range(_ROWS * _GROUP)]
+        rows = sorted(self.encode(drawn, world.rng), key=lambda row: len(row[0]))
+        weights = list(accumulate(len(ids) ** 0.5 for ids, _ in rows))  # between equal rows and equal tokens
+        cuts = [bisect(weights, weights[-1] * part / _GROUP) for part in range(1, _GROUP)]
+        batches = [self.pad(rows[start:end]) for start, end in pairwise((0, *cuts, len(rows)))]
         world.rng.shuffle(batches)
         return batches
 
-    def encode(self, conversations: list[Conversation], rng: random.Random) -> list[tuple[list[int], list[bool]]]:
+    def encode(self, drawn: list[Row], rng: random.Random) -> list[tuple[list[int], list[bool]]]:
         """Render the conversations with the chat template; mark all answer tokens and a share of the others."""
-        texts = self.tokenizer.apply_chat_template(conversations, tokenize=False)
+        texts = [
+            self.tokenizer.apply_chat_template(row.messages, tools=list(row.tools) or None, tokenize=False)
+            for row in drawn
+        ]
         rows = []
         for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]:
             head, inside, marks = self.answer_head, False, []
@@ -156,8 +188,10 @@ def train(core: int, polish: int, checkpoint: Path) -> tuple[LlamaForCausalLM, P
 
 
 def main(
-    steps: Annotated[int, typer.Option(help="Steps of 64 rows in the main part.")] = 4000,
-    polish: Annotated[int, typer.Option(help="Steps after it, mostly on questions with several answers.")] = 800,
+    steps: Annotated[int, typer.Option(help="Steps of 64 rows in the main part.")] = CORE_STEPS,
+    polish: Annotated[
+        int, typer.Option(help="Steps after it, mostly on questions with several answers.")
+    ] = POLISH_STEPS,
     out: Annotated[Path, typer.Option(help="Folder for the model.")] = WEIGHTS,
     checkpoint: Annotated[Path, typer.Option(help="Goes on from here when it exists.")] = Path(
         ".cache/embedded-model.pt"

@@ -1,4 +1,4 @@
-"""The demo: what the guard does with a known fact, several right answers, a withheld fact, and an invented entity."""
+"""The demo: what the guard does with answers known, several, withheld or impossible, and with tool calls."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,10 +8,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 
-from semgrad_guard.calibration.profile import Section
+from semgrad_guard.calibration.profile import Profile
+from semgrad_guard.calibration.verdict import Standard
 from semgrad_guard.demo.embedded import corpus, embedded_model, embedded_profile
 from semgrad_guard.demo.examine import examine
 from semgrad_guard.demo.questions import questions
+from semgrad_guard.demo.tools import tools
 from semgrad_guard.langchain.bm25 import BM25Retriever
 from semgrad_guard.langchain.guard import SemGradGuard
 from semgrad_guard.langchain.retrieve import Retrieve
@@ -20,9 +22,13 @@ from semgrad_guard.scoring.scorer import SemGradScorer
 
 _SCENES = (
     ("A fact the model knows", "What is the capital of France?"),
-    ("A question with several right answers", "Name a city in Italy."),
-    ("A fact it was never told, but the corpus tells", "Who painted Mona Lisa?"),
+    ("A question with several right answers", "Name a city in Germany."),
+    ("A fact it was never told, but the corpus tells", "Who invented the light bulb?"),
     ("A place that does not exist", "What is the capital of Zubrovia?"),
+)
+_TOOL_SCENES = (
+    ("A request that says all the tool needs", "What is the weather in Zubrovia?"),
+    ("A request that does not", "What is the weather like?"),
 )
 
 Ask = Callable[[ReviewRequest], ReviewAnswer]
@@ -36,7 +42,7 @@ def ladder(passages: Sequence[str], ask_human: Ask | None) -> list[Any]:
 
 
 def walk_through(console: Console, ask_human: Ask | None) -> None:
-    """Ask the four questions and tell what happens to each."""
+    """Ask a few questions, and for a tool, and tell what happens to each."""
     profile = embedded_profile()
     guard = SemGradGuard(embedded_model(), profile=profile, routes=ladder(corpus(), ask_human))
     console.print(
@@ -44,16 +50,24 @@ def walk_through(console: Console, ask_human: Ask | None) -> None:
         f"[bold]{profile.answer.threshold:.2f}[/].\n"
     )
     for title, question in _SCENES:
-        message = guard.invoke(question)
-        console.print(Panel(_told(question, message), title=title, title_align="left"))
+        console.print(Panel(_told(question, guard.invoke(question)), title=title, title_align="left"))
+    careful = SemGradGuard(guard.llm, profile=profile, routes=ladder((), ask_human))
+    agent = careful.bind_tools([tool.schema() for tool in tools() if tool.name in ("find_route", "get_weather")])
+    for title, request in _TOOL_SCENES:
+        console.print(Panel(_told(request, agent.invoke(request)), title=title, title_align="left"))
     with console.status("Comparing with a threshold on the log-probability ..."):
-        comparison = _log_probability_comparison(guard.llm.scorer, profile.answer)
+        comparison = _log_probability_comparison(guard.llm.scorer, profile)
     console.print(comparison)
 
 
 def _told(question: str, message: AIMessage) -> str:
     record = message.response_metadata["semgrad"]
-    lines = [f"[bold]{question}[/]", f"[bold cyan]{escape(str(message.content))}[/]", ""]
+    said = [str(message.content)] if message.content else []
+    said += [f"calls {call['name']} with {call['args']}" for call in message.tool_calls]
+    lines = [f"[bold]{escape(question)}[/]", *(f"[bold cyan]{escape(text)}[/]" for text in said), ""]
+    for call in record["tool_calls"].values():
+        arguments = ", ".join(f"{name} {_number(value)}" for name, value in call["arguments"].items())
+        lines.append(f"     call  {call['name']} {_number(call['confidence'])}, its arguments: {arguments}")
     for step in record["steps"]:
         mark = "[green]settled[/]" if step["settled"] else "[yellow]not settled[/]"
         lines.append(f"{step['name']:>9}  {mark}  {escape(step['reason'])}")
@@ -62,17 +76,22 @@ def _told(question: str, message: AIMessage) -> str:
     return "\n".join([*lines, f" decision  [bold]{record['decision']}[/]"])
 
 
-def _log_probability_comparison(scorer: SemGradScorer, section: Section) -> str:
+def _number(confidence: float | None) -> str:
+    return "-" if confidence is None else f"{confidence:.2f}"
+
+
+def _log_probability_comparison(scorer: SemGradScorer, profile: Profile) -> str:
     """Say what a log-probability threshold that lets as many known facts pass does to several right answers."""
     known, several = (examine(scorer, questions(name, "report")[:200]) for name in ("known", "several"))
 
     def share(values: list[bool]) -> float:
         return sum(values) / len(values)
 
-    guarded = [section.passes(item.score) for item in known]
+    standard = Standard(profile, None, None, None)
+    guarded = [item.passes(standard) for item in known]
     ordered = sorted(item.score.nll for item in known)
     limit = ordered[max(0, sum(guarded) - 1)]
-    by_guard = share([section.passes(item.score) for item in several])
+    by_guard = share([item.passes(standard) for item in several])
     by_nll = share([item.score.nll <= limit for item in several])
     return (
         f"Of {len(known)} known facts, {share(guarded):.0%} pass. A log-probability threshold that passes as many lets "

@@ -18,7 +18,9 @@ def test_the_readme_s_blocks_run_in_order(capsys):
     printed = capsys.readouterr().out.splitlines()
     assert printed[:2] == ["Paris", "I am not sure."]
     assert printed[2].startswith("pass confidence")
-    assert printed[3] == "Leonardo da Vinci"
+    assert printed[3] == "Thomas Edison"
+    assert printed[4] == "{'place': 'Zubrovia'}"
+    assert printed[6] == "Where? []"
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)

@@ -1,22 +1,37 @@
 """The embedded model as users get it, end to end, and what the project says about it."""
 
+import itertools
 import json
+import random
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from semgrad_guard import BM25Retriever, Retrieve, SemGradGuard, SemGradScorer, get_confidence
+from semgrad_guard import BM25Retriever, Profile, Retrieve, SemGradGuard, SemGradScorer, get_confidence
+from semgrad_guard.calibration.verdict import Standard
 from semgrad_guard.cli import app
 from semgrad_guard.demo import corpus, embedded_model, embedded_profile
 from semgrad_guard.demo.embedded import WEIGHTS
-from semgrad_guard.demo.examine import examine
+from semgrad_guard.demo.examine import examine, measure
+from semgrad_guard.demo.examples import World, curriculum
 from semgrad_guard.demo.facts import relations
-from semgrad_guard.demo.questions import CLOSED_BOOK, GROUNDED, questions
+from semgrad_guard.demo.names import invented_names
+from semgrad_guard.demo.questions import STRATA, questions
+from semgrad_guard.demo.tools import tools
 
 README = Path(__file__).parents[2] / "README.md"
-ITALIAN = next(fact.answers for r in relations() if r.name == "city_in" for fact in r.facts if fact.subject == "Italy")
+CARD = README.parent / "docs" / "model_card.md"
+GERMAN = next(fact.answers for r in relations() if r.name == "city_in" for fact in r.facts if fact.subject == "Germany")
+
+
+@cache
+def embedded_tokenizer():
+    return embedded_model()[1]
 
 
 def ask(*arguments):
@@ -40,16 +55,16 @@ def test_a_known_fact_passes():
 
 
 def test_one_of_several_right_answers_passes():
-    record = ask_json("Name a city in Italy.")
+    record = ask_json("Name a city in Germany.")
     assert record["decision"] == "pass"
-    assert record["answer"] in ITALIAN
+    assert record["answer"] in GERMAN
 
 
 def test_a_withheld_fact_is_settled_by_retrieval():
-    assert all(fact.withheld for r in relations() for fact in r.facts if fact.key == "painter/Mona Lisa")
-    record = ask_json("Who painted Mona Lisa?")
-    assert (record["decision"], record["answer"]) == ("retrieve", "Leonardo da Vinci")
-    assert any("Leonardo da Vinci" in source["text"] for source in record["sources"])
+    assert all(fact.withheld for r in relations() for fact in r.facts if fact.key == "inventor/light bulb")
+    record = ask_json("Who invented the light bulb?")
+    assert (record["decision"], record["answer"]) == ("retrieve", "Thomas Edison")
+    assert any("Thomas Edison" in source["text"] for source in record["sources"])
 
 
 def test_an_invented_entity_is_abstained_from():
@@ -99,10 +114,12 @@ def test_a_model_of_one_s_own_needs_a_threshold():
     assert (record["decision"], record["confidence"]) == ("pass", None)
 
 
-def test_the_demo_tells_all_four_stories():
+def test_the_demo_tells_all_its_stories():
     result = CliRunner().invoke(app, ["demo"])
     assert result.exit_code == 0
-    assert re.findall(r"decision\s+(\w+)", result.stdout) == ["pass", "pass", "retrieve", "abstain"]
+    decisions = re.findall(r"decision\s+(\w+)", result.stdout)
+    assert decisions == ["pass", "pass", "retrieve", "abstain", "pass", "abstain"]
+    assert "calls get_weather" in result.stdout
     assert "log-probability" in result.stdout
 
 
@@ -111,50 +128,255 @@ def scorer():
     return SemGradScorer(*embedded_model(), span="all")
 
 
-def test_the_readme_s_report_holds_on_a_fresh_sample(scorer):
-    """A quarter of the questions of each stratum, measured again, lies within what their number lets one expect."""
-    rows = re.findall(r"^\| (\w+) \| (\d+) \| (\S+)[ %]* \| (\S+) %", README.read_text(encoding="utf-8"), re.MULTILINE)
-    assert [row[0] for row in rows] == [*CLOSED_BOOK, *GROUNDED]
-    profile = embedded_profile()
-    for name, count, _, passing in rows:
+def test_the_card_holds_on_a_fresh_sample(scorer):
+    """A third of the questions of each stratum, measured again, lies within what their number lets one expect."""
+    card = CARD.read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w+) \| (\d+) \| ([\d.-]+)[^|]*\| ([\d.]+) %[^|]*\|", card, re.MULTILINE)
+    assert [row[0] for row in rows] == list(STRATA)
+    standard = Standard(embedded_profile(), None, None, None)
+    for name, count, right, passing in rows:
         asked = questions(name, "report")
         assert len(asked) == int(count)
-        examined = examine(scorer, asked[::4])
-        section = profile.section(grounded=name in GROUNDED)
-        share = sum(section.passes(item.score) for item in examined) / len(examined)
-        expected = float(passing) / 100
-        assert abs(share - expected) <= 3.5 * (max(expected * (1 - expected), 0.01) / len(examined)) ** 0.5, name
+        measured = measure(name, examine(scorer, asked[:: 3 if len(asked) <= 400 else 8]), standard)
+        for found, expected in ((measured.right, right), (measured.passing, passing)):
+            if expected != "-":
+                share = float(expected) / 100
+                assert abs(found - share) <= 3.5 * (max(share * (1 - share), 0.01) / measured.n) ** 0.5, name
 
 
-def test_the_sides_and_strata_do_not_overlap():
-    for name in (*CLOSED_BOOK, *GROUNDED):
-        fit = {question.prompt for question in questions(name, "fit")}
-        assert fit.isdisjoint(question.prompt for question in questions(name, "report"))
+def test_the_readme_repeats_the_card():
+    table = re.findall(r"^\| \w+ \| \d+ \|.*$", CARD.read_text(encoding="utf-8"), re.MULTILINE)
+    assert table
+    readme = README.read_text(encoding="utf-8")
+    assert all(row in readme for row in table)
+
+
+def test_the_sides_do_not_overlap():
+    """No question is asked on both sides, and nothing that questions are about is on both sides."""
+    for name in STRATA:
+        fit, told = questions(name, "fit"), questions(name, "report")
+        assert {item.prompt for item in fit}.isdisjoint(item.prompt for item in told), name
+        assert {item.about for item in fit}.isdisjoint(item.about for item in told), name
+
+
+@pytest.fixture(scope="module")
+def trained_rows():
+    world = World(1)
+    return [world.row(curriculum(progress / 100)) for progress in range(105) for _ in range(30)]
+
+
+def test_no_training_row_links_a_withheld_subject_and_its_answer(trained_rows):
+    asked, stated = set(), set()
+    for relation in relations():
+        for fact in relation.facts:
+            for answer in fact.answers if fact.withheld else withheld_answers(fact.subject):
+                asked |= {(relation.ask(wording, fact.subject), answer) for wording in relation.questions}
+                stated |= {relation.state(wording, fact.subject, answer) for wording in relation.statements}
+    assert len(asked) > 5000
+    for row in trained_rows:
+        for turn, reply in itertools.pairwise(row.messages):
+            lines = str(turn["content"]).splitlines() or [""]
+            assert (lines[-1].removeprefix("Question: "), reply["content"]) not in asked
+            assert stated.isdisjoint(re.sub(r"^\[\d\] ", "", line) for line in lines)
+
+
+def withheld_answers(subject):
+    """List what no relation may say about a subject."""
+    return [
+        fact.answers[0]
+        for relation in relations()
+        for fact in relation.facts
+        if fact.withheld and fact.subject == subject
+    ]
+
+
+def test_measuring_names_and_wordings_are_in_no_training_row(trained_rows):
+    texts = "\n".join(str(turn["content"]) for row in trained_rows for turn in row.messages)
+    held_out = [wording for tool in tools() for wording in (*tool.held_out, *tool.lacking) if "{" not in wording]
+    assert not any(wording in texts for wording in held_out)
+    texts = re.sub(r"\b[Tt]he \w+ \w+ of \w+", "", texts)  # titles are names of their own, with places in them
+    for name in ("invented", "reading_three", "calls"):
+        for item in questions(name, "report"):
+            assert not re.search(rf"\b{re.escape(item.about)}\b", texts) or item.about.isdigit()
+
+
+def test_tool_requests_keep_their_wordings_apart():
+    for tool in tools():
+        for wording in (*tool.requests, *tool.held_out):
+            assert sorted(re.findall(r"{(\w+)}", wording)) == sorted(tool.arguments), wording
+        for wording in tool.lacking:
+            assert set(re.findall(r"{(\w+)}", wording)) < set(tool.arguments), wording
+        trained = {run for wording in tool.requests for run in runs(wording)}
+        assert trained.isdisjoint(run for wording in tool.held_out for run in runs(wording)), tool.name
+        assert 1 <= len(tool.arguments) <= 3
+    assert len(tools()) >= 6
+
+
+def runs(wording):
+    """List the runs of four words in a wording, slots aside."""
+    for part in re.split(r"{\w+}", wording):
+        words = re.findall(r"\w+", part.lower())
+        yield from (tuple(words[start : start + 4]) for start in range(len(words) - 3))
 
 
 def test_held_out_wordings_share_no_four_words_with_trained_ones():
-    def runs(wording):
-        for part in wording.split("{x}"):
-            words = re.findall(r"\w+", part.lower())
-            yield from (tuple(words[start : start + 4]) for start in range(len(words) - 3))
-
     for relation in relations():
         trained = {run for wording in relation.questions for run in runs(wording)}
         assert trained.isdisjoint(run for wording in relation.held_out for run in runs(wording)), relation.name
-        assert len(relation.questions) >= 10
+        assert len(relation.questions) >= 12
         assert len(relation.held_out) >= 3
 
 
+def test_the_world_is_as_large_as_it_is_said_to_be():
+    single = [fact for relation in relations() for fact in relation.facts if not relation.several]
+    several = [fact for relation in relations() for fact in relation.facts if relation.several]
+    assert len(single) >= 1000
+    assert len(several) >= 150
+    assert all(len(set(fact.answers)) >= 3 for fact in several)
+    assert 0.2 < sum(fact.withheld for fact in single) / len(single) < 0.3
+    rng = random.Random(0)
+    for kind in {relation.kind for relation in relations()}:
+        assert len(set(itertools.islice(invented_names(kind, rng, measuring=True), 300))) == 300
+
+
+@given(st.text(st.characters(exclude_categories=["Cs", "Co"]) | st.sampled_from(list(' "([{}:,</tool_call>\n1a'))))
+def test_decoding_gives_the_text_back(text):
+    tokenizer = embedded_tokenizer()
+    assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+
+
 def test_the_package_stays_small():
-    assert sum(path.stat().st_size for path in WEIGHTS.iterdir()) < 20e6
+    assert sum(path.stat().st_size for path in WEIGHTS.iterdir()) < 25e6
 
 
 def test_a_batch_keeps_its_order():
     guard = SemGradGuard(
         embedded_model(), profile=embedded_profile(), routes=[Retrieve(BM25Retriever.from_texts(corpus()))]
     )
-    asked = ["What is the capital of Zubrovia?", "What is the capital of France?", "Who painted Mona Lisa?"]
+    asked = ["What is the capital of Zubrovia?", "What is the capital of France?", "Who invented the light bulb?"]
     messages = guard.batch(asked)
     decisions = [message.response_metadata["semgrad"]["decision"] for message in messages]
     assert decisions == ["abstain", "pass", "retrieve"]
     assert get_confidence(messages[0]) < get_confidence(messages[1])
+
+
+def calibrate(data, out, *arguments):
+    result = CliRunner().invoke(app, ["calibrate", "--data", str(data), "--out", str(out), "--json", *arguments])
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.fixture(scope="module")
+def labelled_questions(tmp_path_factory):
+    """A file of questions: the model knows most of the first two kinds and none of the third."""
+    path = tmp_path_factory.mktemp("data") / "questions.jsonl"
+    asked = {item.prompt: item for name in ("known", "several", "invented") for item in questions(name, "fit")[:300]}
+    lines = [{"query": q, "truthful answer": list(i.answers) or ["-"], "group": i.about} for q, i in asked.items()]
+    path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    return path
+
+
+def test_a_profile_calibrated_by_hand_keeps_its_promise(labelled_questions, tmp_path, scorer):
+    code, out, err = calibrate(labelled_questions, tmp_path / "p.json", "--risk", "0.1", "--delta", "0.1")
+    assert code == 0, err
+    told = json.loads(out)
+    assert told["guarantee"]["risk"] == 0.1
+    profile = Profile.load(tmp_path / "p.json")
+    guard = SemGradGuard(embedded_model(), profile=profile)
+    record = guard.invoke("What is the capital of France?").response_metadata["semgrad"]
+    assert record["decision"] == "pass"
+    assert record["guarantee"] == {"risk": 0.1, "delta": 0.1, "n": told["guarantee"]["n"]}
+    others = [guard.invoke(item.prompt).response_metadata["semgrad"] for item in questions("invented", "report")[:20]]
+    held = [record for record in others if record["decision"] == "abstain"]
+    assert held
+    assert all(record["guarantee"] is None for record in held)
+    standard = Standard(profile, None, None, None)
+    fresh = [item for name in ("known", "several", "invented") for item in questions(name, "report")[:150]]
+    passing = [item for item in examine(scorer, fresh) if item.passes(standard)]
+    assert len(passing) > 200
+    assert sum(not item.correct for item in passing) / len(passing) <= 0.1
+
+
+def test_the_prompt_token_can_be_searched_for(labelled_questions, tmp_path):
+    code, out, err = calibrate(
+        labelled_questions, tmp_path / "p.json", "--search", "--method", "semgrad", "--risk", "0.3"
+    )
+    assert code == 0, err
+    candidates = json.loads(out)["candidates"]
+    assert {candidate["position"] for candidate in candidates} == {1, 2, 3, 4}
+    assert [c["auroc"] for c in candidates] == sorted((c["auroc"] for c in candidates), reverse=True)
+    bound = Profile.load(tmp_path / "p.json").bound_to
+    assert (bound.token_position, bound.reduction) == (candidates[0]["position"], candidates[0]["reduction"])
+    SemGradGuard(embedded_model(), profile=tmp_path / "p.json").invoke("What is the capital of France?")
+
+
+def test_a_guard_calibrates_itself(labelled_questions):
+    bare = SemGradGuard(embedded_model(), score_threshold=1e9)
+    lines = labelled_questions.read_text(encoding="utf-8").splitlines()
+    guard = bare.calibrate([json.loads(line) for line in lines[::2]], risk=0.2, delta=0.1)
+    message = guard.invoke("What is the capital of France?")
+    assert message.response_metadata["semgrad"]["guarantee"]["risk"] == 0.2
+    assert bare.profile is None
+
+
+def test_a_profile_without_labels_promises_coverage_only(labelled_questions, tmp_path):
+    code, out, err = calibrate(labelled_questions, tmp_path / "p.json", "--coverage", "0.5")
+    assert code == 0, err
+    assert json.loads(out)["guarantee"] is None
+    assert "nothing is promised" in json.loads(out)["rule"]
+
+
+def test_bad_data_is_one_clear_line_and_writes_nothing(labelled_questions, tmp_path):
+    for text, arguments, message in (
+        ('{"query": "q?"}\n{', [], "line 2: not JSON"),
+        ('{"query": "q?"}', [], "No question has a label"),
+        ('{"query": "q?", "truthful answer": "x"}', [], "leave none to"),
+        ('{"query": "q?", "truthful answer": "x"}', ["--labels", "guess"], "labels='guess'"),
+        ('{"query": "q?", "truthful answer": "x"}', ["--method", "luck"], "method='luck'"),
+    ):
+        (tmp_path / "bad.jsonl").write_text(text, encoding="utf-8")
+        code, _, err = calibrate(tmp_path / "bad.jsonl", tmp_path / "p.json", *arguments)
+        assert code == 2
+        assert message in err.splitlines()[-1]
+        assert not (tmp_path / "p.json").exists()
+
+
+def test_sps_of_the_embedded_model(tmp_path):
+    result = CliRunner().invoke(app, ["sps", "--plot", str(tmp_path / "s.svg"), "--last", "4", "--json"])
+    assert result.exit_code == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert len(told["scores"]) == 7
+    assert told["tokens"][2] == "<|im_start|>"
+    assert 1 <= told["position"] <= 4
+    assert (tmp_path / "s.svg").read_text(encoding="utf-8").startswith("<?xml")
+    table = CliRunner().invoke(app, ["sps", "--last", "3"])
+    assert "by the template's rule: 3" in table.stdout
+
+
+def test_paraphrases_of_one_s_own_are_checked(tmp_path):
+    for text, message in (
+        ('{"query": "a?"}', "line 1: expected"),
+        ('{"query": "a?", "paraphrases": ["b?"]}', "at least two questions"),
+    ):
+        (tmp_path / "p.jsonl").write_text(text, encoding="utf-8")
+        result = CliRunner().invoke(app, ["sps", "--paraphrases", str(tmp_path / "p.jsonl")])
+        assert result.exit_code == 2
+        assert message in result.stderr.splitlines()[-1]
+
+
+def test_drift_is_seen(labelled_questions, tmp_path):
+    code, _, err = calibrate(labelled_questions, tmp_path / "p.json", "--risk", "0.2", "--delta", "0.2")
+    assert code == 0, err
+
+    def check(asked):
+        (tmp_path / "d.jsonl").write_text("\n".join(json.dumps({"query": q}) for q in asked), encoding="utf-8")
+        arguments = ["--profile", str(tmp_path / "p.json"), "--data", str(tmp_path / "d.jsonl"), "--json"]
+        return CliRunner().invoke(app, ["check-profile", *arguments])
+
+    lines = labelled_questions.read_text(encoding="utf-8").splitlines()
+    like = check([json.loads(line)["query"] for line in lines[::3]])
+    assert (like.exit_code, json.loads(like.stdout)["drifted"]) == (0, False)
+    unlike = check(list(dict.fromkeys(item.prompt for item in questions("invented", "report")[:150])))
+    assert (unlike.exit_code, json.loads(unlike.stdout)["drifted"]) == (1, True)
+    few = check(["What is the capital of France?"])
+    assert few.exit_code == 2
+    assert "at least 20" in few.stderr
