@@ -44,12 +44,17 @@ def time_in_products(work: Callable[[], Any]) -> float:
     return float(within) / max(float(sum(times.values())), 1e-9)
 
 
-class _Operations(TorchDispatchMode):
-    """Adds up what PyTorch's registry says of every operation."""
+class _Mode(TorchDispatchMode):
+    """PyTorch's hook on every operation."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.total = 0
+        super().__init__()  # type: ignore[no-untyped-call]  # PyTorch has not annotated it
+
+
+class _Operations(_Mode):
+    """Adds up what PyTorch's registry says of every operation."""
+
+    total = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -61,11 +66,11 @@ class _Operations(TorchDispatchMode):
         return result
 
 
-class _Tally(TorchDispatchMode):
+class _Tally(_Mode):
     """Follows every storage from the operation that made it to its end."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.held, self.peak = 0, 0
         self._known: set[int] = set()
 
