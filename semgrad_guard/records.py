@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -57,8 +58,9 @@ class Score(BaseModel):
     """The uncertainty of one response; *higher = more uncertain* in every field but `length` and `path`.
 
     Gradient scores are >= 0; log-probabilities and entropies are in nats, >= 0. `layers` holds the mean absolute
-    gradient at the semantic preserving token for each hidden state l of `span`; `semgrad` is their mean. None is what
-    was not asked for.
+    gradient at the semantic preserving token for each hidden state l of `span`; `semgrad` is their mean. `later` holds
+    the same at each prompt token after that one, `layers_unweighted` the same as `layers` with w_t = 1. None, or empty,
+    is what was not asked for.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -76,11 +78,17 @@ class Score(BaseModel):
     span: tuple[int, ...]
     layers: tuple[float, ...]
     semgrad_unweighted: float | None = None
+    layers_unweighted: tuple[float, ...] = ()
+    later: tuple[tuple[float, ...], ...] = ()
 
     def finite(self) -> bool:
         """Tell whether every value is a finite number; a score that is not must never let an answer pass."""
-        numbers = [value for value in self.model_dump(exclude={"path", "span", "layers"}).values() if value is not None]
-        return all(math.isfinite(value) for value in (*numbers, *self.layers))
+        by_layer = {"layers", "layers_unweighted", "later"}
+        numbers = [
+            value for value in self.model_dump(exclude={"path", "span", *by_layer}).values() if value is not None
+        ]
+        layers = chain(self.layers, self.layers_unweighted, *self.later)
+        return all(math.isfinite(value) for value in chain(numbers, layers))
 
 
 class SentenceScore(BaseModel):

@@ -39,11 +39,11 @@ def worst_error(score, expected):
 
 def row(family):
     model = tiny_model(family)
-    scorer = SemGradScorer(model, tiny_tokenizer(), token_position=3)
+    scorer = SemGradScorer(model, tiny_tokenizer(), token_position=3, unweighted=True)
     rng = random.Random(0)
     prompts = [[rng.randrange(5, VOCABULARY) for _ in range(length)] for length in (17, 9)]
     generations = scorer.generate(prompts, max_new_tokens=7)
-    scores = scorer.score(generations, unweighted=True)
+    scores = scorer.score(generations)
     errors = [
         worst_error(score, reference(model, item.prompt_ids, item.response_ids, 3, score.span))
         for item, score in zip(generations, scores, strict=True)

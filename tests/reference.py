@@ -25,7 +25,9 @@ class Reference:
     max_entropy: float
     length: int
     layers: list[float]
+    layers_unweighted: list[float]
     semgrad_unweighted: float
+    later: list[list[float]]
 
 
 def logits_of(model, hidden, weight):
@@ -58,7 +60,7 @@ def reference(model, prompt, response, position, span, *, reduction="mean", norm
     def size(gradient):
         return gradient.abs().mean().item() if norm == "l1" else gradient.square().mean().sqrt().item()
 
-    def at_anchor(objective):
+    def at_anchor(objective, position=position):
         gradients = torch.autograd.grad(objective, [hidden[layer] for layer in span], retain_graph=True)
         return [size(gradient[0, total - position]) for gradient in gradients]
 
@@ -83,5 +85,7 @@ def reference(model, prompt, response, position, span, *, reduction="mean", norm
         max_entropy=entropy.max().item(),
         length=length,
         layers=layers,
+        layers_unweighted=unweighted,
         semgrad_unweighted=sum(unweighted) / len(unweighted),
+        later=[at_anchor(weighted, later) for later in range(position - 1, 0, -1)],
     )

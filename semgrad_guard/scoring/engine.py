@@ -20,8 +20,9 @@ from semgrad_guard.scoring.objective import Reduction, TokenTerms, mean_abs_oute
 class Measured:
     """What is found for the marked tokens of a batch of B rows.
 
-    `log_probs` and `entropies` are [B, T], `mask` marks the tokens they count for; `layers` and `layers_unweighted` are
-    SemGrad by layer, [B, len(span)]; `paragrad` and `exgrad` are [B], None where they were not asked for.
+    `log_probs` and `entropies` are [B, T], `mask` marks the tokens they count for; `layers` is SemGrad by prompt token
+    and layer, [B, N, len(span)], t* being the first of N tokens, and `layers_unweighted` the same at t*,
+    [B, len(span)]; `paragrad` and `exgrad` are [B], None where they were not asked for.
     """
 
     mask: Tensor
@@ -44,9 +45,10 @@ class Pass:
         batch: GenerationBatch | None,
         rows: Sequence[int],
         span: tuple[int, ...],
+        columns: int,
     ) -> None:
-        """Run the forward and keep its graph."""
-        self._head, self._span = head, span
+        """Run the forward and keep its graph; gradients are given at so many prompt tokens from t* on."""
+        self._span, self._columns = span, columns
         with torch.enable_grad():
             self._graph: Replay = replay(model, layout, batch, rows, span[0])
             states = self._graph.hidden[-1][:, -layout.mask.shape[1] :].detach().requires_grad_()
@@ -70,8 +72,8 @@ class Pass:
         return Measured(
             mask=mask,
             terms=self.terms,
-            layers=size(self.gradients(weighted), norm),
-            layers_unweighted=size(self.gradients(plain), norm) if unweighted else None,
+            layers=size(self.gradients(weighted, self._columns), norm),
+            layers_unweighted=size(self.gradients(plain)[:, 0], norm) if unweighted else None,
             paragrad=mean_abs_outer(self._at_raw, weighted * self._states) if parameters else None,
             exgrad=mean_abs_outer(self._at_raw, plain * self._states) if parameters else None,
             path=self._graph.path,
@@ -81,11 +83,11 @@ class Pass:
         """Compute the gradients of w_t log p(y_t) alone for the token of that index, [B, len(span), D]."""
         weights = torch.zeros_like(self.terms.entropies)
         weights[:, token] = self.terms.entropies[:, token]
-        return self.gradients(weights.unsqueeze(-1))
+        return self.gradients(weights.unsqueeze(-1))[:, 0]
 
-    def gradients(self, weights: Tensor) -> Tensor:
-        """Pull the sum over tokens of weight times -log p(y_t), [B, T, 1], down to t*: [B, len(span), D]."""
-        return hidden_gradients(self._graph, weights * self._at_last, self._span, keep=True)
+    def gradients(self, weights: Tensor, columns: int = 1) -> Tensor:
+        """Pull the sum over tokens of weight times -log p(y_t), [B, T, 1], to t* on: [B, columns, len(span), D]."""
+        return hidden_gradients(self._graph, weights * self._at_last, self._span, columns=columns, keep=True)
 
 
 def _pulled_through(raw: Tensor, states: Tensor, at_raw: Tensor) -> Tensor:

@@ -12,20 +12,21 @@ from semgrad_guard.model.replay import Replay
 Norm = Literal["l1", "l2"]
 
 
-def hidden_gradients(replay: Replay, at_last: Tensor, span: tuple[int, ...], *, keep: bool) -> Tensor:
+def hidden_gradients(replay: Replay, at_last: Tensor, span: tuple[int, ...], *, columns: int = 1, keep: bool) -> Tensor:
     """Compute the objective's gradient at h^(l)_{t*} for every layer of the span: what equation (4) takes the norm of.
 
     Each is the total derivative, through all layers above. Rows share one backward and stay apart: no row's
-    objective depends on another row's states.
+    objective depends on another row's states. The same backward holds the gradients at the tokens after t*.
 
     Args:
         replay: the graph; `hidden[l]` is [B, N, D].
         at_last: gradient of the objective at the head's input for the last T columns, [B, T, D].
         span: indices l, ascending.
+        columns: how many tokens to give the gradients at, t* being the first.
         keep: keep the graph for another objective.
 
     Returns:
-        [B, len(span), D] in float64.
+        [B, columns, len(span), D] in float64.
     """
     last = replay.hidden[-1]
     # A power of two per row puts the largest entry near 1: nothing underflows on the way down, and no digit changes.
@@ -35,8 +36,9 @@ def hidden_gradients(replay: Replay, at_last: Tensor, span: tuple[int, ...], *, 
     start = torch.nn.functional.pad(scaled, (0, 0, last.shape[1] - scaled.shape[1], 0))
     states = [replay.hidden[layer] for layer in span]
     gradients = torch.autograd.grad(last, states, grad_outputs=start, retain_graph=keep)
-    columns = torch.stack([gradient[:, replay.anchor].double() for gradient in gradients], dim=1)
-    return torch.ldexp(columns, exponent.to(columns.device))
+    wanted = slice(replay.anchor, replay.anchor + columns)
+    found = torch.stack([gradient[:, wanted].double() for gradient in gradients], dim=2)
+    return torch.ldexp(found, exponent.unsqueeze(-1).to(found.device))
 
 
 def size(gradients: Tensor, norm: Norm) -> Tensor:

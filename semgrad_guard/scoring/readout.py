@@ -13,7 +13,8 @@ def as_score(measured: Measured, row: int, span: tuple[int, ...], *, tau: float,
     marked = measured.mask[row]
     log_probs = measured.terms.log_probs[row, marked].double()
     entropies = measured.terms.entropies[row, marked].double()
-    layers, unweighted = measured.layers[row], measured.layers_unweighted
+    layers, *later = measured.layers[row]
+    unweighted = None if measured.layers_unweighted is None else measured.layers_unweighted[row]
     semgrad = float(layers.mean())
     paragrad, exgrad = (None if found is None else float(found[row]) for found in (measured.paragrad, measured.exgrad))
     # Equation (6): the surer the model on average, the more the parameters' gradient counts.
@@ -31,5 +32,7 @@ def as_score(measured: Measured, row: int, span: tuple[int, ...], *, tau: float,
         path=measured.path,
         span=span,
         layers=tuple(layers.tolist()),
-        semgrad_unweighted=None if unweighted is None else float(unweighted[row].mean()),
+        semgrad_unweighted=None if unweighted is None else float(unweighted.mean()),
+        layers_unweighted=() if unweighted is None else tuple(unweighted.tolist()),
+        later=tuple(tuple(token.tolist()) for token in later),
     )

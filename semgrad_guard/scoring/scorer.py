@@ -47,6 +47,8 @@ class SemGradScorer:
         norm: Norm = "l1",
         tau: float = 1.0,
         beta: float = 1.0,
+        unweighted: bool = False,
+        later: bool = False,
         budget: Budget | None = None,
         upper_replay: bool = False,
     ) -> None:
@@ -63,6 +65,8 @@ class SemGradScorer:
             norm: "l1", mean absolute entry, or "l2", root mean square.
             tau: temperature of HybridGrad's mixing weight e^(-mean entropy / tau), > 0.
             beta: weight of HybridGrad's ParaGrad term, >= 0.
+            unweighted: also compute SemGrad with w_t = 1, for another backward.
+            later: also give the gradients at the prompt tokens after t*, which come with the same backward.
             budget: the most that one pass may take; a batch that would take more is refused. None: no limit.
             upper_replay: keep hidden states during generation, so that scoring need not run the layers below the span.
                 Where it does not give the plain path's scores it stays off, and `upper_replay_refusal` says why.
@@ -89,6 +93,8 @@ class SemGradScorer:
         self.norm: Norm = norm
         self.tau = tau
         self.beta = beta
+        self.unweighted = unweighted
+        self.later = later
         self.budget = budget or Budget()
         self._head = Head.of(model)
         self.upper_replay_refusal = refusal(self) if upper_replay else "it was not asked for"
@@ -118,7 +124,6 @@ class SemGradScorer:
         generations: Sequence[Generation],
         *,
         spans: None = None,
-        unweighted: bool = False,
         parameters: bool = True,
     ) -> list[Score]: ...
 
@@ -128,7 +133,6 @@ class SemGradScorer:
         generations: Sequence[Generation],
         *,
         spans: Sequence[Sequence[TokenSpan]],
-        unweighted: bool = False,
         parameters: bool = True,
     ) -> list[list[Score]]: ...
 
@@ -137,7 +141,6 @@ class SemGradScorer:
         generations: Sequence[Generation],
         *,
         spans: Sequence[Sequence[TokenSpan]] | None = None,
-        unweighted: bool = False,
         parameters: bool = True,
     ) -> list[Score] | list[list[Score]]:
         """Score generations in the order given; any subset or mixture of calls of `generate` will do.
@@ -147,7 +150,6 @@ class SemGradScorer:
             spans: for each generation the parts of its response to score each by itself, as (start, stop) in response
                 tokens: sentences, claims, arguments. A part in several pieces, such as a tool call without its
                 punctuation, is a list of pairs. Parts share one forward pass; each costs one backward.
-            unweighted: also compute `semgrad_unweighted`, SemGrad with w_t = 1.
             parameters: also compute what is taken at the output head's weights: `paragrad`, `exgrad` and `hybridgrad`.
 
         Returns:
@@ -170,7 +172,7 @@ class SemGradScorer:
             groups.setdefault(id(generation.batch), []).append(index)
         for indices in groups.values():
             members = [generations[index] for index in indices]
-            found = self._score(members, [asked[index] for index in indices], unweighted, parameters)
+            found = self._score(members, [asked[index] for index in indices], parameters)
             scores.update(zip(indices, found, strict=True))
         ordered = [scores[index] for index in range(len(generations))]
         return [only for (only,) in ordered] if spans is None else ordered
@@ -180,7 +182,6 @@ class SemGradScorer:
         prompts: Sequence[Sequence[int]],
         responses: Sequence[Sequence[int]],
         *,
-        unweighted: bool = False,
         parameters: bool = True,
     ) -> list[Score]:
         """Score responses from ids alone, as if they had just been generated; the numbers are those of `score`.
@@ -188,7 +189,6 @@ class SemGradScorer:
         Args:
             prompts: prompt ids, chat template and generation prompt included.
             responses: response ids, the end-of-turn token included where it was produced.
-            unweighted: also compute `semgrad_unweighted`.
             parameters: also compute what is taken at the output head's weights.
         """
         if len(prompts) != len(responses):
@@ -197,7 +197,7 @@ class SemGradScorer:
             )
         pairs = zip(prompts, responses, strict=True)
         generations = [Generation(tuple(prompt), tuple(response), "", "stop") for prompt, response in pairs]
-        return self.score(generations, unweighted=unweighted, parameters=parameters)
+        return self.score(generations, parameters=parameters)
 
     def attribute(self, generation: Generation) -> list[TokenDoubt]:
         """Tell where the doubt sits: the share of each response token in SemGrad.
@@ -224,7 +224,6 @@ class SemGradScorer:
         self,
         generations: Sequence[Generation],
         spans: Sequence[Sequence[TokenSpan]],
-        unweighted: bool,
         parameters: bool,
     ) -> list[list[Score]]:
         """Score generations of one batch: the k-th spans of all rows share a backward."""
@@ -242,7 +241,7 @@ class SemGradScorer:
                     for start, stop in pieces[row][place]:
                         mask[row, start:stop] = True
                 measured = replayed.measure(
-                    mask, reduction=self.reduction, norm=self.norm, unweighted=unweighted, parameters=parameters
+                    mask, reduction=self.reduction, norm=self.norm, unweighted=self.unweighted, parameters=parameters
                 )
                 for row in rows:
                     scores[row].append(as_score(measured, row, self.span, tau=self.tau, beta=self.beta))
@@ -257,7 +256,9 @@ class SemGradScorer:
         width = None if batch is None else batch.prompt_width
         layout = Layout.of(prompts, responses, self._position(prompts), self.model.device, width)
         self.budget.check(self.model, layout)
-        return Pass(self.model, self._head, layout, batch, [generation.row for generation in generations], self.span)
+        rows = [generation.row for generation in generations]
+        columns = self._position(prompts) if self.later else 1
+        return Pass(self.model, self._head, layout, batch, rows, self.span, columns)
 
     def _position(self, prompts: Sequence[Sequence[int]]) -> int:
         if self.token_position is None:

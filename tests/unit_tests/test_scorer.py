@@ -113,7 +113,7 @@ def test_the_user_s_model_and_tokenizer_stay_as_they_were(monkeypatch):
         assert torch.equal(torch.get_rng_state(), seed)
 
     generations = scorer.generate(prompts_of(7, 9), max_new_tokens=4)
-    scorer.score(generations, unweighted=True)
+    scorer.score(generations)
     unchanged()
     with pytest.raises(EmptyResponseError):
         scorer.score_ids(prompts_of(9), [[]])
@@ -281,10 +281,10 @@ def test_adapters_count():
         tiny_model(), LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
     )
     scorer = SemGradScorer(adapted.eval(), tiny_tokenizer(), token_position=3)
-    after = scorer.score_ids(prompts_of(9), responses, unweighted=True)[0]
+    after = scorer.score_ids(prompts_of(9), responses)[0]
     assert after.semgrad != pytest.approx(before.semgrad)
     merged = SemGradScorer(adapted.merge_and_unload(), tiny_tokenizer(), token_position=3)
-    assert close(merged.score_ids(prompts_of(9), responses, unweighted=True)[0], after)
+    assert close(merged.score_ids(prompts_of(9), responses)[0], after)
 
 
 def test_an_unknown_output_head_is_refused():

@@ -20,6 +20,7 @@ FIELDS = (
     "length",
     "semgrad_unweighted",
 )
+EVERYTHING = {"unweighted": True, "later": True}
 
 
 def random_prompts(*lengths, seed=0):
@@ -31,18 +32,22 @@ def assert_equals_reference(score, model, prompt, response, tolerance=1e-5, **se
     expected = reference(model, prompt, response, span=score.span, **settings)
     for field in FIELDS:
         assert getattr(score, field) == pytest.approx(getattr(expected, field), rel=tolerance, abs=0), field
-    assert list(score.layers) == pytest.approx(expected.layers, rel=tolerance, abs=0)
+    for field in ("layers", "layers_unweighted"):
+        assert list(getattr(score, field)) == pytest.approx(getattr(expected, field), rel=tolerance, abs=0), field
+    assert len(score.later) == len(expected.later) == settings["position"] - 1
+    for found, wanted in zip(score.later, expected.later, strict=True):
+        assert list(found) == pytest.approx(wanted, rel=tolerance, abs=0)
 
 
 @pytest.mark.parametrize("peak", [0.02, 1.0, 6.0], ids=["near-uniform", "ordinary", "peaked"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_on_every_path(family, peak):
     model = tiny_model(family, peak=peak)
-    scorer = SemGradScorer(model, tiny_tokenizer(), token_position=3)
+    scorer = SemGradScorer(model, tiny_tokenizer(), token_position=3, **EVERYTHING)
     prompts = random_prompts(17, 9, 12)
     generations = scorer.generate(prompts, max_new_tokens=7)
-    kept = scorer.score(generations, unweighted=True)
-    again = scorer.score_ids(prompts, [g.response_ids for g in generations], unweighted=True)
+    kept = scorer.score(generations)
+    again = scorer.score_ids(prompts, [g.response_ids for g in generations])
     for generation, one, other in zip(generations, kept, again, strict=True):
         for score in (one, other):
             assert_equals_reference(score, model, generation.prompt_ids, generation.response_ids, position=3)
@@ -54,8 +59,8 @@ def test_variants(family, settings):
     model = tiny_model(family)
     (prompt,) = random_prompts(14)
     response = random_prompts(5, seed=1)[0]
-    score = SemGradScorer(model, tiny_tokenizer(), token_position=2, span="all", **settings).score_ids(
-        [prompt], [response], unweighted=True
+    score = SemGradScorer(model, tiny_tokenizer(), token_position=2, span="all", **EVERYTHING, **settings).score_ids(
+        [prompt], [response]
     )[0]
     assert score.span == (0, 1, 2, 3)
     assert_equals_reference(score, model, prompt, response, position=2, **settings)
@@ -65,8 +70,8 @@ def test_variants(family, settings):
 def test_positions_up_to_the_first_prompt_token(position):
     model = tiny_model()
     prompt, response = random_prompts(11, 4)
-    score = SemGradScorer(model, tiny_tokenizer(), token_position=position).score_ids(
-        [prompt], [response], unweighted=True
+    score = SemGradScorer(model, tiny_tokenizer(), token_position=position, **EVERYTHING).score_ids(
+        [prompt], [response]
     )[0]
     assert_equals_reference(score, model, prompt, response, position=position)
 
@@ -74,6 +79,6 @@ def test_positions_up_to_the_first_prompt_token(position):
 def test_ragged_responses_in_one_batch():
     model = tiny_model("qwen3")
     prompts, responses = random_prompts(12, 5, 20, 8), random_prompts(1, 6, 3, 9, seed=2)
-    scores = SemGradScorer(model, tiny_tokenizer(), token_position=3).score_ids(prompts, responses, unweighted=True)
+    scores = SemGradScorer(model, tiny_tokenizer(), token_position=3, **EVERYTHING).score_ids(prompts, responses)
     for score, prompt, response in zip(scores, prompts, responses, strict=True):
         assert_equals_reference(score, model, prompt, response, position=3)
