@@ -10,7 +10,14 @@ from typing import Literal
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from semgrad_guard.calibration.fit import SCALARS, fit_section, fused_features, out_of_fold, with_quantiles
+from semgrad_guard.calibration.fit import (
+    SCALARS,
+    fit_section,
+    later_features,
+    layer_features,
+    out_of_fold,
+    with_quantiles,
+)
 from semgrad_guard.calibration.guarantee import guaranteed_threshold, labels_needed, thresholds_to_try
 from semgrad_guard.calibration.profile import Section, feature_values
 from semgrad_guard.errors import ConfigurationError, DataError
@@ -18,6 +25,7 @@ from semgrad_guard.records import Score
 
 Method = Literal["auto", "fused", "semgrad", "hybridgrad", "paragrad"]
 _SINGLES: tuple[Method, ...] = ("semgrad", "hybridgrad", "paragrad")
+_PARTS = ("fit on", "choose thresholds from", "test on")
 _SPLIT = (0.5, 0.15)  # of the groups: to fit on, to choose the thresholds from; on the rest they are tested
 _PER_FEATURE = 10  # right and wrong answers that each feature needs
 
@@ -31,23 +39,36 @@ class Labelled:
     correct: bool
 
 
+@dataclass(frozen=True)
+class Calibrated:
+    """A fitted section, the method it uses, and the out-of-fold AUROC of every method compared, in fitting."""
+
+    method: str
+    section: Section
+    compared: dict[str, float]
+
+
 def calibrate_section(
     labelled: Sequence[Labelled], *, method: Method = "auto", risk: float, delta: float, seed: int = 0
-) -> tuple[str, Section]:
+) -> Calibrated:
     """Fit a section and set its threshold so that of the answers that pass at most a share `risk` are wrong.
 
     The questions are split by what they are about: one half to fit the confidence on, a part to choose thresholds from,
     and the rest, one answer of each group, to test them on.
 
-    Returns:
-        The method chosen, and the section; its threshold is None where no promise can be kept.
+    The section's threshold is None where no promise can be kept.
 
     Raises:
         DataError: there are too few labels to fit anything, or all are alike.
     """
     fitting, choosing, testing = _split(labelled, seed)
-    chosen, features = _features(fitting, method)
-    section = _fit(fitting, features)
+    chosen, features, compared = _features(fitting, method)
+    section = fit_section(
+        [item.score for item in fitting],
+        [item.correct for item in fitting],
+        features,
+        groups=[item.about for item in fitting],
+    )
     tried = thresholds_to_try([section.confidence(item.score) for item in choosing])
     tested = list({item.about: item for item in reversed(testing)}.values())
     found = guaranteed_threshold(
@@ -63,13 +84,14 @@ def calibrate_section(
             f"{len(tested)} answers; at least {labels_needed(risk, delta)} must pass without an error, or "
             f"{labels_needed(risk, delta, 5)} with five"
         )
-        return chosen, section.model_copy(update={"threshold": None, "threshold_rule": rule})
+        return Calibrated(chosen, section.model_copy(update={"threshold": None, "threshold_rule": rule}), compared)
     threshold, guarantee = found
     rule = (
         f"of the answers that pass at most {risk:.3g} are wrong, with certainty {1 - delta:.3g}: {guarantee.errors} of "
         f"{guarantee.n} were, in the test"
     )
-    return chosen, section.model_copy(update={"threshold": threshold, "threshold_rule": rule, "guarantee": guarantee})
+    kept = {"threshold": threshold, "threshold_rule": rule, "guarantee": guarantee}
+    return Calibrated(chosen, section.model_copy(update=kept), compared)
 
 
 def cover_section(scores: Sequence[Score], *, coverage: float, method: Method = "semgrad") -> Section:
@@ -106,11 +128,19 @@ def cover_section(scores: Sequence[Score], *, coverage: float, method: Method = 
 
 
 def part_of(abouts: Iterable[str], seed: int) -> dict[str, int]:
-    """Split what questions are about: 0 to fit on, 1 to choose thresholds from, 2 to test them on."""
+    """Split what questions are about: 0 to fit on, 1 to choose thresholds from, 2 to test them on.
+
+    Raises:
+        DataError: there are too few to have some of each.
+    """
     groups = sorted(set(abouts))
     random.Random(seed).shuffle(groups)
     ends = [round(share * len(groups)) for share in (_SPLIT[0], sum(_SPLIT))]
-    return {about: (place >= ends[0]) + (place >= ends[1]) for place, about in enumerate(groups)}
+    part = {about: (place >= ends[0]) + (place >= ends[1]) for place, about in enumerate(groups)}
+    for index, name in enumerate(_PARTS):
+        if index not in part.values():
+            raise DataError(f"Labelled answers about {len(groups)} things leave none to {name}; give more of them.")
+    return part
 
 
 def _split(labelled: Sequence[Labelled], seed: int) -> tuple[list[Labelled], list[Labelled], list[Labelled]]:
@@ -118,41 +148,31 @@ def _split(labelled: Sequence[Labelled], seed: int) -> tuple[list[Labelled], lis
     parts: tuple[list[Labelled], list[Labelled], list[Labelled]] = ([], [], [])
     for item in labelled:
         parts[part[item.about]].append(item)
-    for name, members in zip(("fit on", "choose thresholds from", "test on"), parts, strict=True):
-        if not members:
-            raise DataError(f"{len(labelled)} labelled answers about {len(part)} things leave none to {name}.")
     return parts
 
 
-def _fit(labelled: Sequence[Labelled], features: tuple[str, ...]) -> Section:
-    scores, correct = [item.score for item in labelled], [item.correct for item in labelled]
-    try:
-        return fit_section(scores, correct, features, groups=[item.about for item in labelled])
-    except ConfigurationError as error:
-        raise DataError(str(error)) from error
-
-
-def _features(fitting: Sequence[Labelled], method: Method) -> tuple[str, tuple[str, ...]]:
-    """Choose features: all, or without layers, or one, as the rarer kind of answer has ten for each of them.
+def _features(fitting: Sequence[Labelled], method: Method) -> tuple[str, tuple[str, ...], dict[str, float]]:
+    """Choose features: of the fused sets the widest for which the rarer kind of answer has ten for each feature.
 
     "auto" takes the fused score unless a single one separates right from wrong better, out of fold.
     """
-    if method in _SINGLES:
-        return method, (method,)
+    first = fitting[0].score
+    singles: dict[str, tuple[str, ...]] = {name: (name,) for name in _SINGLES}
+    if method in singles:
+        return method, singles[method], {}
     rarer = min(sum(item.correct for item in fitting), sum(not item.correct for item in fitting))
-    wide = fused_features(len(fitting[0].score.layers))
-    sets = [features for features in (wide, SCALARS) if rarer >= _PER_FEATURE * len(features)]
-    fused = sets[0] if sets else ("semgrad",)
-    if method == "fused" or len(fused) == 1:
-        return ("fused" if len(fused) > 1 else "semgrad"), fused
-    candidates: dict[str, tuple[str, ...]] = {"fused": fused, **{name: (name,) for name in _SINGLES}}
-    correct = [item.correct for item in fitting]
+    layers, later = layer_features(first), later_features(first)
+    sets = [(*SCALARS, *layers, *later), (*SCALARS, *layers), SCALARS]
+    fused = next((features for features in sets if rarer >= _PER_FEATURE * len(features)), None)
+    if method == "fused":
+        return ("semgrad", ("semgrad",), {}) if fused is None else ("fused", fused, {})
+    if first.semgrad_unweighted is not None:
+        singles["semgrad_unweighted"] = ("semgrad_unweighted",)
+    candidates = singles if fused is None else {"fused": fused, **singles}
+    correct, groups = [item.correct for item in fitting], [item.about for item in fitting]
     ranked = {
-        name: roc_auc_score(
-            correct,
-            out_of_fold([item.score for item in fitting], correct, features, [item.about for item in fitting]),
-        )
+        name: float(roc_auc_score(correct, out_of_fold([item.score for item in fitting], correct, features, groups)))
         for name, features in candidates.items()
     }
     best = max(ranked, key=lambda name: ranked[name])  # the first of equals: fused
-    return best, candidates[best]
+    return best, candidates[best], ranked

@@ -1,76 +1,34 @@
-"""From questions to a profile: the model answers, its answers are scored and labelled, and a threshold is set."""
+"""From answered questions to a profile: where SemGrad is taken, what confidence is made from, and what passes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
-from tqdm.auto import tqdm
-
-from semgrad_guard.calibration.calibrate import Labelled, Method, calibrate_section, cover_section
+from semgrad_guard.calibration.answers import Answered, rescored
+from semgrad_guard.calibration.calibrate import Calibrated, Labelled, Method, calibrate_section, cover_section
 from semgrad_guard.calibration.examples import Example
-from semgrad_guard.calibration.labels import Labeler
-from semgrad_guard.calibration.profile import Binding, Profile
+from semgrad_guard.calibration.profile import Binding, PositionSource, Profile, Section
+from semgrad_guard.calibration.search import Candidate, searched, tuned_hybrid, with_hybrid
 from semgrad_guard.errors import DataError
-from semgrad_guard.model.chat_template import encode_chat
+from semgrad_guard.model.chat_template import generation_prompt_position
 from semgrad_guard.model.load import fingerprint, template_fingerprint
-from semgrad_guard.records import Generation, Score
+from semgrad_guard.scoring.preservation import Preservation
 from semgrad_guard.scoring.scorer import SemGradScorer
 from semgrad_guard.version import VERSION
 
-_BATCH = 16
+Retry = Callable[[Sequence[Example]], list[Answered]]
+"""Asks questions once more, as a route does, and scores and labels the answers."""
 
 
 @dataclass(frozen=True)
-class Answered:
-    """An example with the answer that was scored; `correct` is None where there is no label."""
+class Calibration:
+    """A profile, and what was compared on the way to it, on the fitting part: ways to compute SemGrad, and methods."""
 
-    example: Example
-    text: str
-    score: Score
-    correct: bool | None
-    prompt_ids: tuple[int, ...]
-    response_ids: tuple[int, ...]
-
-
-def answered(
-    scorer: SemGradScorer, examples: Sequence[Example], label: Labeler, generation: dict[str, Any]
-) -> list[Answered]:
-    """Answer and score every question, or score the answer that comes with it.
-
-    An answer that is empty, cut off at the token limit, or without a finite score is left out: the guard holds it back
-    whatever the threshold, so that it can tell nothing about one.
-
-    Args:
-        scorer: generates and scores.
-        examples: questions.
-        label: says whether an answer is right.
-        generation: keywords of `model.generate`.
-    """
-    found: list[Answered] = []
-    for start in tqdm(range(0, len(examples), _BATCH), desc="answering"):
-        batch = examples[start : start + _BATCH]
-        ours = [example for example in batch if example.answer is None]
-        prompts = [encode_chat(scorer.tokenizer, [{"role": "user", "content": example.query}]) for example in ours]
-        generations = dict(
-            zip((example.query for example in ours), scorer.generate(prompts, **generation), strict=True)
-        )
-        rows = [generations.get(example.query) or _given(scorer, example) for example in batch]
-        usable = [
-            (example, row)
-            for example, row in zip(batch, rows, strict=True)
-            if row.text.strip() and row.finish_reason == "stop"
-        ]
-        scores = scorer.score([row for _, row in usable])
-        found += [
-            Answered(
-                example, row.text.strip(), score, _label(example, row.text, label), row.prompt_ids, row.response_ids
-            )
-            for (example, row), score in zip(usable, scores, strict=True)
-            if score.finite()
-        ]
-    return found
+    profile: Profile
+    candidates: list[Candidate] = field(default_factory=list)
+    compared: dict[str, float] = field(default_factory=dict)
 
 
 def calibrated_profile(
@@ -82,50 +40,100 @@ def calibrated_profile(
     method: Method = "auto",
     risk: float = 0.05,
     delta: float = 0.05,
-    coverage: float | None = None,
+    preservation: Preservation | None = None,
+    search: bool = True,
+    retry: Retry | None = None,
     seed: int = 0,
-) -> Profile:
-    """Build a profile whose threshold promises a risk or, with `coverage`, lets a share of the answers pass.
+) -> Calibration:
+    """Build a profile whose threshold promises a risk.
 
     Args:
-        scorer: what the profile is bound to.
+        scorer: where to start from; the profile is bound to it, or to what the search finds.
         answers: what `answered` gave.
         model: name of the model, for messages.
         labels: where the labels come from, for the record.
         method: the score that confidence is made from; "auto" takes the best out of fold.
         risk: largest share of wrong answers among those that pass.
         delta: probability that the promise does not hold.
-        coverage: set the threshold by this share of answers instead, without labels.
-        seed: of the split.
+        preservation: where the meaning gathers; saved, and t* unless the search finds a better one.
+        search: also try other prompt tokens, spans, sums and weights, and take what tells most on the fitting part.
+        retry: also calibrate answers to questions that are asked again, such as with passages. Then one half of what
+            the questions are about serves first answers, and the questions of the other half whose first answers do
+            not pass serve second ones: neither half has seen the other.
+        seed: of the splits.
 
     Raises:
         DataError: there are too few labels, or all are alike.
     """
-    if coverage is not None:
-        single: Method = "semgrad" if method == "auto" else method
-        chosen, section = str(single), cover_section([item.score for item in answers], coverage=coverage, method=single)
-        labels = "none: confidence is only an ordering"
-    else:
-        labelled = [
-            Labelled(item.example.about, item.score, item.correct) for item in answers if item.correct is not None
-        ]
-        if not labelled:
-            raise DataError(
-                'No question has a label. Give "truthful answer" or "correct" with each, or set a coverage instead.'
-            )
-        chosen, section = calibrate_section(labelled, method=method, risk=risk, delta=delta, seed=seed)
-    return Profile(
+    answers = [item for item in answers if item.correct is not None]
+    if not answers:
+        raise DataError(
+            'No question has a label. Give "truthful answer" or "correct" with each, or set a coverage instead.'
+        )
+    scorer, answers, source = _placed(scorer, answers, preservation, wide=method in ("auto", "fused"))
+    first, second = _halves(answers, seed) if retry is not None else (answers, [])
+    candidates: list[Candidate] = []
+    if search:
+        also = () if preservation is None else (preservation.position(scorer.span),)
+        scorer, first, candidates = searched(scorer, first, method=method, also=also, seed=seed)
+        second, source = rescored(scorer, second), "labels"
+    tau, beta = tuned_hybrid(first, seed) if method in ("auto", "hybridgrad") else (scorer.tau, scorer.beta)
+    scorer = scorer.adjusted(tau=tau, beta=beta)
+    found = _calibrated(with_hybrid(first, tau, beta), method, risk, delta, seed)
+    grounded = None
+    if retry is not None:
+        held = [item.example for item in with_hybrid(second, tau, beta) if not found.section.passes(item.score)]
+        again = with_hybrid(rescored(scorer, retry(held)), tau, beta)
+        same: Method = "fused" if found.method == "fused" else method
+        grounded = _calibrated(again, same, risk, delta, seed).section
+    profile = Profile(
         package=VERSION,
-        method=chosen,
-        bound_to=bind(scorer, model),
-        answer=section,
+        method=found.method,
+        bound_to=bind(scorer, model, found.section, grounded),
+        answer=found.section,
+        grounded=grounded,
         label_source=labels,
+        position_from=source,
+        preservation=preservation,
         seed=seed,
     )
+    return Calibration(profile, candidates, found.compared)
 
 
-def bind(scorer: SemGradScorer, model: str) -> Binding:
-    """Describe what a profile of this scorer belongs to."""
+def covering_profile(
+    scorer: SemGradScorer,
+    answers: Sequence[Answered],
+    *,
+    model: str,
+    coverage: float,
+    method: Method = "auto",
+    preservation: Preservation | None = None,
+) -> Calibration:
+    """Build a profile, without labels, that lets a share of these answers pass and promises nothing about errors.
+
+    Raises:
+        DataError: there are no answers.
+        ConfigurationError: coverage is not in (0, 1], or the method needs labels.
+    """
+    single: Method = "semgrad" if method == "auto" else method
+    scorer, answers, source = _placed(scorer, answers, preservation, wide=False)
+    section = cover_section([item.score for item in answers], coverage=coverage, method=single)
+    profile = Profile(
+        package=VERSION,
+        method=single,
+        bound_to=bind(scorer, model, section),
+        answer=section,
+        label_source="none: confidence is only an ordering",
+        position_from=source,
+        preservation=preservation,
+        seed=0,
+    )
+    return Calibration(profile)
+
+
+def bind(scorer: SemGradScorer, model: str, *sections: Section | None) -> Binding:
+    """Describe what a profile of this scorer belongs to; what its sections do not need is not computed."""
+    features = {name for section in sections if section is not None for name in section.features}
     return Binding(
         model=model,
         fingerprint=fingerprint(scorer.model),
@@ -134,19 +142,37 @@ def bind(scorer: SemGradScorer, model: str) -> Binding:
         span=scorer.span,
         reduction=scorer.reduction,
         norm=scorer.norm,
+        tau=scorer.tau,
+        beta=scorer.beta,
+        unweighted=any("unweighted" in name for name in features),
+        later=any(name.startswith("later.") for name in features),
     )
 
 
-def _given(scorer: SemGradScorer, example: Example) -> Generation:
-    """Take an answer that came with its question as if the model had just given it, end of turn included."""
-    prompt = encode_chat(scorer.tokenizer, [{"role": "user", "content": example.query}])
-    text = example.answer or ""
-    ids = scorer.tokenizer(text, add_special_tokens=False)["input_ids"]
-    end = scorer.tokenizer.eos_token_id
-    return Generation(tuple(prompt), tuple(ids if end is None else [*ids, end]), text, "stop")
+def _placed(
+    scorer: SemGradScorer, answers: Sequence[Answered], preservation: Preservation | None, *, wide: bool
+) -> tuple[SemGradScorer, list[Answered], PositionSource]:
+    """Score at the preservation score's token, if there is one; a fused score needs all layers and the tokens after."""
+    position, source = scorer.token_position, _source(scorer)
+    if preservation is not None:
+        position, source = preservation.position(scorer.span), "preservation"
+    wanted = {"token_position": position} | ({"span": "all", "later": True} if wide else {})
+    moved = scorer.adjusted(**wanted)
+    return moved, rescored(moved, answers), source
 
 
-def _label(example: Example, text: str, label: Labeler) -> bool | None:
-    if example.correct is not None:
-        return example.correct
-    return label(example.query, text, example.answers) if example.answers else None
+def _source(scorer: SemGradScorer) -> PositionSource:
+    return "template" if scorer.token_position == generation_prompt_position(scorer.tokenizer) else "caller"
+
+
+def _halves(answers: Sequence[Answered], seed: int) -> tuple[list[Answered], list[Answered]]:
+    groups = sorted({item.example.about for item in answers})
+    random.Random(seed).shuffle(groups)
+    chosen = set(groups[: len(groups) // 2])
+    first = [item for item in answers if item.example.about in chosen]
+    return first, [item for item in answers if item.example.about not in chosen]
+
+
+def _calibrated(answers: Sequence[Answered], method: Method, risk: float, delta: float, seed: int) -> Calibrated:
+    labelled = [Labelled(item.example.about, item.score, item.correct) for item in answers if item.correct is not None]
+    return calibrate_section(labelled, method=method, risk=risk, delta=delta, seed=seed)

@@ -16,7 +16,7 @@ from scipy.stats import binom
 
 from semgrad_guard.errors import ConfigurationError
 
-_STEPS = 17  # thresholds tried
+_STEPS = 81  # thresholds tried; fewer, farther apart, cost coverage, and more cost nothing
 _START = 0.2  # share of the most confident answers that the first one lets pass
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -12,32 +12,48 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from semgrad_guard.calibration.guarantee import Guarantee
 from semgrad_guard.errors import ProfileError
 from semgrad_guard.records import AnswerKind, Score
+from semgrad_guard.scoring.preservation import Preservation
+
+PositionSource = Literal["template", "preservation", "labels", "caller"]
 
 _FLOOR = 1e-30  # scores are >= 0; a logarithm needs more
+# Isotonic probabilities are equal over whole steps. This much of the regression's own keeps answers on a step apart, so
+# that a threshold on confidence is one on the score.
+_KEPT = 1e-3
 
 
 def feature_values(score: Score, features: tuple[str, ...]) -> list[float]:
-    """Read the named features off a score: logs of its fields, and `layers.K` for the K-th value of `layers`.
+    """Read the named features off a score: logs of its fields or of what is in them.
+
+    `layers.2` is the third value of `layers`, `layers.2:4` the mean of the third and fourth, and `later.0.2` the third
+    at the first token after t*.
 
     Raises:
         ProfileError: a feature was not computed.
     """
-    values = []
-    for name in features:
-        field, _, index = name.partition(".")
-        value = getattr(score, field)
-        number = value[int(index)] if index else value
-        if number is None:
-            raise ProfileError(f"The profile needs {name!r}, which was not computed: score with parameters=True.")
-        values.append(math.log(max(float(number), _FLOOR)))
-    return values
+    return [math.log(max(_value(score, name), _FLOOR)) for name in features]
+
+
+def _value(score: Score, name: str) -> float:
+    field, *places = name.split(".")
+    value = getattr(score, field)
+    try:
+        for place in places:
+            first, colon, end = place.partition(":")
+            value = np.mean(value[int(first) : int(end)]) if colon else value[int(first)]
+        return float(value)
+    except (IndexError, TypeError) as error:
+        raise ProfileError(
+            f"The profile needs {name!r}, which was not computed: score as the profile is bound, with its parameters."
+        ) from error
 
 
 class Section(BaseModel):
     """A logistic regression on log scores, and the confidence that passes unless the user says otherwise.
 
-    With one feature it is Platt scaling, with several a fused score. A `threshold` of None lets nothing pass: none was
-    found that keeps what was to be promised. `guarantee` is the promise that goes with the threshold. `quantiles` are
+    With one feature it is Platt scaling, with several a fused score. `steps`, where there are any, map the regression's
+    probabilities to isotonic ones: pairs of both, ascending. A `threshold` of None lets nothing pass: none was found
+    that keeps what was to be promised. `guarantee` is the promise that goes with the threshold. `quantiles` are
     evenly spaced ones of the confidences met in fitting, from least to greatest; empty where they were not kept.
 
     A value outside the range met in fitting counts as the nearest one met, so that no answer is confident by
@@ -53,6 +69,7 @@ class Section(BaseModel):
     scale: tuple[float, ...]
     coefficients: tuple[float, ...]
     intercept: float
+    steps: tuple[tuple[float, float], ...] = ()
     questions: int
     threshold: float | None = Field(ge=0, le=1)
     threshold_rule: str
@@ -67,7 +84,11 @@ class Section(BaseModel):
         logit = self.intercept + float(
             np.dot((values - np.array(self.center)) / np.array(self.scale), self.coefficients)
         )
-        return 1.0 / (1.0 + math.exp(-max(-700.0, min(700.0, logit))))
+        probability = 1.0 / (1.0 + math.exp(-max(-700.0, min(700.0, logit))))
+        if not self.steps:
+            return probability
+        plain, isotonic = np.array(self.steps).T
+        return (1.0 - _KEPT) * float(np.interp(probability, plain, isotonic)) + _KEPT * probability
 
     def passes(self, score: Score) -> bool:
         """Tell whether an answer with this score passes at the section's own threshold; without a finite one, never."""
@@ -75,7 +96,7 @@ class Section(BaseModel):
 
 
 class Binding(BaseModel):
-    """What a profile belongs to: a model's weights and chat template, and how its scores were computed."""
+    """What a profile belongs to: a model's weights and chat template, and how its scores are computed."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -86,13 +107,22 @@ class Binding(BaseModel):
     span: tuple[int, ...]
     reduction: Literal["mean", "sum"]
     norm: Literal["l1", "l2"]
+    tau: float = 1.0
+    beta: float = 1.0
+    unweighted: bool = False
+    later: bool = False
+
+    def settings(self) -> dict[str, Any]:
+        """Give the keywords of `SemGradScorer` that score as the profile was fitted."""
+        return self.model_dump(exclude={"model", "fingerprint", "template"})
 
 
 class Profile(BaseModel):
     """Confidence for one model: a section for each kind of answer that it was fitted on.
 
     `answer` judges answers from memory, `grounded` those from passages or from the results of tools, `tool_call` whole
-    tool calls and `argument` single arguments of them.
+    tool calls and `argument` single arguments of them. `position_from` says how t* was found: by the chat template's
+    generation prompt, by the `preservation` score, by labels, or by the caller.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -106,6 +136,8 @@ class Profile(BaseModel):
     tool_call: Section | None = None
     argument: Section | None = None
     label_source: str
+    position_from: PositionSource = "template"
+    preservation: Preservation | None = None
     seed: int
 
     def section(self, kind: AnswerKind = "answer") -> Section | None:

@@ -1,4 +1,4 @@
-"""Which prompt token, which layers, mean or sum: tried out on labelled answers.
+"""Which prompt token, which layers, mean or sum, weighted or not: tried out on labelled answers.
 
 The Semantic Preservation Score can mislead: it favours tokens whose hidden states feed the first word of the answer.
 Where there are labels, they decide.
@@ -8,37 +8,55 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
+from statistics import median
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from tqdm.auto import tqdm
 
-from semgrad_guard.calibration.calibrate import part_of
-from semgrad_guard.calibration.from_examples import Answered
+from semgrad_guard.calibration.answers import Answered, rescored
+from semgrad_guard.calibration.calibrate import Method, part_of
+from semgrad_guard.calibration.fit import SCALARS, later_features, layer_features, out_of_fold
 from semgrad_guard.errors import DataError
+from semgrad_guard.records import Score
 from semgrad_guard.scoring.objective import Reduction
+from semgrad_guard.scoring.readout import hybridgrad
 from semgrad_guard.scoring.scorer import SemGradScorer
 from semgrad_guard.scoring.spans import Span, resolved_span
 
-_BATCH = 16
+_TAUS = (0.1, 0.3, 1.0, 3.0, 10.0)
+_BETAS = (0.1, 1.0, 10.0)  # times the ratio of the two scores' medians
+_SPANS: tuple[Span, ...] = ("upper-half", "all")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way to compute SemGrad, and how well it tells wrong answers from right ones: AUROC, 0.5 being chance."""
+    """A way to compute SemGrad, and how well it tells wrong answers from right ones: AUROC, 0.5 being chance.
+
+    `fused` is about the regression on everything that a pass at this prompt token gives, out of fold.
+    """
 
     position: int
     span: tuple[int, ...]
     reduction: Reduction
+    weighted: bool
     auroc: float
+    fused: bool = False
+
+    @property
+    def name(self) -> str:
+        """What is computed there, in words."""
+        return "fused" if self.fused else f"SemGrad, {self.reduction}{'' if self.weighted else ', unweighted'}"
 
 
 def compare_candidates(
     scorer: SemGradScorer,
     answers: Sequence[Answered],
     positions: Sequence[int],
-    spans: Sequence[Span] = ("upper-half", "all"),
+    spans: Sequence[Span] = _SPANS,
+    *,
+    fused: bool = False,
 ) -> list[Candidate]:
     """Score the same answers at every candidate position, and rank all candidates, the best first.
 
@@ -50,67 +68,106 @@ def compare_candidates(
         answers: labelled answers; those without a label are left out.
         positions: t* candidates, counted from the prompt's end. Those that reach beyond a prompt are left out.
         spans: layers to take gradients at.
+        fused: also compare the fused score at every position.
 
     Raises:
         DataError: all answers are right, or all wrong.
     """
     labelled = [item for item in answers if item.correct is not None]
-    wrong = [not item.correct for item in labelled]
-    if len(set(wrong)) < 2:
-        raise DataError(f"{sum(wrong)} of {len(wrong)} labelled answers are wrong; both kinds are needed to compare.")
+    correct = np.array([bool(item.correct) for item in labelled])
+    if len(np.unique(correct)) < 2:
+        raise DataError(
+            f"{int((~correct).sum())} of {len(labelled)} labelled answers are wrong; both kinds are needed to compare."
+        )
     shortest = min(len(item.prompt_ids) for item in labelled)
     count = scorer.model.config.get_text_config(decoder=True).num_hidden_layers
     lengths = np.array([len(item.response_ids) for item in labelled])
     found = []
     for position in tqdm([place for place in positions if place <= shortest], desc="comparing positions"):
-        own = SemGradScorer(scorer.model, scorer.tokenizer, token_position=position, span="all", norm=scorer.norm)
-        layers = np.concatenate([_layers(own, labelled[at : at + _BATCH]) for at in range(0, len(labelled), _BATCH)])
-        for span in (resolved_span(wanted, count) for wanted in spans):
-            mean = layers[:, list(span)].mean(1)
-            candidates: dict[Reduction, NDArray[np.float64]] = {"mean": mean, "sum": mean * lengths}
+        own = scorer.adjusted(token_position=position, span="all", reduction="mean", unweighted=True, later=True)
+        scores = [item.score for item in rescored(own, labelled)]
+        by_layer = {
+            True: np.array([score.layers for score in scores]),
+            False: np.array([score.layers_unweighted for score in scores]),
+        }
+        for span, weighted in product((resolved_span(wanted, count) for wanted in spans), (True, False)):
+            mean = by_layer[weighted][:, list(span)].mean(1)
             found += [
-                Candidate(position, span, reduction, float(roc_auc_score(wrong, values)))
-                for reduction, values in candidates.items()
+                Candidate(position, span, "mean", weighted, float(roc_auc_score(~correct, mean))),
+                Candidate(position, span, "sum", weighted, float(roc_auc_score(~correct, mean * lengths))),
             ]
+        if fused:
+            features = (*SCALARS, *layer_features(scores[0]), *later_features(scores[0]))
+            groups = [item.example.about for item in labelled]
+            auroc = float(roc_auc_score(correct, out_of_fold(scores, correct.tolist(), features, groups)))
+            found.append(Candidate(position, tuple(range(count)), "mean", True, auroc, fused=True))
     return sorted(found, key=lambda candidate: -candidate.auroc)
 
 
 def searched(
-    scorer: SemGradScorer, answers: Sequence[Answered], *, seed: int = 0
+    scorer: SemGradScorer,
+    answers: Sequence[Answered],
+    *,
+    method: Method = "auto",
+    also: Sequence[int] = (),
+    seed: int = 0,
 ) -> tuple[SemGradScorer, list[Answered], list[Candidate]]:
-    """Move to the prompt token and the reduction that tell most on the fitting part, and score all answers there.
+    """Move to the prompt token and the settings that tell most on the fitting part, and score all answers there.
 
-    Tried are the last token, the scorer's own and its neighbours. Labels of the other parts are not looked at.
+    Tried are the last token, the scorer's own and its neighbours. Labels of the other parts are not looked at. For a
+    fused score the prompt token counts alone, since it takes in layers, length and entropies by itself.
+
+    Args:
+        scorer: with its own position, to start from.
+        answers: what it has answered.
+        method: what confidence is to be made from.
+        also: further positions to try, such as the one of the preservation score.
+        seed: of the split into parts.
 
     Returns:
         The scorer to bind a profile to, the answers with its scores, and all candidates, the best first.
     """
-    part = part_of((item.example.about for item in answers if item.correct is not None), seed)
-    fitting = [item for item in answers if item.correct is not None and part[item.example.about] == 0]
-    rule = scorer.token_position or 1
-    candidates = compare_candidates(scorer, fitting, sorted({1, max(1, rule - 1), rule, rule + 1}))
-    best = candidates[0]
-    moved = SemGradScorer(
-        scorer.model,
-        scorer.tokenizer,
+    fitting = fitting_part(answers, seed)
+    rule, fused = scorer.token_position or 1, method in ("auto", "fused")
+    positions = sorted({1, max(1, rule - 1), rule, rule + 1, *also})
+    candidates = compare_candidates(scorer, fitting, positions, fused=fused)
+    best = next(candidate for candidate in candidates if candidate.fused is fused)
+    moved = scorer.adjusted(
         token_position=best.position,
-        span=scorer.span,
+        span=best.span,
         reduction=best.reduction,
-        norm=scorer.norm,
-        tau=scorer.tau,
-        beta=scorer.beta,
-        budget=scorer.budget,
+        unweighted=not best.weighted,
+        later=fused,
     )
-    rescored: list[Answered] = []
-    for start in range(0, len(answers), _BATCH):
-        batch = answers[start : start + _BATCH]
-        scores = moved.score_ids([item.prompt_ids for item in batch], [item.response_ids for item in batch])
-        rescored += [replace(item, score=score) for item, score in zip(batch, scores, strict=True)]
-    return moved, rescored, candidates
+    return moved, rescored(moved, answers), candidates
 
 
-def _layers(scorer: SemGradScorer, answers: Sequence[Answered]) -> NDArray[np.float64]:
-    scores = scorer.score_ids(
-        [item.prompt_ids for item in answers], [item.response_ids for item in answers], parameters=False
-    )
-    return np.array([score.layers for score in scores])
+def tuned_hybrid(answers: Sequence[Answered], seed: int) -> tuple[float, float]:
+    """Choose HybridGrad's tau and beta, on the fitting part, by AUROC."""
+    fitting = fitting_part(answers, seed)
+    wrong = [not item.correct for item in fitting]
+    if len(set(wrong)) < 2:
+        raise DataError(f"{sum(wrong)} of {len(wrong)} labelled answers are wrong; both kinds are needed to compare.")
+    ratio = median(item.score.semgrad for item in fitting) / median(item.score.paragrad or 1.0 for item in fitting)
+
+    def auroc(setting: tuple[float, float]) -> float:
+        return float(roc_auc_score(wrong, [_mixed(item.score, *setting).hybridgrad or 0.0 for item in fitting]))
+
+    return max([(1.0, 1.0), *product(_TAUS, (ratio * factor for factor in _BETAS))], key=auroc)
+
+
+def with_hybrid(answers: Sequence[Answered], tau: float, beta: float) -> list[Answered]:
+    """Mix every answer's HybridGrad anew."""
+    return [replace(item, score=_mixed(item.score, tau, beta)) for item in answers]
+
+
+def fitting_part(answers: Sequence[Answered], seed: int) -> list[Answered]:
+    """Give the labelled answers that a profile is fitted on, and nothing is tested on."""
+    labelled = [item for item in answers if item.correct is not None]
+    part = part_of((item.example.about for item in labelled), seed)
+    return [item for item in labelled if part[item.example.about] == 0]
+
+
+def _mixed(score: Score, tau: float, beta: float) -> Score:
+    mixed = hybridgrad(score.semgrad, score.paragrad or 0.0, score.mean_entropy, tau=tau, beta=beta)
+    return score.model_copy(update={"hybridgrad": mixed})

@@ -49,7 +49,7 @@ def ask(
         if model is None and profile is None and score_threshold is None:
             profile = PROFILE
         own = embedded_corpus() if model is None else ()
-        passages = own if corpus is None else _passages(corpus)
+        passages = own if corpus is None else read_passages(corpus)
         guard = SemGradGuard(
             source,
             profile=profile,
@@ -69,7 +69,12 @@ def ask(
         console.print(f"source: {escape(source['text'])}")
 
 
-def _passages(path: Path) -> list[str]:
+def read_passages(path: Path) -> list[str]:
+    """Read passages to retrieve from, one a line.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or has no text.
+    """
     try:
         passages = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:

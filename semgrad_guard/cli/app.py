@@ -46,7 +46,4 @@ def bound_scorer(source: tuple[PreTrainedModel, PreTrainedTokenizerBase], profil
     if profile is None:
         return SemGradScorer(*source)
     profile.check(fingerprint(source[0]), template_fingerprint(source[1]))
-    bound = profile.bound_to
-    return SemGradScorer(
-        *source, token_position=bound.token_position, span=bound.span, reduction=bound.reduction, norm=bound.norm
-    )
+    return SemGradScorer(*source, **profile.bound_to.settings())

@@ -3,25 +3,31 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, cast, get_args
+from typing import Annotated, Any, cast, get_args
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from semgrad_guard.calibration.answers import answered
 from semgrad_guard.calibration.calibrate import Method
 from semgrad_guard.calibration.drift import drift
 from semgrad_guard.calibration.examples import read_examples, read_paraphrases
-from semgrad_guard.calibration.from_examples import answered, calibrated_profile
+from semgrad_guard.calibration.from_examples import Calibration, calibrated_profile, covering_profile
 from semgrad_guard.calibration.labels import labeler, same
 from semgrad_guard.calibration.profile import Profile
-from semgrad_guard.calibration.search import Candidate, searched
+from semgrad_guard.calibration.search import Candidate
+from semgrad_guard.cli.answers import read_passages
 from semgrad_guard.cli.app import JsonOption, ModelOption, RevisionOption, app, bound_scorer, model_of, plain_errors
 from semgrad_guard.demo.questions import paraphrases as our_paraphrases
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.evaluation.plots import draw_preservation
+from semgrad_guard.langchain.bm25 import BM25Retriever
+from semgrad_guard.langchain.retrieve import Retrieve, retry_with
 from semgrad_guard.scoring.preservation import preservation
 from semgrad_guard.scoring.scorer import SemGradScorer
+
+_SHOWN = 8  # candidates in the table
 
 
 @app.command()
@@ -39,9 +45,14 @@ def calibrate(
     ] = None,
     method: Annotated[str, typer.Option(help="auto, fused, semgrad, hybridgrad or paragrad.")] = "auto",
     labels: Annotated[str, typer.Option(help="How an answer is compared: match, contains or f1.")] = "match",
-    search: Annotated[
-        bool, typer.Option("--search", help="Also try other prompt tokens and take what tells most.")
-    ] = False,
+    search: Annotated[bool, typer.Option(help="Also try other prompt tokens and take what tells most.")] = True,
+    paraphrases: Annotated[
+        Path | None, typer.Option(help='Measure the preservation score on this: "query" and "paraphrases" a line.')
+    ] = None,
+    passages: Annotated[
+        Path | None,
+        typer.Option(help="Also calibrate second answers, given with passages of this file, one a line."),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 64,
     seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
     as_json: JsonOption = False,
@@ -52,33 +63,73 @@ def calibrate(
             raise ConfigurationError(f"method={method!r}: expected one of {', '.join(get_args(Method))}.")
         examples, label = read_examples(data), labeler(labels)
         source = model_of(model, revision)
-        scorer = SemGradScorer(*source, span="all")
-        answers = answered(scorer, examples, label, {"max_new_tokens": max_new_tokens, "do_sample": False})
-        candidates: list[Candidate] = []
-        if search:
-            scorer, answers, candidates = searched(scorer, answers, seed=seed)
-        profile = calibrated_profile(
-            scorer,
-            answers,
-            model=model or "semgrad-guard embedded model",
-            labels=labels,
-            method=cast(Method, method),
-            risk=risk,
-            delta=delta,
-            coverage=coverage,
-            seed=seed,
-        )
-        profile.save(out)
-    section = profile.answer
-    promise = None if section.guarantee is None else section.guarantee.model_dump()
-    told = {"method": profile.method, "threshold": section.threshold, "rule": section.threshold_rule}
+        scorer = SemGradScorer(*source)
+        preserved = None if paraphrases is None else preservation(*source, read_paraphrases(paraphrases))
+        route = None if passages is None else Retrieve(BM25Retriever.from_texts(read_passages(passages)))
+        settings = {"max_new_tokens": max_new_tokens, "do_sample": False}
+        answers = answered(scorer, examples, label, settings)
+        name, chosen = model or "semgrad-guard embedded model", cast(Method, method)
+        if coverage is not None:
+            found = covering_profile(
+                scorer, answers, model=name, coverage=coverage, method=chosen, preservation=preserved
+            )
+        else:
+            found = calibrated_profile(
+                scorer,
+                answers,
+                model=name,
+                labels=labels,
+                method=chosen,
+                risk=risk,
+                delta=delta,
+                preservation=preserved,
+                search=search,
+                retry=None if route is None else retry_with(route, scorer, label, settings),
+                seed=seed,
+            )
+        found.profile.save(out)
+    told = _told(found)
     if as_json:
-        counts = {"questions": len(examples), "scored": len(answers), "candidates": list(map(asdict, candidates))}
-        print(json.dumps({**told, **counts, "guarantee": promise}))
-    else:
-        for candidate in candidates[:1]:
-            Console().print(f"t* = {candidate.position}, {candidate.reduction}: AUROC {candidate.auroc:.3f} in fitting")
-        Console().print(f"{out}: {profile.method}, threshold {section.threshold}\n{section.threshold_rule}")
+        print(json.dumps({"questions": len(examples), "scored": len(answers), **told}))
+        return
+    console = Console()
+    if found.candidates:
+        table = Table("t*", "layers", "score", "AUROC in fitting")
+        for candidate in found.candidates[:_SHOWN]:
+            table.add_row(str(candidate.position), _range(candidate), candidate.name, f"{candidate.auroc:.3f}")
+        console.print(table)
+    for name, auroc in found.compared.items():
+        console.print(f"{name}: AUROC {auroc:.3f} out of fold")
+    console.print(f"{out}: {told['method']} at t* = {told['position']} (by {told['position_from']})")
+    for kind in ("answer", "grounded"):
+        if (section := told[kind]) is not None:
+            console.print(f"{kind}: threshold {section['threshold']}\n{section['rule']}")
+
+
+def _told(found: Calibration) -> dict[str, Any]:
+    profile = found.profile
+    sections = {
+        kind: None
+        if section is None
+        else {
+            "threshold": section.threshold,
+            "rule": section.threshold_rule,
+            "guarantee": None if section.guarantee is None else section.guarantee.model_dump(),
+        }
+        for kind, section in (("answer", profile.answer), ("grounded", profile.grounded))
+    }
+    return {
+        "method": profile.method,
+        "position": profile.bound_to.token_position,
+        "position_from": profile.position_from,
+        **sections,
+        "compared": found.compared,
+        "candidates": list(map(asdict, found.candidates)),
+    }
+
+
+def _range(candidate: Candidate) -> str:
+    return f"{candidate.span[0]} to {candidate.span[-1]}"
 
 
 @app.command()

@@ -8,7 +8,7 @@ from langchain_core.messages import AIMessage
 from scipy.stats import binomtest
 from tqdm.auto import tqdm
 
-from semgrad_guard.calibration.fit import fit_section, fused_features, threshold_passing
+from semgrad_guard.calibration.fit import fit_section, threshold_passing
 from semgrad_guard.calibration.from_examples import bind
 from semgrad_guard.calibration.profile import Profile, Section
 from semgrad_guard.calibration.verdict import Standard
@@ -147,7 +147,7 @@ def _section(samples: list[Sample], kind: AnswerKind, layers: int) -> Section:
     fitted = fit_section(
         [sample.score for sample in samples],
         [sample.correct for sample in samples],
-        fused_features(layers),
+        (),
         groups=[sample.about for sample in samples],
     )
     thresholds = {}

@@ -28,6 +28,9 @@ from semgrad_guard.scoring.gradients import Norm
 from semgrad_guard.scoring.objective import Reduction
 from semgrad_guard.scoring.scorer import SemGradScorer
 
+# How scores are computed: what a profile is bound to, and two chat models of the same weights may differ in.
+SCORING = ("token_position", "span", "reduction", "norm", "tau", "beta", "unweighted", "later")
+
 
 @dataclass(frozen=True)
 class Request:
@@ -56,6 +59,10 @@ class ChatSemGrad(BaseChatModel):
     span: Any = "upper-half"
     reduction: Reduction = "mean"
     norm: Norm = "l1"
+    tau: float = 1.0
+    beta: float = 1.0
+    unweighted: bool = False
+    later: bool = False
     budget: Budget | None = Field(default=None, exclude=True)
     _scorer: SemGradScorer = PrivateAttr()
     _fingerprint: str = PrivateAttr()
@@ -71,7 +78,8 @@ class ChatSemGrad(BaseChatModel):
                 `ChatSemGrad`, which is copied.
             revision: for a hub id: commit, tag or branch.
             generation: keywords of `model.generate`; what is not given is the source's own setting.
-            settings: `token_position`, `span`, `reduction`, `norm` and `budget` of `SemGradScorer`.
+            settings: `token_position`, `span`, `reduction`, `norm`, `tau`, `beta`, `unweighted`, `later` and `budget`
+                of `SemGradScorer`.
 
         Raises:
             UnsupportedModelError: there is no local model behind the source, or it cannot be scored exactly.
@@ -91,11 +99,8 @@ class ChatSemGrad(BaseChatModel):
         self._scorer = SemGradScorer(
             self.model,
             self.tokenizer,
-            token_position=position,
-            span=self.span,
-            reduction=self.reduction,
-            norm=self.norm,
             budget=self.budget,
+            **self._scoring() | {"token_position": position},
         )
         self._fingerprint = fingerprint(self.model)
 
@@ -121,11 +126,11 @@ class ChatSemGrad(BaseChatModel):
             "revision": getattr(self.model.config, "_commit_hash", None),
             "stop": self.stop,
             "generation": {key: str(value) for key, value in sorted(self.generation.items())},
-            "token_position": self.token_position,
-            "span": str(self.span),
-            "reduction": self.reduction,
-            "norm": self.norm,
+            **self._scoring() | {"span": str(self.span)},
         }
+
+    def _scoring(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in SCORING}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         name = str(kwargs.get("model") or self.model.config.name_or_path)

@@ -14,9 +14,10 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializa
 from langchain_core.runnables.config import patch_config
 from pydantic import ConfigDict, Field
 
+from semgrad_guard.calibration.answers import answered
 from semgrad_guard.calibration.calibrate import Method
 from semgrad_guard.calibration.examples import Example
-from semgrad_guard.calibration.from_examples import answered, calibrated_profile
+from semgrad_guard.calibration.from_examples import calibrated_profile
 from semgrad_guard.calibration.labels import Labeler, labeler
 from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.calibration.verdict import Standard
@@ -24,6 +25,7 @@ from semgrad_guard.errors import ConfigurationError, PromptTooLongError
 from semgrad_guard.langchain.chat_model import ChatSemGrad
 from semgrad_guard.langchain.judged import judged
 from semgrad_guard.langchain.messages import last_question, reads_tool_results, to_messages
+from semgrad_guard.langchain.retrieve import Retrieve, retry_with
 from semgrad_guard.langchain.tools import offered
 from semgrad_guard.model.load import template_fingerprint
 from semgrad_guard.records import Source
@@ -103,6 +105,8 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
         delta: float = 0.05,
         labels: str | Labeler = "match",
         method: Method = "auto",
+        search: bool = True,
+        retried: bool = False,
         seed: int = 0,
     ) -> SemGradGuard:
         """Let the model answer labelled questions, and give a guard whose threshold keeps a promise.
@@ -113,17 +117,26 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
             delta: probability that the promise does not hold.
             labels: how an answer is compared with the right ones: "match", "contains", "f1", or a function.
             method: the score that confidence is made from; "auto" takes the best out of fold.
+            search: also try other prompt tokens and ways to compute SemGrad, and take what tells most.
+            retried: also calibrate the answers of the guard's `Retrieve` route, on questions whose first answers do
+                not pass. One half of the questions serves first answers then, the other second ones.
             seed: of the split into questions to fit on and to test on.
 
         Raises:
             DataError: there are too few labels, or all are alike.
+            ConfigurationError: `retried`, but the guard does not retrieve.
         """
+        route = next((route for route in self.routes if isinstance(route, Retrieve)), None) if retried else None
+        if retried and route is None:
+            raise ConfigurationError("retried=True, but the guard has no Retrieve route to ask again with.")
         given = [Example.model_validate(example) for example in examples]
         label = labeler(labels) if isinstance(labels, str) else labels
         scorer = self.llm.scorer
-        profile = calibrated_profile(
+        found = calibrated_profile(
             scorer,
             answered(scorer, given, label, self.llm.generation),
+            retry=None if route is None else retry_with(route, scorer, label, self.llm.generation),
+            search=search,
             model=str(self.llm.model.config.name_or_path),
             labels=labels if isinstance(labels, str) else "a function of the caller's",
             method=method,
@@ -131,7 +144,7 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
             delta=delta,
             seed=seed,
         )
-        return SemGradGuard(self.llm, profile=profile, routes=self.routes)
+        return SemGradGuard(self.llm, profile=found.profile, routes=self.routes)
 
     def bind_tools(
         self,
@@ -242,8 +255,7 @@ def _chat_model(llm: Any, profile: Profile | None) -> ChatSemGrad:
     """Wrap the model; with a profile, score exactly as the profile was fitted, and refuse another model."""
     if profile is None:
         return llm if isinstance(llm, ChatSemGrad) else ChatSemGrad.of(llm)
-    bound = profile.bound_to
-    settings = {name: getattr(bound, name) for name in ("token_position", "span", "reduction", "norm")}
+    settings = profile.bound_to.settings()
     if isinstance(llm, ChatSemGrad) and all(getattr(llm, name) == value for name, value in settings.items()):
         chat = llm
     else:

@@ -9,10 +9,15 @@ from langchain_core.documents import Document
 from langchain_core.runnables import Runnable
 from pydantic import BaseModel, ConfigDict, Field
 
+from semgrad_guard.calibration.answers import Answered, answered
+from semgrad_guard.calibration.examples import Example
+from semgrad_guard.calibration.from_examples import Retry
+from semgrad_guard.calibration.labels import Labeler
 from semgrad_guard.records import Source
 from semgrad_guard.routing.grounding import grounded_question
 from semgrad_guard.routing.ladder import Answer, Outcome, Situation
 from semgrad_guard.routing.timeouts import await_within, call_within
+from semgrad_guard.scoring.scorer import SemGradScorer
 
 
 class Retrieve(BaseModel):
@@ -43,11 +48,10 @@ class Retrieve(BaseModel):
 
     def attempt(self, situation: Situation) -> Outcome:
         """Retrieve, ask again, judge."""
-        found = call_within(self.timeout, lambda: self.retriever.invoke(situation.question))
-        sources = self._sources(found)
+        sources = self.look_up(situation.question)
         if not sources:
             return _NOTHING
-        return _outcome(situation.ask(self._ask(situation, sources)), sources)
+        return _outcome(situation.ask(self.worded(situation.question, sources)), sources)
 
     async def aattempt(self, situation: Situation) -> Outcome:
         """Retrieve, ask again, judge."""
@@ -55,13 +59,22 @@ class Retrieve(BaseModel):
         sources = self._sources(found)
         if not sources:
             return _NOTHING
-        return _outcome(await situation.aask(self._ask(situation, sources)), sources)
+        return _outcome(await situation.aask(self.worded(situation.question, sources)), sources)
+
+    def look_up(self, question: str) -> tuple[Source, ...]:
+        """Retrieve passages about a question.
+
+        Raises:
+            TimeoutError: the retriever did not answer in time.
+        """
+        return self._sources(call_within(self.timeout, lambda: self.retriever.invoke(question)))
+
+    def worded(self, question: str, sources: Sequence[Source]) -> str:
+        """Put question and passages into one prompt."""
+        return self.prompt(question, [source.text for source in sources])
 
     def _sources(self, documents: Sequence[Document]) -> tuple[Source, ...]:
         return tuple(Source(text=found.page_content, metadata=found.metadata) for found in documents[: self.k])
-
-    def _ask(self, situation: Situation, sources: Sequence[Source]) -> str:
-        return self.prompt(situation.question, [source.text for source in sources])
 
 
 _NOTHING = Outcome(False, "the retriever found nothing")
@@ -70,3 +83,26 @@ _NOTHING = Outcome(False, "the retriever found nothing")
 def _outcome(answer: Answer, sources: tuple[Source, ...]) -> Outcome:
     verdict = answer.verdict
     return Outcome(verdict.passed, verdict.reason, answer.text, answer, sources, as_drafted=True)
+
+
+def retry_with(route: Retrieve, scorer: SemGradScorer, label: Labeler, generation: dict[str, Any]) -> Retry:
+    """Ask questions again as the route does, for calibration; what it finds no passages for, it would not ask.
+
+    Args:
+        route: retrieves and words the question.
+        scorer: generates and scores.
+        label: says whether an answer is right.
+        generation: keywords of `model.generate`.
+    """
+
+    def again(examples: Sequence[Example]) -> list[Answered]:
+        # An answer that came with its question, and its label, say nothing about the one the model gives now.
+        asked = {
+            example.query: route.worded(example.query, sources)
+            for example in examples
+            if example.answers and (sources := route.look_up(example.query))
+        }
+        own = [e.model_copy(update={"answer": None, "correct": None}) for e in examples if e.query in asked]
+        return answered(scorer, own, label, generation, ask=lambda example: asked[example.query])
+
+    return again

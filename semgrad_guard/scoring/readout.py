@@ -8,6 +8,12 @@ from semgrad_guard.records import Score
 from semgrad_guard.scoring.engine import Measured
 
 
+def hybridgrad(semgrad: float, paragrad: float, mean_entropy: float, *, tau: float, beta: float) -> float:
+    """Mix SemGrad and ParaGrad: the surer the model on average, the more the parameters' gradient counts (eq. 6)."""
+    certain = math.exp(-mean_entropy / tau)
+    return (1.0 - certain) * semgrad + beta * certain * paragrad
+
+
 def as_score(measured: Measured, row: int, span: tuple[int, ...], *, tau: float, beta: float) -> Score:
     """Read the score of one row; `tau` and `beta` are those of HybridGrad."""
     marked = measured.mask[row]
@@ -17,16 +23,15 @@ def as_score(measured: Measured, row: int, span: tuple[int, ...], *, tau: float,
     unweighted = None if measured.layers_unweighted is None else measured.layers_unweighted[row]
     semgrad = float(layers.mean())
     paragrad, exgrad = (None if found is None else float(found[row]) for found in (measured.paragrad, measured.exgrad))
-    # Equation (6): the surer the model on average, the more the parameters' gradient counts.
-    certain = math.exp(-float(entropies.mean()) / tau)
+    entropy = float(entropies.mean())
     return Score(
         semgrad=semgrad,
         paragrad=paragrad,
         exgrad=exgrad,
-        hybridgrad=None if paragrad is None else (1.0 - certain) * semgrad + beta * certain * paragrad,
+        hybridgrad=None if paragrad is None else hybridgrad(semgrad, paragrad, entropy, tau=tau, beta=beta),
         nll=-float(log_probs.sum()),
         mean_nll=-float(log_probs.mean()),
-        mean_entropy=float(entropies.mean()),
+        mean_entropy=entropy,
         max_entropy=float(entropies.max()),
         length=len(log_probs),
         path=measured.path,

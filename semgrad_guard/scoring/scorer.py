@@ -75,6 +75,7 @@ class SemGradScorer:
             UnsupportedModelError: the model cannot be scored exactly, or not in its present state.
             ConfigurationError: a setting is out of range.
         """
+        self._settings = {name: value for name, value in locals().items() if name != "self"}
         model = without_adapter_shell(model)
         check_model(model)
         self.model = model
@@ -98,6 +99,10 @@ class SemGradScorer:
         self.budget = budget or Budget()
         self._head = Head.of(model)
         self.upper_replay_refusal = refusal(self) if upper_replay else "it was not asked for"
+
+    def adjusted(self, **settings: Any) -> SemGradScorer:
+        """Build a scorer of the same model with some settings changed."""
+        return SemGradScorer(**(self._settings | settings))
 
     def generate(self, prompts: Sequence[Sequence[int]], **settings: Any) -> list[Generation]:
         """Generate one response per prompt, all in one batch.

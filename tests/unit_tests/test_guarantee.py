@@ -86,8 +86,9 @@ def answers(n, seed=0, groups=None):
 
 
 def test_calibration_finds_a_threshold_that_keeps_its_promise_on_fresh_answers():
-    method, section = calibrate_section(answers(1500), risk=0.05, delta=0.05)
-    assert method in ("fused", "semgrad")
+    found = calibrate_section(answers(1500), risk=0.05, delta=0.05)
+    section = found.section
+    assert found.method == max(found.compared, key=found.compared.get)
     assert section.guarantee.risk == 0.05
     fresh = answers(4000, seed=9)
     passing = [item for item in fresh if section.passes(item.score)]
@@ -97,18 +98,18 @@ def test_calibration_finds_a_threshold_that_keeps_its_promise_on_fresh_answers()
 
 
 def test_one_answer_of_each_group_counts():
-    _, section = calibrate_section(answers(2000, groups=300), method="semgrad", risk=0.2, delta=0.1)
+    section = calibrate_section(answers(2000, groups=300), method="semgrad", risk=0.2, delta=0.1).section
     assert section.guarantee.n <= 0.35 * 300 + 1
 
 
 def test_few_labels_mean_few_features():
-    assert calibrate_section(answers(100), method="fused", risk=0.3, delta=0.2)[1].features == ("semgrad",)
-    assert len(calibrate_section(answers(1200), method="fused", risk=0.2, delta=0.1)[1].features) > 1
-    assert calibrate_section(answers(300), method="paragrad", risk=0.4, delta=0.2)[0] == "paragrad"
+    assert calibrate_section(answers(100), method="fused", risk=0.3, delta=0.2).section.features == ("semgrad",)
+    assert len(calibrate_section(answers(1200), method="fused", risk=0.2, delta=0.1).section.features) > 1
+    assert calibrate_section(answers(300), method="paragrad", risk=0.4, delta=0.2).method == "paragrad"
 
 
 def test_what_cannot_be_promised_lets_nothing_pass_and_says_what_is_missing():
-    _, section = calibrate_section(answers(80), method="semgrad", risk=0.01, delta=0.01)
+    section = calibrate_section(answers(80), method="semgrad", risk=0.01, delta=0.01).section
     assert section.threshold is None
     assert section.guarantee is None
     assert f"at least {labels_needed(0.01, 0.01)} must pass" in section.threshold_rule
@@ -240,6 +241,6 @@ def test_mapie_promises_no_more_than_we_do():
             found += 1
             assert ours is not None
             assert ours[0] <= min(theirs) + 1e-12
-            alike += tried.index(ours[0]) - tried.index(min(theirs)) <= 2
+            alike += np.mean(confidences >= ours[0]) - np.mean(confidences >= min(theirs)) < 0.1
     assert found > 30
     assert alike > 0.8 * found

@@ -34,8 +34,11 @@ def prompts_of(*lengths, seed=0):
     return [[rng.randrange(5, VOCABULARY) for _ in range(length)] for length in lengths]
 
 
+BY_LAYER = ("layers", "layers_unweighted", "later")
+
+
 def numbers(score):
-    return [value for key, value in score.model_dump(exclude={"path", "span", "layers"}).items() if value is not None]
+    return [value for key, value in score.model_dump(exclude={"path", "span", *BY_LAYER}).items() if value is not None]
 
 
 def close(one, other, tolerance=1e-5):
