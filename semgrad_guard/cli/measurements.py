@@ -9,7 +9,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.markdown import Markdown
-from rich.table import Table
+from rich.table import Column, Table
 from tqdm.auto import tqdm
 
 from semgrad_guard.calibration.examples import read_examples
@@ -109,7 +109,7 @@ def evaluate(
     if as_json:
         print(json.dumps(found.metrics))
         return
-    table = Table("method", "AUROC", "95 % interval", "PRR", "accuracy at 80 %", "overhead")
+    table = Table(Column("method", no_wrap=True), "AUROC", "95 % interval", "PRR", "accuracy at 80 %", "overhead")
     for name, row in whole["methods"].items():
         low, high = row["auroc_interval"]
         table.add_row(
@@ -121,7 +121,8 @@ def evaluate(
             "-" if row["overhead"] is None else f"{row['overhead']['median']:.2f}",
         )
     Console().print(table)
-    print(f"{whole['questions']} questions. {whole['missing']}\nReport: {out / 'report.html'}")
+    print(f"{whole['questions']} questions, {whole['failed']} without a score. {whole['missing']}")
+    print(f"Report: {out / 'report.html'}")
 
 
 @app.command()
