@@ -24,9 +24,8 @@ from semgrad_guard.evaluation.overhead_page import as_page, as_table
 from semgrad_guard.evaluation.plots import draw_overhead
 from semgrad_guard.evaluation.polygraph import Polygraph
 from semgrad_guard.evaluation.report import report, surest_errors
-from semgrad_guard.evaluation.run import PROMPTS, Work, peak_memory
+from semgrad_guard.evaluation.run import PROMPTS, Work, peak_memory, token_doubts
 from semgrad_guard.evaluation.run import evaluate as run_evaluation
-from semgrad_guard.model.chat_template import encode_chat
 from semgrad_guard.model.load import fingerprint
 
 _SAMPLES = 10  # as many as the paper draws for the baselines that sample
@@ -89,11 +88,8 @@ def evaluate(
             setting=setting,
         )
         compared = list(chosen.values())
-        doubts = {}
-        for result in surest_errors(results, compared[0]):
-            ids = encode_chat(source[1], [{"role": "user", "content": PROMPTS[prompt].format(query=result.query)}])
-            (generation,) = scorer.generate([ids], max_new_tokens=max_new_tokens, do_sample=False)
-            doubts[result.query] = scorer.attribute(generation)
+        surest = surest_errors(results, compared[0])
+        doubts = token_doubts(scorer, [result.query for result in surest], prompt, max_new_tokens)
         found = report(
             results,
             compared,
@@ -101,7 +97,7 @@ def evaluate(
             title=f"Evaluation on {data.name}",
             setting={**setting, **work.setting},
             doubts=doubts,
-            memory=peak_memory(scorer, examples, prompt=prompt, max_new_tokens=max_new_tokens),
+            memory=peak_memory(scorer, [example.query for example in examples], prompt, max_new_tokens),
         )
     (out / "metrics.json").write_text(json.dumps(found.metrics, indent=1) + "\n", encoding="utf-8")
     (out / "report.html").write_text(found.html, encoding="utf-8")
@@ -109,7 +105,8 @@ def evaluate(
     if as_json:
         print(json.dumps(found.metrics))
         return
-    table = Table(Column("method", no_wrap=True), "AUROC", "95 % interval", "PRR", "accuracy at 80 %", "overhead")
+    method, interval = (Column(name, no_wrap=True) for name in ("method", "95 % interval"))
+    table = Table(method, "AUROC", interval, "PRR", "accuracy at 80 %", "overhead")
     for name, row in whole["methods"].items():
         low, high = row["auroc_interval"]
         table.add_row(

@@ -84,7 +84,5 @@ def choose(names: Sequence[str], profile: Profile | None, *, sampling: bool = Fa
         if name == "confidence" and profile is None:
             raise ConfigurationError("methods='confidence': there is no confidence without a profile. Give one.")
         if name not in known:
-            raise ConfigurationError(
-                f"methods={name!r}: expected some of {', '.join(known)}, with commas between and no spaces."
-            )
+            raise ConfigurationError(f"methods={name!r}: expected some of {', '.join(known)}, with commas between.")
     return {name: known[name] for name in names}

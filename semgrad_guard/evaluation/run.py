@@ -21,7 +21,7 @@ from semgrad_guard.evaluation.polygraph import Polygraph
 from semgrad_guard.evaluation.sampling import p_true
 from semgrad_guard.evaluation.tally import peak_bytes
 from semgrad_guard.model.chat_template import encode_chat
-from semgrad_guard.records import Generation, Score
+from semgrad_guard.records import Generation, Score, TokenDoubt
 from semgrad_guard.scoring.scorer import SemGradScorer
 
 _PAPER = "Please directly answer the following question with one or few words:\n{query}"
@@ -133,15 +133,30 @@ def _done(out: Path, wanted: dict[str, Any]) -> dict[str, Result]:
     return {result.query: result for result in results}
 
 
-def peak_memory(
-    scorer: SemGradScorer, examples: Sequence[Example], *, prompt: str = "plain", max_new_tokens: int = 64
-) -> dict[str, Any]:
+def token_doubts(
+    scorer: SemGradScorer, queries: Sequence[str], prompt: str, max_new_tokens: int
+) -> dict[str, list[TokenDoubt]]:
+    """Answer questions once more and give, for each where that works, which tokens of the answer the doubt sits in."""
+    attempt, found = Attempts(), {}
+    for query in queries:
+        doubts = attempt(query, partial(_token_doubts, scorer, _prompt_ids(scorer, query, prompt), max_new_tokens))
+        if doubts is not None:
+            found[query] = doubts
+    return found
+
+
+def _token_doubts(scorer: SemGradScorer, ids: list[int], most: int) -> list[TokenDoubt]:
+    (generation,) = scorer.generate([ids], max_new_tokens=most, do_sample=False)
+    return scorer.attribute(generation)
+
+
+def peak_memory(scorer: SemGradScorer, queries: Sequence[str], prompt: str, max_new_tokens: int) -> dict[str, Any]:
     """Measure the most bytes that tensors held at one moment beside the model: generating, and with scoring.
 
-    The first few questions are answered once more, one at a time, since measuring takes longer than answering. Both are
-    None, with a `reason`, where that failed.
+    The first few questions are answered once more, one at a time, since measuring takes longer than answering. What
+    could not be measured is None, and `reason` says why.
     """
-    chats = [_prompt_ids(scorer, example.query, prompt) for example in examples[:_MEASURED]]
+    chats = [_prompt_ids(scorer, query, prompt) for query in queries[:_MEASURED]]
     generate = partial(scorer.generate, max_new_tokens=max_new_tokens, do_sample=False)
 
     def peak(work: Callable[[list[int]], Any]) -> int:

@@ -16,7 +16,7 @@ from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.evaluation.compare import compare, difference, uncertainties
 from semgrad_guard.evaluation.methods import POLYGRAPH, choose
 from semgrad_guard.evaluation.polygraph import _RECIPES, Polygraph
-from semgrad_guard.evaluation.run import Result, Work, evaluate, peak_memory
+from semgrad_guard.evaluation.run import Result, Work, evaluate, peak_memory, token_doubts
 from semgrad_guard.scoring.scorer import SemGradScorer
 
 CPU = torch.device("cpu")
@@ -25,6 +25,7 @@ EXAMPLES = [
     Example(query=f"What is the capital of {place}?", answers=(capital,))
     for place, capital in {"France": "Paris", "Japan": "Tokyo", "Zubrovia": "-"}.items()
 ]
+QUERIES = [example.query for example in EXAMPLES]
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +131,21 @@ def test_a_score_that_is_not_finite_is_a_failure(scorer, tmp_path, monkeypatch):
     )
 
 
+def test_doubt_is_shown_where_it_can_be(scorer, monkeypatch):
+    assert list(token_doubts(scorer, QUERIES, "plain", 16)) == QUERIES
+    attribute = scorer.attribute
+
+    def short_of_memory(generation):
+        if "Paris" in generation.text:
+            raise RuntimeError("not enough memory")
+        return attribute(generation)
+
+    monkeypatch.setattr(scorer, "attribute", short_of_memory)
+    assert list(token_doubts(scorer, QUERIES, "plain", 16)) == QUERIES[1:]
+
+
 def test_memory_is_measured(scorer, monkeypatch):
-    found = peak_memory(scorer, EXAMPLES, max_new_tokens=16)
+    found = peak_memory(scorer, QUERIES, "plain", 16)
     assert found["questions"] == 3
     assert 0 < found["generating_bytes"] <= found["generating_and_scoring_bytes"]
 
@@ -139,7 +153,7 @@ def test_memory_is_measured(scorer, monkeypatch):
         raise RuntimeError("not enough memory")
 
     monkeypatch.setattr(scorer, "score", short_of_memory)
-    found = peak_memory(scorer, EXAMPLES, max_new_tokens=16)
+    found = peak_memory(scorer, QUERIES, "plain", 16)
     assert (found["generating_and_scoring_bytes"], found["reason"]) == (None, "RuntimeError: not enough memory")
 
 
