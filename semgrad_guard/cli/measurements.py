@@ -9,7 +9,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.markdown import Markdown
-from rich.table import Table
+from rich.table import Column, Table
 from tqdm.auto import tqdm
 
 from semgrad_guard.calibration.examples import read_examples
@@ -18,14 +18,17 @@ from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.cli.app import JsonOption, ModelOption, RevisionOption, app, bound_scorer, model_of, plain_errors
 from semgrad_guard.demo.embedded import PROFILE, embedded_model
 from semgrad_guard.errors import ConfigurationError
+from semgrad_guard.evaluation.methods import POLYGRAPH, choose
 from semgrad_guard.evaluation.overhead import measure_overhead, random_llama
 from semgrad_guard.evaluation.overhead_page import as_page, as_table
 from semgrad_guard.evaluation.plots import draw_overhead
+from semgrad_guard.evaluation.polygraph import Polygraph
 from semgrad_guard.evaluation.report import report, surest_errors
-from semgrad_guard.evaluation.run import PROMPTS
+from semgrad_guard.evaluation.run import PROMPTS, Work, peak_memory, token_doubts
 from semgrad_guard.evaluation.run import evaluate as run_evaluation
-from semgrad_guard.model.chat_template import encode_chat
 from semgrad_guard.model.load import fingerprint
+
+_SAMPLES = 10  # as many as the paper draws for the baselines that sample
 
 
 @app.command()
@@ -37,7 +40,16 @@ def evaluate(
     profile: Annotated[Path | None, typer.Option(help="Profile of the model; the embedded model's by default.")] = None,
     prompt: Annotated[str, typer.Option(help="plain, or paper for the prompt of the SemGrad paper.")] = "plain",
     labels: Annotated[str, typer.Option(help="How an answer is compared: match, contains or f1.")] = "match",
-    samples: Annotated[int, typer.Option(help="Draw so many answers for the baselines that need them; 0: none.")] = 0,
+    methods: Annotated[
+        str, typer.Option(help="Names with commas between; all that need no sampling if not given.")
+    ] = "",
+    samples: Annotated[
+        int, typer.Option(min=0, help="Draw so many answers for methods that need them; 10 if one does and 0 is given.")
+    ] = 0,
+    nli: Annotated[
+        Path | None, typer.Option(help="Folder of an entailment classifier, for degmat and semantic-density.")
+    ] = None,
+    cross_encoder: Annotated[Path | None, typer.Option(help="Folder of a cross-encoder, for sar.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 64,
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
     as_json: JsonOption = False,
@@ -51,6 +63,17 @@ def evaluate(
         given = PROFILE if model is None and profile is None else profile
         loaded = None if given is None else Profile.load(given)
         scorer = bound_scorer(source, loaded)
+        chosen = choose([name.strip() for name in methods.split(",") if name.strip()], loaded, sampling=samples > 0)
+        if any("sampling" in method.spends for method in chosen.values()):
+            samples = samples or _SAMPLES
+        polygraph = [name for name in chosen if name in POLYGRAPH]
+        work = Work(
+            samples=samples,
+            p_true="p-true" in chosen,
+            polygraph=Polygraph(polygraph, nli=nli, cross_encoder=cross_encoder, device=source[0].device)
+            if polygraph
+            else None,
+        )
         setting = {"model": model or "embedded", "fingerprint": fingerprint(source[0]), "labels": labels}
         out.mkdir(parents=True, exist_ok=True)
         results = run_evaluation(
@@ -60,23 +83,30 @@ def evaluate(
             out=out / "results.jsonl",
             prompt=prompt,
             max_new_tokens=max_new_tokens,
-            samples=samples,
+            work=work,
             seed=seed,
             setting=setting,
         )
-        doubts = {}
-        for result in surest_errors(results, loaded):
-            ids = encode_chat(source[1], [{"role": "user", "content": PROMPTS[prompt].format(query=result.query)}])
-            (generation,) = scorer.generate([ids], max_new_tokens=max_new_tokens, do_sample=False)
-            doubts[result.query] = scorer.attribute(generation)
-        found = report(results, loaded, title=f"Evaluation on {data.name}", setting=setting, doubts=doubts)
+        compared = list(chosen.values())
+        surest = surest_errors(results, compared[0])
+        doubts = token_doubts(scorer, [result.query for result in surest], prompt, max_new_tokens)
+        found = report(
+            results,
+            compared,
+            loaded,
+            title=f"Evaluation on {data.name}",
+            setting={**setting, **work.setting},
+            doubts=doubts,
+            memory=peak_memory(scorer, [example.query for example in examples], prompt, max_new_tokens),
+        )
     (out / "metrics.json").write_text(json.dumps(found.metrics, indent=1) + "\n", encoding="utf-8")
     (out / "report.html").write_text(found.html, encoding="utf-8")
     whole = found.metrics["parts"]["All questions"]
     if as_json:
         print(json.dumps(found.metrics))
         return
-    table = Table("method", "AUROC", "95 % interval", "PRR", "accuracy at 80 %")
+    method, interval = (Column(name, no_wrap=True) for name in ("method", "95 % interval"))
+    table = Table(method, "AUROC", interval, "PRR", "accuracy at 80 %", "overhead")
     for name, row in whole["methods"].items():
         low, high = row["auroc_interval"]
         table.add_row(
@@ -85,9 +115,11 @@ def evaluate(
             f"{low:.3f} to {high:.3f}",
             f"{row['prr']:.3f}",
             f"{row['accuracy_at_80%']:.1%}",
+            "-" if row["overhead"] is None else f"{row['overhead']['median']:.2f}",
         )
     Console().print(table)
-    print(f"{whole['questions']} questions. {whole['missing']}\nReport: {out / 'report.html'}")
+    print(f"{whole['questions']} questions, {whole['failed']} without a score. {whole['missing']}")
+    print(f"Report: {out / 'report.html'}")
 
 
 @app.command()

@@ -2,61 +2,38 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.evaluation import metrics
+from semgrad_guard.evaluation.methods import Method
 from semgrad_guard.evaluation.run import Result
-from semgrad_guard.evaluation.sampling import inconsistency, semantic_entropy
 
 _COVERAGES = (0.95, 0.9, 0.8, 0.7)
-_SCORES = {
-    "SemGrad": "semgrad",
-    "HybridGrad": "hybridgrad",
-    "ParaGrad": "paragrad",
-    "ExGrad": "exgrad",
-    "G-NLL": "nll",
-    "LN-NLL": "mean_nll",
-    "mean entropy": "mean_entropy",
-    "max entropy": "max_entropy",
-    "length": "length",
-}
-_SAMPLED: dict[str, Callable[[Result], float]] = {
-    "self-consistency": lambda result: inconsistency(result.answer, result.samples),
-    "semantic entropy": lambda result: semantic_entropy(result.samples),
-    "P(True)": lambda result: math.nan if result.p_true is None else 1.0 - result.p_true,
-}
+_MOST = np.finfo(np.float64).max
 
 
-def uncertainties(results: Sequence[Result], profile: Profile | None) -> dict[str, metrics.Numbers]:
-    """Give the uncertainty of every answer by every method that the results allow; what failed is most uncertain."""
-    found: dict[str, list[float]] = {}
-    if profile is not None:
-        section = profile.answer
-        found[f"confidence ({profile.method})"] = [
-            math.nan if result.score is None else -section.confidence(result.score) for result in results
-        ]
-    for name, field in _SCORES.items():
-        values = [None if result.score is None else getattr(result.score, field) for result in results]
-        found[name] = [math.nan if value is None else float(value) for value in values]
-    if all(result.samples for result in results):
-        found |= {name: [value(result) for result in results] for name, value in _SAMPLED.items()}
-    return {
-        name: np.where(np.isfinite(values), values, np.finfo(np.float64).max)
-        for name, values in ((name, np.array(column)) for name, column in found.items())
-    }
+def uncertainties(results: Sequence[Result], methods: Iterable[Method]) -> dict[str, metrics.Numbers]:
+    """Give the uncertainty of every answer by every method, by shown name; what failed is most uncertain."""
+    values = {method.shown: np.array([method.value(result) for result in results], float) for method in methods}
+    return {name: np.where(np.isfinite(column), column, _MOST) for name, column in values.items()}
 
 
 def compare(
-    results: Sequence[Result], profile: Profile | None, *, repeats: int = 1000, seed: int = 0
+    results: Sequence[Result],
+    methods: Sequence[Method],
+    profile: Profile | None,
+    *,
+    repeats: int = 1000,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Compare the methods on the results that have a label.
 
     Figures that cannot be had are None, and `missing` says why. Intervals are 95 %, by resampling groups of questions.
+    `overhead` is the time of generating with a method over that of generating alone; at the top that of the one pass.
     """
     labelled = [result for result in results if result.correct is not None]
     correct = np.array([bool(result.correct) for result in labelled])
@@ -65,7 +42,7 @@ def compare(
         "labelled": len(labelled),
         "failed": sum(result.score is None for result in results),
         "accuracy": float(correct.mean()) if labelled else None,
-        "overhead": _overhead(results),
+        "overhead": _overhead(results, ("scoring",)),
         "missing": "",
         "methods": {},
     }
@@ -79,7 +56,7 @@ def compare(
         )
         return summary | {"missing": f"{kind}, so that nothing can be told apart"}
     groups = [result.about for result in labelled]
-    for name, doubt in uncertainties(labelled, profile).items():
+    for method, (name, doubt) in zip(methods, uncertainties(labelled, methods).items(), strict=True):
         low, high = metrics.bootstrap(metrics.auroc, doubt, correct, groups=groups, repeats=repeats, seed=seed)
         summary["methods"][name] = {
             "auroc": metrics.auroc(doubt, correct),
@@ -89,6 +66,8 @@ def compare(
             "aurc": metrics.aurc(doubt, correct),
             "excess_aurc": metrics.excess_aurc(doubt, correct),
             **{f"accuracy_at_{share:.0%}": metrics.selective_accuracy(doubt, correct, share) for share in _COVERAGES},
+            "overhead": _overhead(results, method.spends),
+            "failed": int((doubt == _MOST).sum()),
         }
     if profile is not None:
         summary["confidence"] = _confidence(labelled, correct, profile)
@@ -96,16 +75,17 @@ def compare(
 
 
 def difference(
-    results: Sequence[Result], first: str, second: str, profile: Profile | None, *, repeats: int = 1000
+    results: Sequence[Result], first: Method, second: Method, *, repeats: int = 1000
 ) -> tuple[float, float, float]:
     """Give by how much the AUROC of one method is above another's, with a paired 95 % interval."""
     labelled = [result for result in results if result.correct is not None]
     correct = np.array([bool(result.correct) for result in labelled])
-    doubts = uncertainties(labelled, profile)
+    doubts = uncertainties(labelled, (first, second))
+    ours, theirs = doubts[first.shown], doubts[second.shown]
     low, high = metrics.bootstrap(
-        _gain, doubts[first], doubts[second], correct, groups=[result.about for result in labelled], repeats=repeats
+        _gain, ours, theirs, correct, groups=[result.about for result in labelled], repeats=repeats
     )
-    return _gain(doubts[first], doubts[second], correct), low, high
+    return _gain(ours, theirs, correct), low, high
 
 
 def _gain(first: metrics.Numbers, second: metrics.Numbers, correct: Any) -> float:
@@ -127,9 +107,11 @@ def _confidence(labelled: Sequence[Result], correct: Any, profile: Profile) -> d
     }
 
 
-def _overhead(results: Sequence[Result]) -> dict[str, float] | None:
-    shares = [result.scoring / result.generating for result in results if result.score is not None]
-    if not shares:
+def _overhead(results: Sequence[Result], spends: Sequence[str]) -> dict[str, float] | None:
+    """Give how many times as long an answer took as generating it, where all that was to be done succeeded."""
+    timed = [result.seconds for result in results if {"generating", *spends} <= result.seconds.keys()]
+    if not timed:
         return None
-    middle, late = np.quantile(shares, [0.5, 0.95])
+    times = [1.0 + sum(seconds[name] for name in spends) / seconds["generating"] for seconds in timed]
+    middle, late = np.quantile(times, [0.5, 0.95])
     return {"median": float(middle), "p95": float(late)}

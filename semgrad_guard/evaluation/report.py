@@ -14,6 +14,7 @@ from markupsafe import Markup
 from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.evaluation.compare import compare, uncertainties
 from semgrad_guard.evaluation.figures import histogram, reliability, risk_coverage_curves, roc_curves
+from semgrad_guard.evaluation.methods import Method
 from semgrad_guard.evaluation.run import Result
 from semgrad_guard.records import TokenDoubt
 
@@ -28,32 +29,36 @@ class Report:
     metrics: dict[str, Any]
 
 
-def surest_errors(results: Sequence[Result], profile: Profile | None) -> list[Result]:
-    """List the wrong answers that the first method is surest of, the surest first."""
+def surest_errors(results: Sequence[Result], method: Method) -> list[Result]:
+    """List the wrong answers that a method is surest of, the surest first."""
     wrong = [result for result in results if result.correct is False and result.score is not None]
     if not wrong:
         return []
-    doubt = next(iter(uncertainties(wrong, profile).values()))
+    doubt = uncertainties(wrong, [method])[method.shown]
     return [wrong[place] for place in np.argsort(doubt, kind="stable")[:_WORST]]
 
 
 def report(
     results: Sequence[Result],
+    methods: Sequence[Method],
     profile: Profile | None,
     *,
     title: str,
     setting: dict[str, Any],
     doubts: Mapping[str, Sequence[TokenDoubt]],
+    memory: Mapping[str, Any],
     repeats: int = 1000,
 ) -> Report:
     """Build the report.
 
     Args:
         results: what was answered.
-        profile: gives confidence; None for raw scores alone.
+        methods: what is compared.
+        profile: whose confidence and threshold are checked; None for neither.
         title: of the page.
         setting: how it was run, for the record.
         doubts: for the surest errors, by question, where the doubt sits.
+        memory: what `evaluation.run.peak_memory` found.
         repeats: of the bootstrap.
     """
     strata = sorted({result.stratum for result in results if result.stratum})
@@ -63,8 +68,8 @@ def report(
     parts = [
         {
             "name": name,
-            "summary": compare(members, profile, repeats=repeats),
-            "figures": _figures(members, profile),
+            "summary": compare(members, methods, profile, repeats=repeats),
+            "figures": _figures(members, methods, profile),
         }
         for name, members in named.items()
     ]
@@ -77,26 +82,31 @@ def report(
         summary=summary,
         parts=parts,
         errors=[{"query": query, "tokens": _shaded(tokens)} for query, tokens in doubts.items()],
-        first=next(iter(summary["methods"]), ""),
+        first=methods[0].shown,
+        memory=memory,
         repeats=repeats,
         percent=lambda value: "-" if value is None else f"{100 * value:.1f} %",
         number=lambda value: "-" if value is None else f"{value:.3f}",
+        times=lambda value: "-" if value is None else f"{value['median']:.2f} ({value['p95']:.2f})",
     )
-    metrics = {"setting": setting, "parts": {str(part["name"]): part["summary"] for part in parts}}
+    metrics = {"setting": setting, "memory": memory, "parts": {str(part["name"]): part["summary"] for part in parts}}
     return Report(html, metrics)
 
 
-def _figures(results: Sequence[Result], profile: Profile | None) -> list[dict[str, Any]]:
+def _figures(results: Sequence[Result], methods: Sequence[Method], profile: Profile | None) -> list[dict[str, Any]]:
     labelled = [result for result in results if result.correct is not None]
     correct = np.array([bool(result.correct) for result in labelled])
     if len(np.unique(correct)) < 2:
         return []
-    doubts = uncertainties(labelled, profile)
+    doubts = uncertainties(labelled, methods)
     drawn = [
         (risk_coverage_curves(doubts, correct), "Share of wrong answers among the surest; lower is better."),
         (roc_curves(doubts, correct), "Wrong answers found against right ones suspected."),
-        (histogram(doubts["SemGrad"], correct, "SemGrad"), "SemGrad of right and of wrong answers."),
-        (histogram(doubts["mean entropy"], correct, "mean entropy"), "Mean entropy of right and of wrong answers."),
+    ]
+    drawn += [
+        (histogram(doubts[name], correct, name), f"{name} of right and of wrong answers.")
+        for name in ("SemGrad", "mean entropy")
+        if name in doubts
     ]
     if profile is not None:
         section = profile.answer

@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tqdm.auto import tqdm
 
 from semgrad_guard.calibration.examples import Example
 from semgrad_guard.calibration.labels import Labeler
-from semgrad_guard.errors import DataError, SemGradError
+from semgrad_guard.errors import DataError
+from semgrad_guard.evaluation.attempts import Attempts
+from semgrad_guard.evaluation.polygraph import Polygraph
 from semgrad_guard.evaluation.sampling import p_true
+from semgrad_guard.evaluation.tally import peak_bytes
 from semgrad_guard.model.chat_template import encode_chat
-from semgrad_guard.records import Score
+from semgrad_guard.records import Generation, Score, TokenDoubt
 from semgrad_guard.scoring.scorer import SemGradScorer
 
 _PAPER = "Please directly answer the following question with one or few words:\n{query}"
 PROMPTS = {"plain": "{query}", "paper": _PAPER}
+_MEASURED = 5  # questions whose memory is measured
 
 
 class Result(BaseModel):
-    """A question as it was answered; `score` is None, with a `failure`, where the answer could not be scored.
+    """A question as it was answered; `score` is None where the answer could not be scored.
 
-    `correct` is None without a label; `samples` are further answers drawn at temperature 1, if asked for; `p_true` is
-    the model's own probability that its answer is true; seconds are of generating and of scoring.
+    `correct` is None without a label, and where there is no answer; `samples` are further answers drawn at temperature
+    1; `p_true` is the model's own probability that its answer is true; `polygraph` holds lm-polygraph's values, by
+    method, None where one failed. `seconds` says what each piece of work took, `failures` why others failed.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -36,14 +42,33 @@ class Result(BaseModel):
     query: str
     about: str
     stratum: str
-    answer: str
-    correct: bool | None
-    score: Score | None
-    failure: str
+    answer: str = ""
+    correct: bool | None = None
+    score: Score | None = None
     samples: tuple[str, ...] = ()
     p_true: float | None = None
-    generating: float
-    scoring: float
+    polygraph: dict[str, float | None] = Field(default_factory=dict)
+    seconds: dict[str, float]
+    failures: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is done for every question, besides generating an answer and scoring it.
+
+    `samples` further answers are drawn for the baselines that need them; `p_true` asks the model whether its answer is
+    true; `polygraph` computes lm-polygraph's methods from the samples.
+    """
+
+    samples: int = 0
+    p_true: bool = False
+    polygraph: Polygraph | None = None
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """What must be the same for a run to go on."""
+        polygraph = {} if self.polygraph is None else self.polygraph.setting
+        return {"samples": self.samples, "p_true": self.p_true, "polygraph": polygraph}
 
 
 def evaluate(
@@ -54,11 +79,11 @@ def evaluate(
     out: Path,
     prompt: str = "plain",
     max_new_tokens: int = 64,
-    samples: int = 0,
+    work: Work | None = None,
     seed: int = 0,
     setting: dict[str, Any] | None = None,
 ) -> list[Result]:
-    """Answer every question that has no line in `out` yet, and give all results.
+    """Answer every question that has no line in `out` yet, and give all results; what fails on one ends nothing.
 
     Args:
         scorer: generates and scores.
@@ -67,21 +92,23 @@ def evaluate(
         out: JSON lines; the first holds the setting, each other a result.
         prompt: "plain", the question alone, or "paper", as the paper asks.
         max_new_tokens: longest answer.
-        samples: further answers to draw for the baselines that need them; 0 for none.
+        work: what else to do for each; None for nothing.
         seed: of sampling; each question has its own.
         setting: whatever else must be the same for a run to go on.
 
     Raises:
         DataError: `out` holds results of another setting, or is damaged.
     """
-    wanted = {"prompt": prompt, "max_new_tokens": max_new_tokens, "samples": samples, "seed": seed, **(setting or {})}
+    work = work or Work()
+    asked = {"prompt": prompt, "max_new_tokens": max_new_tokens, "seed": seed}
+    wanted = {**asked, **work.setting, **(setting or {})}
     done = _done(out, wanted)
     missing = [example for example in examples if example.query not in done]
     with out.open("a", encoding="utf-8") as file:
         if not done and out.stat().st_size == 0:
             file.write(json.dumps({"setting": wanted}) + "\n")
         for example in tqdm(missing, desc="evaluating", initial=len(done), total=len(done) + len(missing)):
-            result = _answered(scorer, example, label, PROMPTS[prompt], max_new_tokens, samples, seed)
+            result = _answered(scorer, example, label, prompt, max_new_tokens, work, seed)
             file.write(result.model_dump_json() + "\n")
             file.flush()
             done[example.query] = result
@@ -106,38 +133,89 @@ def _done(out: Path, wanted: dict[str, Any]) -> dict[str, Result]:
     return {result.query: result for result in results}
 
 
-def _answered(
-    scorer: SemGradScorer, example: Example, label: Labeler, prompt: str, most: int, samples: int, seed: int
-) -> Result:
-    ids = encode_chat(scorer.tokenizer, [{"role": "user", "content": prompt.format(query=example.query)}])
-    begun = time.perf_counter()
+def token_doubts(
+    scorer: SemGradScorer, queries: Sequence[str], prompt: str, max_new_tokens: int
+) -> dict[str, list[TokenDoubt]]:
+    """Answer questions once more and give, for each where that works, which tokens of the answer the doubt sits in."""
+    attempt, found = Attempts(), {}
+    for query in queries:
+        doubts = attempt(query, partial(_token_doubts, scorer, _prompt_ids(scorer, query, prompt), max_new_tokens))
+        if doubts is not None:
+            found[query] = doubts
+    return found
+
+
+def _token_doubts(scorer: SemGradScorer, ids: list[int], most: int) -> list[TokenDoubt]:
     (generation,) = scorer.generate([ids], max_new_tokens=most, do_sample=False)
-    generated = time.perf_counter()
-    text, score, failure = generation.text.strip(), None, ""
-    try:
-        (score,) = scorer.score([generation])
-    except SemGradError as error:
-        failure = f"{type(error).__name__}: {error}"
-    if score is not None and not score.finite():
-        score, failure = None, "the score is not a finite number"
-    scored = time.perf_counter()
-    drawn: list[str] = []
-    if samples:
-        torch.manual_seed(seed)
-        rows = scorer.generate(
-            [ids] * samples, max_new_tokens=most, do_sample=True, temperature=1.0, top_k=0, top_p=1.0
-        )
-        drawn = [row.text.strip() for row in rows]
+    return scorer.attribute(generation)
+
+
+def peak_memory(scorer: SemGradScorer, queries: Sequence[str], prompt: str, max_new_tokens: int) -> dict[str, Any]:
+    """Measure the most bytes that tensors held at one moment beside the model: generating, and with scoring.
+
+    The first few questions are answered once more, one at a time, since measuring takes longer than answering. What
+    could not be measured is None, and `reason` says why.
+    """
+    chats = [_prompt_ids(scorer, query, prompt) for query in queries[:_MEASURED]]
+    generate = partial(scorer.generate, max_new_tokens=max_new_tokens, do_sample=False)
+
+    def peak(work: Callable[[list[int]], Any]) -> int:
+        return max(peak_bytes(scorer.model.device, partial(work, ids)) for ids in chats)
+
+    attempt = Attempts()
+    generating = attempt("generating", lambda: peak(lambda ids: generate([ids])))
+    scoring = attempt("scoring", lambda: peak(lambda ids: scorer.score(generate([ids]))))
+    return {
+        "questions": len(chats),
+        "generating_bytes": generating,
+        "generating_and_scoring_bytes": scoring,
+        "reason": "; ".join(attempt.failures.values()),
+    }
+
+
+def _prompt_ids(scorer: SemGradScorer, query: str, prompt: str) -> list[int]:
+    return encode_chat(scorer.tokenizer, [{"role": "user", "content": PROMPTS[prompt].format(query=query)}])
+
+
+def _answered(
+    scorer: SemGradScorer, example: Example, label: Labeler, prompt: str, most: int, work: Work, seed: int
+) -> Result:
+    ids, attempt = _prompt_ids(scorer, example.query, prompt), Attempts()
+    known: dict[str, Any] = {
+        "query": example.query,
+        "about": example.about,
+        "stratum": example.stratum,
+        "seconds": attempt.seconds,
+        "failures": attempt.failures,
+    }
+    generated = attempt("generating", lambda: scorer.generate([ids], max_new_tokens=most, do_sample=False))
+    if generated is None:
+        return Result(**known)
+    (generation,) = generated
+    text = generation.text.strip()
+    score = attempt("scoring", lambda: _finite_score(scorer, generation))
+    drawn = attempt("sampling", lambda: _samples(scorer, ids, work.samples, most, seed)) if work.samples else None
+    values: dict[str, float | None] = {}
+    if work.polygraph is not None and drawn is not None:
+        values = work.polygraph(attempt, scorer, example.query, generation, drawn)
     return Result(
-        query=example.query,
-        about=example.about,
-        stratum=example.stratum,
+        **known,
         answer=text,
         correct=label(example.query, text, example.answers) if example.answers else None,
         score=score,
-        failure=failure,
-        samples=tuple(drawn),
-        p_true=p_true(scorer, example.query, text) if samples else None,
-        generating=generated - begun,
-        scoring=scored - generated,
+        samples=tuple(row.text.strip() for row in drawn or ()),
+        p_true=attempt("p-true", lambda: p_true(scorer, example.query, text)) if work.p_true else None,
+        polygraph=values,
     )
+
+
+def _finite_score(scorer: SemGradScorer, generation: Generation) -> Score:
+    (score,) = scorer.score([generation])
+    if not score.finite():
+        raise ArithmeticError("the score is not a finite number")
+    return score
+
+
+def _samples(scorer: SemGradScorer, ids: list[int], count: int, most: int, seed: int) -> list[Generation]:
+    torch.manual_seed(seed)
+    return scorer.generate([ids] * count, max_new_tokens=most, do_sample=True, temperature=1.0, top_k=0, top_p=1.0)

@@ -18,16 +18,22 @@ _P_TRUE = (
 
 
 def inconsistency(answer: str, samples: Sequence[str]) -> float:
-    """Give the share of samples that do not say what the answer says, in [0, 1] (self-consistency, reversed)."""
+    """Give the share of samples that do not say what the answer says, in [0, 1] (self-consistency, reversed).
+
+    NaN without samples.
+    """
     given = words(answer)
-    return sum(words(sample) != given for sample in samples) / len(samples)
+    return sum(words(sample) != given for sample in samples) / len(samples) if samples else math.nan
 
 
 def semantic_entropy(samples: Sequence[str]) -> float:
     """Give the entropy, in nats, of the samples sorted by what they say: by words, case and articles aside.
 
     Discrete semantic entropy (Farquhar et al. 2024) with exact-match clusters, which is right for short answers.
+    NaN without samples.
     """
+    if not samples:
+        return math.nan
     counts = Counter(tuple(words(sample)) for sample in samples)
     shares = [count / len(samples) for count in counts.values()]
     return -sum(share * math.log(share) for share in shares)

@@ -41,11 +41,31 @@ def test_an_evaluation_writes_results_metrics_and_a_report(data, tmp_path):
         row["auroc_interval"][0] <= row["auroc"] <= row["auroc_interval"][1] for row in whole["methods"].values()
     )
     assert told["parts"]["invented"]["missing"] == "all answers are wrong, so that nothing can be told apart"
+    times = {name: row["overhead"]["median"] for name, row in whole["methods"].items()}
+    assert times["length"] == 1 < times["SemGrad"] == times["G-NLL"] == whole["overhead"]["median"]
+    assert times["self-consistency"] == times["semantic entropy"] > 1
+    assert 0 < told["memory"]["generating_bytes"] <= told["memory"]["generating_and_scoring_bytes"]
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert page.count("<svg") >= 5
     assert "The surest errors" in page
     assert not re.search(r"(src|href)=.http|url\(http|<script", page)
     assert "{{" not in page
+    assert "MiB with scoring" in page
+
+
+def test_methods_are_chosen_by_name(data, tmp_path):
+    few = tmp_path / "few.jsonl"
+    lines = data.read_text(encoding="utf-8").splitlines(keepends=True)
+    few.write_text("".join(lines[:2] + lines[-2:]), encoding="utf-8")
+    result = evaluate(few, tmp_path, "--methods", "semantic-entropy,semgrad", "--json")
+    assert result.exit_code == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert list(told["parts"]["All questions"]["methods"]) == ["semantic entropy", "SemGrad"]
+    first = json.loads((tmp_path / "results.jsonl").read_text(encoding="utf-8").splitlines()[1])
+    assert (len(first["samples"]), first["p_true"]) == (10, None)
+    other = evaluate(few, tmp_path, "--methods", "self-consistency")  # from the same samples: nothing is asked again
+    assert other.exit_code == 0, other.stderr
+    assert "self-consistency" in other.stdout
 
 
 def test_an_interrupted_evaluation_goes_on(data, tmp_path):
@@ -79,6 +99,9 @@ def test_few_questions_give_what_they_can(tmp_path):
     [
         (["--prompt", "rhyme"], "prompt='rhyme'"),
         (["--labels", "luck"], "labels='luck'"),
+        (["--methods", "semgrad,luck"], "methods='luck': expected some of"),
+        (["--methods", "degmat"], "--nli FOLDER"),
+        (["--methods", "sar"], "--cross-encoder FOLDER"),
         (["--profile", "no.json"], "no.json"),
     ],
 )
