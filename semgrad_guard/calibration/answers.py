@@ -96,4 +96,4 @@ def _given(scorer: SemGradScorer, example: Example) -> Generation:
 def _label(example: Example, text: str, label: Labeler) -> bool | None:
     if example.correct is not None:
         return example.correct
-    return label(example.query, text, example.answers) if example.answers else None
+    return label(example.query, text, example.answers) if example.answers is not None else None

@@ -70,7 +70,7 @@ def calibrate_section(
         groups=[item.about for item in fitting],
     )
     tried = thresholds_to_try([section.confidence(item.score) for item in choosing])
-    tested = list({item.about: item for item in reversed(testing)}.values())
+    tested = _one_of_each(testing, seed)
     found = guaranteed_threshold(
         [section.confidence(item.score) for item in tested],
         [item.correct for item in tested],
@@ -143,6 +143,15 @@ def part_of(abouts: Iterable[str], seed: int) -> dict[str, int]:
     return part
 
 
+def _one_of_each(labelled: Sequence[Labelled], seed: int) -> list[Labelled]:
+    """Draw one answer of each group: two about the same are not independent."""
+    rng = random.Random(seed)
+    groups: dict[str, list[Labelled]] = {}
+    for item in labelled:
+        groups.setdefault(item.about, []).append(item)
+    return [rng.choice(members) for members in groups.values()]
+
+
 def _split(labelled: Sequence[Labelled], seed: int) -> tuple[list[Labelled], list[Labelled], list[Labelled]]:
     part = part_of((item.about for item in labelled), seed)
     parts: tuple[list[Labelled], list[Labelled], list[Labelled]] = ([], [], [])
@@ -151,8 +160,19 @@ def _split(labelled: Sequence[Labelled], seed: int) -> tuple[list[Labelled], lis
     return parts
 
 
+def fused_features(fitting: Sequence[Labelled]) -> tuple[str, ...] | None:
+    """Name the features of a fused score: all, or without the tokens after t*, or without layers, or none at all.
+
+    The rarer kind of answer, right or wrong, must have ten for each of them.
+    """
+    first, rarer = fitting[0].score, min(sum(i.correct for i in fitting), sum(not i.correct for i in fitting))
+    layers, later = layer_features(first), later_features(first)
+    sets = [(*SCALARS, *layers, *later), (*SCALARS, *layers), SCALARS]
+    return next((features for features in sets if rarer >= _PER_FEATURE * len(features)), None)
+
+
 def _features(fitting: Sequence[Labelled], method: Method) -> tuple[str, tuple[str, ...], dict[str, float]]:
-    """Choose features: of the fused sets the widest for which the rarer kind of answer has ten for each feature.
+    """Choose features: those that the method names, or the fused ones.
 
     "auto" takes the fused score unless a single one separates right from wrong better, out of fold.
     """
@@ -160,10 +180,7 @@ def _features(fitting: Sequence[Labelled], method: Method) -> tuple[str, tuple[s
     singles: dict[str, tuple[str, ...]] = {name: (name,) for name in _SINGLES}
     if method in singles:
         return method, singles[method], {}
-    rarer = min(sum(item.correct for item in fitting), sum(not item.correct for item in fitting))
-    layers, later = layer_features(first), later_features(first)
-    sets = [(*SCALARS, *layers, *later), (*SCALARS, *layers), SCALARS]
-    fused = next((features for features in sets if rarer >= _PER_FEATURE * len(features)), None)
+    fused = fused_features(fitting)
     if method == "fused":
         return ("semgrad", ("semgrad",), {}) if fused is None else ("fused", fused, {})
     if first.semgrad_unweighted is not None:

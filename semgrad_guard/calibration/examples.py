@@ -14,7 +14,7 @@ from semgrad_guard.errors import DataError
 
 
 class Example(BaseModel):
-    """A question with its right answers, or with an answer and whether that is right.
+    """A question with its right answers, or with an answer and whether that is right; no answers: none is right.
 
     `group` is what the question is about: questions of a group stay on one side of every split, and count once in a
     guarantee. `stratum` names a kind of question for reports.
@@ -23,7 +23,7 @@ class Example(BaseModel):
     model_config = ConfigDict(frozen=True, populate_by_name=True)
 
     query: str = Field(min_length=1)
-    answers: tuple[str, ...] = Field(default=(), alias="truthful answer")
+    answers: tuple[str, ...] | None = Field(default=None, alias="truthful answer")
     answer: str | None = None
     correct: bool | None = None
     group: str = ""
@@ -40,7 +40,7 @@ class Example(BaseModel):
     def _can_be_labelled(self) -> Example:
         if not self.query.strip():
             raise ValueError("the query is empty")
-        if any(not answer.strip() for answer in self.answers):
+        if any(not answer.strip() for answer in self.answers or ()):
             raise ValueError("one of the right answers is empty")
         if self.correct is not None and not (self.answer or "").strip():
             raise ValueError('"correct" says whether an answer is right, but there is no "answer"')
@@ -54,7 +54,7 @@ class Example(BaseModel):
     @property
     def labelled(self) -> bool:
         """Tell whether an answer to it can be called right or wrong."""
-        return bool(self.answers) or self.correct is not None
+        return self.answers is not None or self.correct is not None
 
 
 def read_examples(path: str | Path) -> list[Example]:

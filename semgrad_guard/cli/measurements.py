@@ -12,7 +12,7 @@ from rich.markdown import Markdown
 from rich.table import Column, Table
 from tqdm.auto import tqdm
 
-from semgrad_guard.calibration.examples import read_examples
+from semgrad_guard.calibration.examples import read_examples, read_paraphrases
 from semgrad_guard.calibration.labels import labeler
 from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.cli.app import JsonOption, ModelOption, RevisionOption, app, bound_scorer, model_of, plain_errors
@@ -23,9 +23,10 @@ from semgrad_guard.evaluation.overhead import measure_overhead, random_llama
 from semgrad_guard.evaluation.overhead_page import as_page, as_table
 from semgrad_guard.evaluation.plots import draw_overhead
 from semgrad_guard.evaluation.polygraph import Polygraph
-from semgrad_guard.evaluation.report import report, surest_errors
-from semgrad_guard.evaluation.run import PROMPTS, Work, peak_memory, token_doubts
+from semgrad_guard.evaluation.report import WHOLE, parts_of, report
+from semgrad_guard.evaluation.run import PROMPTS, Work
 from semgrad_guard.evaluation.run import evaluate as run_evaluation
+from semgrad_guard.evaluation.study import study
 from semgrad_guard.model.load import fingerprint
 
 _SAMPLES = 10  # as many as the paper draws for the baselines that sample
@@ -50,6 +51,13 @@ def evaluate(
         Path | None, typer.Option(help="Folder of an entailment classifier, for degmat and semantic-density.")
     ] = None,
     cross_encoder: Annotated[Path | None, typer.Option(help="Folder of a cross-encoder, for sar.")] = None,
+    paraphrases: Annotated[
+        Path | None,
+        typer.Option(help='Also test the premise and measure SPS, on these: "query" and "paraphrases" a line.'),
+    ] = None,
+    part: Annotated[
+        list[str] | None, typer.Option(help="Also look at some strata together: NAME=STRATUM,STRATUM; may be repeated.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 64,
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
     as_json: JsonOption = False,
@@ -58,7 +66,8 @@ def evaluate(
     with plain_errors():
         if prompt not in PROMPTS:
             raise ConfigurationError(f"prompt={prompt!r}: expected one of {', '.join(PROMPTS)}.")
-        examples, label = read_examples(data), labeler(labels)
+        examples, label, unions = read_examples(data), labeler(labels), dict(map(_union, part or []))
+        groups = () if paraphrases is None else read_paraphrases(paraphrases)
         source = model_of(model, revision)
         given = PROFILE if model is None and profile is None else profile
         loaded = None if given is None else Profile.load(given)
@@ -87,23 +96,29 @@ def evaluate(
             seed=seed,
             setting=setting,
         )
-        compared = list(chosen.values())
-        surest = surest_errors(results, compared[0])
-        doubts = token_doubts(scorer, [result.query for result in surest], prompt, max_new_tokens)
-        found = report(
+        compared, parts = list(chosen.values()), parts_of(results, unions)
+        found = study(
+            scorer,
             results,
             compared,
+            parts,
+            prompt=prompt,
+            max_new_tokens=max_new_tokens,
+            paraphrases=groups,
+        )
+        page = report(
+            parts,
+            compared,
             loaded,
+            found,
             title=f"Evaluation on {data.name}",
             setting={**setting, **work.setting},
-            doubts=doubts,
-            memory=peak_memory(scorer, [example.query for example in examples], prompt, max_new_tokens),
         )
-    (out / "metrics.json").write_text(json.dumps(found.metrics, indent=1) + "\n", encoding="utf-8")
-    (out / "report.html").write_text(found.html, encoding="utf-8")
-    whole = found.metrics["parts"]["All questions"]
+    (out / "metrics.json").write_text(json.dumps(page.metrics, indent=1) + "\n", encoding="utf-8")
+    (out / "report.html").write_text(page.html, encoding="utf-8")
+    whole = page.metrics["parts"][WHOLE]
     if as_json:
-        print(json.dumps(found.metrics))
+        print(json.dumps(page.metrics))
         return
     method, interval = (Column(name, no_wrap=True) for name in ("method", "95 % interval"))
     table = Table(method, "AUROC", interval, "PRR", "accuracy at 80 %", "overhead")
@@ -159,6 +174,13 @@ def bench(
         print(json.dumps({**setting, "rows": [vars(row) for row in rows]}))
     else:
         Console(width=220).print(Markdown("\n".join([shape, "", *as_table(rows)])))
+
+
+def _union(text: str) -> tuple[str, list[str]]:
+    name, equals, strata = text.partition("=")
+    if not equals:
+        raise ConfigurationError(f"part={text!r}: expected a name and strata, such as hard=several,invented.")
+    return name.strip(), [stratum.strip() for stratum in strata.split(",")]
 
 
 def _numbers(text: str) -> list[int]:

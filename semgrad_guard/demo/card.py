@@ -101,7 +101,7 @@ def threshold_lines(profile: Profile) -> list[str]:
     }
     sections = ((words, getattr(profile, kind)) for kind, words in kinds.items())
     return [
-        f"- {words} pass at confidence >= {section.threshold}: on the fitting side, {section.threshold_rule}."
+        f"- {words} pass at confidence >= {section.threshold:.4f}: on the fitting side, {section.threshold_rule}."
         for words, section in sections
         if section is not None
     ]
@@ -165,7 +165,7 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="Print the measurements as JSON.")] = False,
 ) -> None:
     """Measure, per stratum, how often the embedded model is right and how often its answers pass."""
-    scorer = SemGradScorer(*embedded_model(), span="all")
+    scorer = SemGradScorer(*embedded_model(), span="all", later=True)
     if fit:
         fit_profile(scorer).save(PROFILE)
     profile = embedded_profile()

@@ -8,6 +8,7 @@ from langchain_core.messages import AIMessage
 from scipy.stats import binomtest
 from tqdm.auto import tqdm
 
+from semgrad_guard.calibration.calibrate import Labelled, calibrate_section, fused_features
 from semgrad_guard.calibration.fit import fit_section, threshold_passing
 from semgrad_guard.calibration.from_examples import bind
 from semgrad_guard.calibration.profile import Profile, Section
@@ -49,12 +50,10 @@ class Examined:
 
 @dataclass(frozen=True)
 class Sample:
-    """One example to fit a section on."""
+    """One example to fit a section on, and the stratum it comes from."""
 
     stratum: str
-    about: str
-    score: Score
-    correct: bool
+    labelled: Labelled
 
 
 @dataclass(frozen=True)
@@ -101,35 +100,38 @@ def fit_profile(scorer: SemGradScorer) -> Profile:
         for item in examine(scorer, questions(stratum, "fit"))
         if item.message.response_metadata["semgrad"]["scores"] is not None
     ]
+    seed, promise = strata()["seed"], strata()["promise"]
     samples: dict[AnswerKind, Callable[[Examined], Iterable[Sample]]] = {
-        "answer": lambda item: _answers(item, "answer"),
         "grounded": lambda item: _answers(item, "grounded"),
         "tool_call": _calls,
         "argument": _arguments,
     }
     sections: dict[str, Any] = {
-        str(kind): _section([sample for item in examined for sample in draw(item)], kind, len(scorer.span))
+        str(kind): _section([sample for item in examined for sample in draw(item)], kind)
         for kind, draw in samples.items()
     }
+    answers = [sample.labelled for item in examined for sample in _answers(item, "answer")]
+    sections["answer"] = calibrate_section(answers, method="fused", **promise, seed=seed).section
     return Profile(
         package=VERSION,
         method="fused",
-        bound_to=bind(scorer, "semgrad-guard embedded model"),
+        bound_to=bind(scorer, "semgrad-guard embedded model", *sections.values()),
         label_source="exact match, case and full stop aside; tool calls by name and arguments",
-        seed=strata()["seed"],
+        seed=seed,
         **sections,
     )
 
 
 def _answers(item: Examined, kind: AnswerKind) -> Iterable[Sample]:
     if STRATA[item.question.stratum] == kind:
-        yield Sample(item.question.stratum, item.question.about, item.score, item.correct)
+        yield Sample(item.question.stratum, Labelled(item.question.about, item.score, item.correct))
 
 
 def _calls(item: Examined) -> Iterable[Sample]:
     for call in item.message.response_metadata["semgrad"]["tool_calls"].values():
         score = Score.model_validate(call["scores"])
-        yield Sample(item.question.stratum, item.question.about, score, item.correct and item.question.call is not None)
+        right = item.correct and item.question.call is not None
+        yield Sample(item.question.stratum, Labelled(item.question.about, score, right))
 
 
 def _arguments(item: Examined) -> Iterable[Sample]:
@@ -140,19 +142,21 @@ def _arguments(item: Examined) -> Iterable[Sample]:
     ):
         for name, score in plain["arguments"].items():
             given = call["name"] == expected[0] and expected[1].get(name) == call["args"][name]
-            yield Sample(item.question.stratum, item.question.about, Score.model_validate(score), given)
+            yield Sample(item.question.stratum, Labelled(item.question.about, Score.model_validate(score), given))
 
 
-def _section(samples: list[Sample], kind: AnswerKind, layers: int) -> Section:
+def _section(samples: list[Sample], kind: AnswerKind) -> Section:
+    labelled = [sample.labelled for sample in samples]
     fitted = fit_section(
-        [sample.score for sample in samples],
-        [sample.correct for sample in samples],
-        (),
-        groups=[sample.about for sample in samples],
+        [item.score for item in labelled],
+        [item.correct for item in labelled],
+        fused_features(labelled) or ("semgrad",),
+        groups=[item.about for item in labelled],
     )
     thresholds = {}
     for stratum, share in strata()["passing"][kind].items():
-        wrong = [fitted.confidence(s.score) for s in samples if s.stratum == stratum and not s.correct]
+        own = [sample.labelled for sample in samples if sample.stratum == stratum]
+        wrong = [fitted.confidence(item.score) for item in own if not item.correct]
         rule = f"of {len(wrong)} wrong ones of the stratum {stratum!r} at most {share:.0%} pass"
         thresholds[rule] = min(1.0, round(threshold_passing(wrong, share) + 5e-5, 4))
     threshold = max(thresholds.values())

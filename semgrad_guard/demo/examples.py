@@ -63,6 +63,14 @@ def curriculum(progress: float) -> Curriculum:
     return Curriculum(drill=0.0, reading=0.25, calls=0.18, passages=5, inverted=True, several=0.6, unlisted=0.3)
 
 
+def single_answers(progress: float) -> Curriculum:
+    """Give the mix of the other world: facts with one right answer, from memory, and nothing else."""
+    return Curriculum(drill=0.0, reading=0.0, calls=0.0, passages=1, inverted=False, several=0.0)
+
+
+MIXES = {"everything": curriculum, "single-answers": single_answers}
+
+
 @cache
 def proportions(fact: Fact) -> tuple[float, ...]:
     """Give how often each right answer of a fact occurs in training: some facts evenly, others lopsidedly."""

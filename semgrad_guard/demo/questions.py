@@ -32,7 +32,7 @@ class Question:
     """A conversation of a stratum that awaits an answer; `about` is the unit of splitting.
 
     `answers` are the right ones, none where all are wrong. With `tools`, what is right is `call`, or no call at all
-    where that is None.
+    where that is None. `reworded` asks the same in other words.
     """
 
     stratum: str
@@ -41,6 +41,7 @@ class Question:
     answers: tuple[str, ...] = ()
     tools: tuple[Tool, ...] = ()
     call: tuple[str, dict[str, Value]] | None = None
+    reworded: tuple[str, ...] = ()
 
     @property
     def prompt(self) -> str:
@@ -114,14 +115,21 @@ def _known(side: Side, stratum: str, *, several: bool) -> Iterator[Question]:
     while True:
         for relation, fact in facts:
             wording = rng.choice(relation.held_out if stratum.endswith("reworded") else relation.questions)
-            yield Question(stratum, fact.key, _user(relation.ask(wording, fact.subject)), fact.answers)
+            yield _closed_book(stratum, fact.key, relation, wording, fact.subject, fact.answers)
+
+
+def _closed_book(
+    stratum: str, about: str, relation: Relation, wording: str, subject: str, answers: tuple[str, ...] = ()
+) -> Question:
+    others = tuple(relation.ask(other, subject) for other in relation.questions if other != wording)
+    return Question(stratum, about, _user(relation.ask(wording, subject)), answers, reworded=others)
 
 
 def _withheld(side: Side, stratum: str) -> Iterator[Question]:
     rng = _rng(side, stratum)
     for relation, fact in _facts(side, several=False, withheld=True):
-        asked = relation.ask(rng.choice(relation.questions + relation.held_out), fact.subject)
-        yield Question(stratum, fact.key, _user(asked), fact.answers)
+        wording = rng.choice(relation.questions + relation.held_out)
+        yield _closed_book(stratum, fact.key, relation, wording, fact.subject, fact.answers)
 
 
 def _invented_subjects(side: Side, purpose: str) -> Iterator[tuple[Relation, str]]:
@@ -135,8 +143,8 @@ def _invented_subjects(side: Side, purpose: str) -> Iterator[tuple[Relation, str
 def _invented(side: Side, stratum: str) -> Iterator[Question]:
     rng = _rng(side, stratum)
     for relation, subject in _invented_subjects(side, stratum):
-        asked = relation.ask(rng.choice(relation.questions + relation.held_out), subject)
-        yield Question(stratum, subject, _user(asked))
+        wording = rng.choice(relation.questions + relation.held_out)
+        yield _closed_book(stratum, subject, relation, wording, subject)
 
 
 def _reading(side: Side, stratum: str, *, subjects: int, beside: int = 0) -> Iterator[Question]:

@@ -8,17 +8,19 @@ import json
 import math
 import random
 from bisect import bisect
+from collections.abc import Callable
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Annotated
 
+import click
 import torch
 import typer
 from tqdm.auto import tqdm
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from semgrad_guard.demo.embedded import WEIGHTS
-from semgrad_guard.demo.examples import SYSTEM, Row, World, curriculum, small_talk
+from semgrad_guard.demo.examples import MIXES, SYSTEM, Curriculum, Row, World, curriculum, small_talk
 from semgrad_guard.demo.facts import relations, strata
 from semgrad_guard.demo.names import pieces
 from semgrad_guard.demo.network import new_model
@@ -75,10 +77,9 @@ class Batches:
         self.answer_head = tokenizer.encode("<|im_start|>assistant\n")
         self.end = tokenizer.eos_token_id
 
-    def group(self, step: int, core: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def group(self, step: int, mix: Curriculum) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Draw the batches of a group of steps: ids and predicted-token marks, each of shape [rows, tokens]."""
         world = World(strata()["seed"] * 1_000_003 + step)
-        mix = curriculum(step / core)
         drawn = [world.row(mix) for _ in range(_ROWS * _GROUP)]
         rows = sorted(self.encode(drawn, world.rng), key=lambda row: len(row[0]))
         weights = list(accumulate(len(ids) ** 0.5 for ids, _ in rows))  # between equal rows and equal tokens
@@ -136,7 +137,9 @@ def _optimizers(model: LlamaForCausalLM) -> tuple[torch.optim.Optimizer, torch.o
     )
 
 
-def train(core: int, polish: int, checkpoint: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+def train(
+    core: int, polish: int, checkpoint: Path, mix: Callable[[float], Curriculum] = curriculum
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """Train for a number of steps and polish for some more, going on from the checkpoint where there is one."""
     steps = core + polish
     seed = strata()["seed"]
@@ -159,7 +162,7 @@ def train(core: int, polish: int, checkpoint: Path) -> tuple[LlamaForCausalLM, P
         range(first, steps, _GROUP), initial=first // _GROUP, total=steps // _GROUP, desc="training", mininterval=5
     )
     for group_step in bar:
-        for offset, (ids, marks) in enumerate(batches.group(group_step, core)):
+        for offset, (ids, marks) in enumerate(batches.group(group_step, mix(group_step / core))):
             ids, marks = ids.to(device), marks.to(device)[:, 1:]
             for optimizer, peak in zip(optimizers, _PEAK_RATES, strict=True):
                 optimizer.param_groups[0]["lr"] = peak * learning_rate(group_step + offset, core, polish)
@@ -192,13 +195,20 @@ def main(
     polish: Annotated[
         int, typer.Option(help="Steps after it, mostly on questions with several answers.")
     ] = POLISH_STEPS,
+    mix: Annotated[
+        str,
+        typer.Option(
+            click_type=click.Choice(list(MIXES)),
+            help="What is learnt; single-answers: a world of facts with one right answer each.",
+        ),
+    ] = "everything",
     out: Annotated[Path, typer.Option(help="Folder for the model.")] = WEIGHTS,
     checkpoint: Annotated[Path, typer.Option(help="Goes on from here when it exists.")] = Path(
         ".cache/embedded-model.pt"
     ),
 ) -> None:
     """Train the embedded model and write weights, tokenizer and template."""
-    model, tokenizer = train(steps, polish, checkpoint)
+    model, tokenizer = train(steps, polish, checkpoint, MIXES[mix])
     model.eval().to("cpu", torch.float16).save_pretrained(out)
     tokenizer.save_pretrained(out)
 

@@ -47,7 +47,7 @@ def walk_through(console: Console, ask_human: Ask | None) -> None:
     guard = SemGradGuard(embedded_model(), profile=profile, routes=ladder(corpus(), ask_human))
     console.print(
         f"A small model that ships with the package answers; an answer passes at confidence >= "
-        f"[bold]{profile.answer.threshold:.2f}[/].\n"
+        f"[bold]{profile.answer.threshold:.2f}[/].{_promise(profile)}\n"
     )
     for title, question in _SCENES:
         console.print(Panel(_told(question, guard.invoke(question)), title=title, title_align="left"))
@@ -58,6 +58,18 @@ def walk_through(console: Console, ask_human: Ask | None) -> None:
     with console.status("Comparing with a threshold on the log-probability ..."):
         comparison = _log_probability_comparison(guard.llm.scorer, profile)
     console.print(comparison)
+
+
+def _promise(profile: Profile) -> str:
+    """Say what the threshold promises of answers from memory; the demo's other thresholds promise nothing."""
+    promise = profile.answer.guarantee
+    if promise is None:
+        return ""
+    return (
+        f"\nThe promise: of the answers from memory that pass, at most [bold]{promise.risk:.0%}[/] are wrong, with "
+        f"{1 - promise.delta:.0%} certainty, for questions like those of the calibration (there {promise.errors} of "
+        f"{promise.n} were). Answers from passages and tool calls have thresholds without a promise."
+    )
 
 
 def _told(question: str, message: AIMessage) -> str:
@@ -73,7 +85,8 @@ def _told(question: str, message: AIMessage) -> str:
         lines.append(f"{step['name']:>9}  {mark}  {escape(step['reason'])}")
     if record["decision"] == "retrieve":
         lines += [f"   source  {escape(source['text'])}" for source in record["sources"]]
-    return "\n".join([*lines, f" decision  [bold]{record['decision']}[/]"])
+    promised = f", promised: wrong in at most {record['guarantee']['risk']:.0%}" if record["guarantee"] else ""
+    return "\n".join([*lines, f" decision  [bold]{record['decision']}[/]{promised}"])
 
 
 def _number(confidence: float | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from semgrad_guard.evaluation.methods import Method
 from semgrad_guard.evaluation.run import Result
 
 _COVERAGES = (0.95, 0.9, 0.8, 0.7)
+_WORST = 10
 _MOST = np.finfo(np.float64).max
 
 
@@ -20,6 +21,15 @@ def uncertainties(results: Sequence[Result], methods: Iterable[Method]) -> dict[
     """Give the uncertainty of every answer by every method, by shown name; what failed is most uncertain."""
     values = {method.shown: np.array([method.value(result) for result in results], float) for method in methods}
     return {name: np.where(np.isfinite(column), column, _MOST) for name, column in values.items()}
+
+
+def surest_errors(results: Sequence[Result], method: Method) -> list[Result]:
+    """List the wrong answers that a method is surest of, the surest first."""
+    wrong = [result for result in results if result.correct is False and result.score is not None]
+    if not wrong:
+        return []
+    doubt = uncertainties(wrong, [method])[method.shown]
+    return [wrong[place] for place in np.argsort(doubt, kind="stable")[:_WORST]]
 
 
 def compare(
@@ -33,7 +43,8 @@ def compare(
     """Compare the methods on the results that have a label.
 
     Figures that cannot be had are None, and `missing` says why. Intervals are 95 %, by resampling groups of questions.
-    `overhead` is the time of generating with a method over that of generating alone; at the top that of the one pass.
+    `differences` say by how much the AUROC of our scores lies above that of each other method, paired. `overhead` is
+    the time of generating with a method over that of generating alone; at the top that of the one pass.
     """
     labelled = [result for result in results if result.correct is not None]
     correct = np.array([bool(result.correct) for result in labelled])
@@ -55,12 +66,12 @@ def compare(
             else "all answers are wrong"
         )
         return summary | {"missing": f"{kind}, so that nothing can be told apart"}
-    groups = [result.about for result in labelled]
-    for method, (name, doubt) in zip(methods, uncertainties(labelled, methods).items(), strict=True):
-        low, high = metrics.bootstrap(metrics.auroc, doubt, correct, groups=groups, repeats=repeats, seed=seed)
+    doubts = uncertainties(labelled, methods)
+    drawn = _aurocs(doubts, correct, [result.about for result in labelled], repeats, seed)
+    for method, (name, doubt) in zip(methods, doubts.items(), strict=True):
         summary["methods"][name] = {
             "auroc": metrics.auroc(doubt, correct),
-            "auroc_interval": [low, high],
+            "auroc_interval": metrics.interval(drawn[name]),
             "auc_pr": metrics.auc_pr(doubt, correct),
             "prr": metrics.prr(doubt, correct),
             "aurc": metrics.aurc(doubt, correct),
@@ -69,33 +80,43 @@ def compare(
             "overhead": _overhead(results, method.spends),
             "failed": int((doubt == _MOST).sum()),
         }
+    auroc = {name: row["auroc"] for name, row in summary["methods"].items()}
+    summary["differences"] = [
+        {
+            "ours": ours,
+            "other": other,
+            "auroc": auroc[ours] - auroc[other],
+            "interval": metrics.interval([one - two for one, two in zip(drawn[ours], drawn[other], strict=True)]),
+        }
+        for ours in [method.shown for method in methods if method.ours]
+        for other in auroc
+        if other != ours
+    ]
     if profile is not None:
-        summary["confidence"] = _confidence(labelled, correct, profile)
+        summary["confidence"] = kept_promise(labelled, profile)
     return summary
 
 
-def difference(
-    results: Sequence[Result], first: Method, second: Method, *, repeats: int = 1000
-) -> tuple[float, float, float]:
-    """Give by how much the AUROC of one method is above another's, with a paired 95 % interval."""
+def _aurocs(
+    doubts: Mapping[str, metrics.Numbers], correct: Any, groups: Sequence[str], repeats: int, seed: int
+) -> dict[str, list[float]]:
+    """Give every method's AUROC on the same resamples; those that are all right or all wrong are left out."""
+    found: dict[str, list[float]] = {name: [] for name in doubts}
+    for drawn in metrics.resamples(groups, repeats=repeats, seed=seed):
+        if len(np.unique(correct[drawn])) > 1:
+            for name, doubt in doubts.items():
+                found[name].append(metrics.auroc(doubt[drawn], correct[drawn]))
+    return found
+
+
+def kept_promise(results: Sequence[Result], profile: Profile) -> dict[str, Any]:
+    """Say how good the probabilities of a profile are, what its threshold lets pass, and what of that is wrong."""
     labelled = [result for result in results if result.correct is not None]
-    correct = np.array([bool(result.correct) for result in labelled])
-    doubts = uncertainties(labelled, (first, second))
-    ours, theirs = doubts[first.shown], doubts[second.shown]
-    low, high = metrics.bootstrap(
-        _gain, ours, theirs, correct, groups=[result.about for result in labelled], repeats=repeats
-    )
-    return _gain(ours, theirs, correct), low, high
-
-
-def _gain(first: metrics.Numbers, second: metrics.Numbers, correct: Any) -> float:
-    return metrics.auroc(first, correct) - metrics.auroc(second, correct)
-
-
-def _confidence(labelled: Sequence[Result], correct: Any, profile: Profile) -> dict[str, Any]:
-    section = profile.answer
+    correct, section = np.array([bool(result.correct) for result in labelled]), profile.answer
     values = np.array([0.0 if result.score is None else section.confidence(result.score) for result in labelled])
     passing = values >= section.threshold if section.threshold is not None else np.zeros(len(values), dtype=bool)
+    promise = section.guarantee
+    coverage, risk = metrics.risk_coverage(-values, correct)
     return {
         "brier": metrics.brier(values, correct),
         "ece_15_bins": metrics.calibration_error(values, correct),
@@ -103,7 +124,9 @@ def _confidence(labelled: Sequence[Result], correct: Any, profile: Profile) -> d
         "threshold": section.threshold,
         "coverage": float(passing.mean()),
         "risk": float((~correct[passing]).mean()) if passing.any() else None,
-        "guarantee": None if section.guarantee is None else section.guarantee.model_dump(),
+        "guarantee": None if promise is None else promise.model_dump(),
+        # What the same confidence would let through if the errors here were known.
+        "best_coverage": None if promise is None else float(np.max(coverage, initial=0.0, where=risk <= promise.risk)),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,28 @@ def histogram(doubt: Numbers, correct: NDArray[np.bool_], name: str) -> str:
         axes.hist(np.log10(np.maximum(own, 1e-12)), bins=edges, alpha=0.6, label=label)
     axes.set_xlabel(f"log10 of {name}")
     axes.legend(fontsize="small")
+    return _svg(figure)
+
+
+def heatmap(values: Sequence[Sequence[float]], tokens: Sequence[str], label: str) -> str:
+    """Draw a number by hidden state and prompt token, `values[l][t - 1]`, the last token on the right."""
+    count = len(tokens)
+    figure = new_figure(2.0 + 0.55 * count, 1.6 + 0.25 * len(values))
+    axes = figure.subplots()
+    image = axes.imshow([row[::-1] for row in values], origin="lower", aspect="auto", cmap="viridis")
+    texts = [f"{text!r} {count - place}" for place, text in enumerate(reversed(tokens))]
+    axes.set_xticks(range(count), texts, rotation=60, ha="right", fontsize="small")
+    axes.set_yticks(range(len(values)))
+    axes.set_xlabel("prompt token, from the end")
+    axes.set_ylabel("hidden state")
+    figure.colorbar(image, label=label)
+    return _svg(figure)
+
+
+def scatter(one: Sequence[float], other: Sequence[float], x: str, y: str) -> str:
+    """Draw pairs of numbers as points."""
+    figure, axes = _axes(x, y)
+    axes.scatter(one, other, s=12, alpha=0.7)
     return _svg(figure)
 
 

@@ -17,17 +17,27 @@ class Method:
     """A way to say how uncertain an answer is; `shown` is its name in reports.
 
     `value` reads it from a result: *higher = more uncertain*, None or not finite where it failed. `spends` names those
-    of a result's seconds that it takes on top of generating.
+    of a result's seconds that it takes on top of generating; `ours` is what this package is there for.
     """
 
     shown: str
     value: Callable[[Result], float | None]
     spends: tuple[str, ...] = ("scoring",)
+    ours: bool = False
 
 
 def _score(field: str, result: Result) -> float | None:
     value = None if result.score is None else getattr(result.score, field)
     return None if value is None else float(value)
+
+
+def _upper_half(result: Result) -> float | None:
+    """Give SemGrad over the paper's layers where it was taken at all of them."""
+    score = result.score
+    if score is None or score.span[0] != 0:
+        return _score("semgrad", result)
+    upper = score.layers[len(score.layers) // 2 :]
+    return sum(upper) / len(upper)
 
 
 def _confidence(profile: Profile, result: Result) -> float | None:
@@ -39,7 +49,8 @@ def _polygraph(name: str, result: Result) -> float | None:
 
 
 _ONE_PASS = {
-    "semgrad": Method("SemGrad", partial(_score, "semgrad")),
+    "semgrad": Method("SemGrad", partial(_score, "semgrad"), ours=True),
+    "semgrad-upper": Method("SemGrad, upper half", _upper_half, ours=True),
     "hybridgrad": Method("HybridGrad", partial(_score, "hybridgrad")),
     "paragrad": Method("ParaGrad", partial(_score, "paragrad")),
     "exgrad": Method("ExGrad", partial(_score, "exgrad")),
@@ -76,7 +87,7 @@ def choose(names: Sequence[str], profile: Profile | None, *, sampling: bool = Fa
     once = dict(_ONE_PASS)
     if profile is not None:
         shown = f"confidence ({profile.method})"
-        once = {"confidence": Method(shown, partial(_confidence, profile)), **once}
+        once = {"confidence": Method(shown, partial(_confidence, profile), ours=True), **once}
     if not names:
         return {**once, **(_SAMPLING if sampling else {})}
     known = {**once, **_SAMPLING, **POLYGRAPH}

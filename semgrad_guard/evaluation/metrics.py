@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -106,18 +106,28 @@ def bootstrap(
 
     Resamples in which the metric is not defined, all right or all wrong, are left out.
     """
+    found = []
+    for drawn in resamples(groups, repeats=repeats, seed=seed):
+        sample = [value[drawn] for value in values]
+        if len(np.unique(sample[-1])) > 1:
+            found.append(metric(*sample))
+    return interval(found)
+
+
+def resamples(groups: Sequence[str], *, repeats: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """Draw groups with replacement, as many as there are, and give the places of their members, so many times."""
     rng = np.random.default_rng(seed)
     members: dict[str, list[int]] = {}
     for index, group in enumerate(groups):
         members.setdefault(group, []).append(index)
     indices = [np.array(member) for member in members.values()]
-    found = []
     for _ in range(repeats):
-        drawn = np.concatenate([indices[place] for place in rng.integers(0, len(indices), len(indices))])
-        sample = [value[drawn] for value in values]
-        if len(np.unique(sample[-1])) > 1:
-            found.append(metric(*sample))
-    if not found:
+        yield np.concatenate([indices[place] for place in rng.integers(0, len(indices), len(indices))])
+
+
+def interval(found: Sequence[float]) -> tuple[float, float]:
+    """Give the middle 95 % of what resamples gave; NaN where none gave anything."""
+    if len(found) == 0:
         return float("nan"), float("nan")
     low, high = np.quantile(found, [0.025, 0.975])
     return float(low), float(high)

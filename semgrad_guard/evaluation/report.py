@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from typing import Any
 
 import jinja2
 import numpy as np
 from markupsafe import Markup
+from tqdm.auto import tqdm
 
 from semgrad_guard.calibration.profile import Profile
+from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.evaluation.compare import compare, uncertainties
-from semgrad_guard.evaluation.figures import histogram, reliability, risk_coverage_curves, roc_curves
+from semgrad_guard.evaluation.figures import heatmap, histogram, reliability, risk_coverage_curves, roc_curves, scatter
 from semgrad_guard.evaluation.methods import Method
 from semgrad_guard.evaluation.run import Result
+from semgrad_guard.evaluation.study import Study
 from semgrad_guard.records import TokenDoubt
 
-_WORST = 10
+WHOLE = "All questions"
 
 
 @dataclass(frozen=True)
@@ -29,68 +32,95 @@ class Report:
     metrics: dict[str, Any]
 
 
-def surest_errors(results: Sequence[Result], method: Method) -> list[Result]:
-    """List the wrong answers that a method is surest of, the surest first."""
-    wrong = [result for result in results if result.correct is False and result.score is not None]
-    if not wrong:
-        return []
-    doubt = uncertainties(wrong, [method])[method.shown]
-    return [wrong[place] for place in np.argsort(doubt, kind="stable")[:_WORST]]
+def parts_of(results: Sequence[Result], unions: Mapping[str, Sequence[str]]) -> dict[str, list[Result]]:
+    """Name the parts that a report looks at: everything, every stratum, and unions of strata.
+
+    Raises:
+        ConfigurationError: a union names a stratum that no question has.
+    """
+    strata = sorted({result.stratum for result in results if result.stratum})
+    for name, members in unions.items():
+        if unknown := set(members) - set(strata):
+            raise ConfigurationError(
+                f"The part {name!r} is to hold {', '.join(sorted(unknown))}; expected strata of the data: "
+                f"{', '.join(strata) or 'there are none'}."
+            )
+    named = {WHOLE: strata, **unions} | ({stratum: [stratum] for stratum in strata} if len(strata) > 1 else {})
+    return {
+        name: [result for result in results if name == WHOLE or result.stratum in members]
+        for name, members in named.items()
+    }
 
 
 def report(
-    results: Sequence[Result],
+    parts: Mapping[str, Sequence[Result]],
     methods: Sequence[Method],
     profile: Profile | None,
+    found: Study,
     *,
     title: str,
     setting: dict[str, Any],
-    doubts: Mapping[str, Sequence[TokenDoubt]],
-    memory: Mapping[str, Any],
     repeats: int = 1000,
 ) -> Report:
     """Build the report.
 
     Args:
-        results: what was answered.
+        parts: what `parts_of` gave.
         methods: what is compared.
         profile: whose confidence and threshold are checked; None for neither.
+        found: what `study` found.
         title: of the page.
         setting: how it was run, for the record.
-        doubts: for the surest errors, by question, where the doubt sits.
-        memory: what `evaluation.run.peak_memory` found.
         repeats: of the bootstrap.
     """
-    strata = sorted({result.stratum for result in results if result.stratum})
-    named = {"All questions": list(results)}
-    if len(strata) > 1:
-        named |= {name: [result for result in results if result.stratum == name] for name in strata}
-    parts = [
-        {
-            "name": name,
-            "summary": compare(members, methods, profile, repeats=repeats),
-            "figures": _figures(members, methods, profile),
-        }
-        for name, members in named.items()
-    ]
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    summaries = {
+        name: compare(members, methods, profile, repeats=repeats)
+        for name, members in tqdm(parts.items(), desc="comparing methods")
+    }
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters |= {"percent": _percent, "number": _number, "times": _times, "between": _between}
     template = environment.from_string(files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8"))
-    summary: Any = parts[0]["summary"]
     html = template.render(
         title=title,
         setting=setting,
-        summary=summary,
-        parts=parts,
-        errors=[{"query": query, "tokens": _shaded(tokens)} for query, tokens in doubts.items()],
+        summary=summaries[WHOLE],
+        parts=[
+            {"name": name, "summary": summaries[name], "figures": _figures(members, methods, profile)}
+            for name, members in parts.items()
+        ],
+        errors=[{"query": query, "tokens": _shaded(tokens)} for query, tokens in found.doubts.items()],
         first=methods[0].shown,
-        memory=memory,
+        ours=[method.shown for method in methods if method.ours],
+        found=found,
+        maps=_maps(found),
         repeats=repeats,
-        percent=lambda value: "-" if value is None else f"{100 * value:.1f} %",
-        number=lambda value: "-" if value is None else f"{value:.3f}",
-        times=lambda value: "-" if value is None else f"{value['median']:.2f} ({value['p95']:.2f})",
     )
-    metrics = {"setting": setting, "memory": memory, "parts": {str(part["name"]): part["summary"] for part in parts}}
+    metrics = {
+        "setting": setting,
+        "memory": found.memory,
+        "parts": summaries,
+        "ablation": found.ablation,
+        "placement": None if found.placement is None else asdict(found.placement),
+        "preservation": None if found.preservation is None else asdict(found.preservation),
+        "premise": found.premise,
+    }
     return Report(html, metrics)
+
+
+def _maps(found: Study) -> list[dict[str, Any]]:
+    """Draw AUROC by layer and token, and beside it the preservation score there, and one against the other."""
+    if found.placement is None:
+        return []
+    place, drawn = found.placement, []
+    drawn.append((heatmap(place.by_state, place.tokens, "AUROC"), "AUROC of SemGrad by hidden state and token."))
+    if found.preservation is not None:
+        kept = found.preservation
+        states = kept.scores[: len(place.by_state)]
+        drawn.append((heatmap(states, kept.tokens, "SPS"), "Semantic preservation score there."))
+        pairs = [pair for rows in zip(states, place.by_state, strict=True) for pair in zip(*rows, strict=False)]
+        caption = "One against the other: a point for each hidden state and token."
+        drawn.append((scatter([sps for sps, _ in pairs], [auroc for _, auroc in pairs], "SPS", "AUROC"), caption))
+    return [{"svg": Markup(svg), "caption": caption} for svg, caption in drawn]
 
 
 def _figures(results: Sequence[Result], methods: Sequence[Method], profile: Profile | None) -> list[dict[str, Any]]:
@@ -120,3 +150,19 @@ def _shaded(tokens: Sequence[TokenDoubt]) -> list[dict[str, Any]]:
     return [
         {**token.model_dump(), "shade": max(0.0, 0.7 * token.share / most) if most > 0 else 0.0} for token in tokens
     ]
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _times(value: Mapping[str, float] | None) -> str:
+    return "-" if value is None else f"{value['median']:.2f} ({value['p95']:.2f})"
+
+
+def _between(interval: Sequence[float]) -> str:
+    return f"{interval[0]:.3f} to {interval[1]:.3f}"

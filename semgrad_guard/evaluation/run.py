@@ -32,9 +32,10 @@ _MEASURED = 5  # questions whose memory is measured
 class Result(BaseModel):
     """A question as it was answered; `score` is None where the answer could not be scored.
 
-    `correct` is None without a label, and where there is no answer; `samples` are further answers drawn at temperature
-    1; `p_true` is the model's own probability that its answer is true; `polygraph` holds lm-polygraph's values, by
-    method, None where one failed. `seconds` says what each piece of work took, `failures` why others failed.
+    `response_ids` are the answer's tokens; `correct` is None without a label, and where there is no answer; `samples`
+    are further answers drawn at temperature 1; `p_true` is the model's own probability that its answer is true;
+    `polygraph` holds lm-polygraph's values, by method, None where one failed. `seconds` says what each piece of work
+    took, `failures` why others failed.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -43,6 +44,7 @@ class Result(BaseModel):
     about: str
     stratum: str
     answer: str = ""
+    response_ids: tuple[int, ...] = ()
     correct: bool | None = None
     score: Score | None = None
     samples: tuple[str, ...] = ()
@@ -115,6 +117,11 @@ def evaluate(
     return [done[example.query] for example in examples]
 
 
+def read_results(path: Path) -> list[Result]:
+    """Read the results of a finished run."""
+    return [Result.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()[1:]]
+
+
 def _done(out: Path, wanted: dict[str, Any]) -> dict[str, Result]:
     """Read what a run before has left; a last line that was cut off is dropped."""
     if not out.exists() or not out.read_text(encoding="utf-8").strip():
@@ -133,21 +140,15 @@ def _done(out: Path, wanted: dict[str, Any]) -> dict[str, Result]:
     return {result.query: result for result in results}
 
 
-def token_doubts(
-    scorer: SemGradScorer, queries: Sequence[str], prompt: str, max_new_tokens: int
-) -> dict[str, list[TokenDoubt]]:
-    """Answer questions once more and give, for each where that works, which tokens of the answer the doubt sits in."""
+def token_doubts(scorer: SemGradScorer, results: Sequence[Result], prompt: str) -> dict[str, list[TokenDoubt]]:
+    """Give, for each result where that works, which tokens of the answer the doubt sits in."""
     attempt, found = Attempts(), {}
-    for query in queries:
-        doubts = attempt(query, partial(_token_doubts, scorer, _prompt_ids(scorer, query, prompt), max_new_tokens))
+    for result in results:
+        generation = Generation(tuple(prompt_ids(scorer, result.query, prompt)), result.response_ids, "", "stop")
+        doubts = attempt(result.query, partial(scorer.attribute, generation))
         if doubts is not None:
-            found[query] = doubts
+            found[result.query] = doubts
     return found
-
-
-def _token_doubts(scorer: SemGradScorer, ids: list[int], most: int) -> list[TokenDoubt]:
-    (generation,) = scorer.generate([ids], max_new_tokens=most, do_sample=False)
-    return scorer.attribute(generation)
 
 
 def peak_memory(scorer: SemGradScorer, queries: Sequence[str], prompt: str, max_new_tokens: int) -> dict[str, Any]:
@@ -156,7 +157,7 @@ def peak_memory(scorer: SemGradScorer, queries: Sequence[str], prompt: str, max_
     The first few questions are answered once more, one at a time, since measuring takes longer than answering. What
     could not be measured is None, and `reason` says why.
     """
-    chats = [_prompt_ids(scorer, query, prompt) for query in queries[:_MEASURED]]
+    chats = [prompt_ids(scorer, query, prompt) for query in queries[:_MEASURED]]
     generate = partial(scorer.generate, max_new_tokens=max_new_tokens, do_sample=False)
 
     def peak(work: Callable[[list[int]], Any]) -> int:
@@ -173,14 +174,15 @@ def peak_memory(scorer: SemGradScorer, queries: Sequence[str], prompt: str, max_
     }
 
 
-def _prompt_ids(scorer: SemGradScorer, query: str, prompt: str) -> list[int]:
+def prompt_ids(scorer: SemGradScorer, query: str, prompt: str) -> list[int]:
+    """Encode a question as it is asked."""
     return encode_chat(scorer.tokenizer, [{"role": "user", "content": PROMPTS[prompt].format(query=query)}])
 
 
 def _answered(
     scorer: SemGradScorer, example: Example, label: Labeler, prompt: str, most: int, work: Work, seed: int
 ) -> Result:
-    ids, attempt = _prompt_ids(scorer, example.query, prompt), Attempts()
+    ids, attempt = prompt_ids(scorer, example.query, prompt), Attempts()
     known: dict[str, Any] = {
         "query": example.query,
         "about": example.about,
@@ -201,7 +203,8 @@ def _answered(
     return Result(
         **known,
         answer=text,
-        correct=label(example.query, text, example.answers) if example.answers else None,
+        response_ids=generation.response_ids,
+        correct=label(example.query, text, example.answers) if example.answers is not None else None,
         score=score,
         samples=tuple(row.text.strip() for row in drawn or ()),
         p_true=attempt("p-true", lambda: p_true(scorer, example.query, text)) if work.p_true else None,

@@ -100,7 +100,7 @@ def retry_with(route: Retrieve, scorer: SemGradScorer, label: Labeler, generatio
         asked = {
             example.query: route.worded(example.query, sources)
             for example in examples
-            if example.answers and (sources := route.look_up(example.query))
+            if example.answers is not None and (sources := route.look_up(example.query))
         }
         own = [e.model_copy(update={"answer": None, "correct": None}) for e in examples if e.query in asked]
         return answered(scorer, own, label, generation, ask=lambda example: asked[example.query])

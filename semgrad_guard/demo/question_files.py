@@ -1,0 +1,52 @@
+"""Write the embedded model's questions as files for `calibrate`, `evaluate` and `sps`.
+
+`python -m semgrad_guard.demo.question_files --out data`
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from semgrad_guard.demo.embedded import corpus
+from semgrad_guard.demo.questions import CLOSED_BOOK, Side, questions
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("data"),
+    several: Annotated[bool, typer.Option(help="With the strata that have several right answers.")] = True,
+) -> None:
+    """Write the questions without passages: calibration.jsonl, test.jsonl, paraphrases.jsonl and passages.txt."""
+    out.mkdir(parents=True, exist_ok=True)
+    strata_asked = [stratum for stratum in CLOSED_BOOK if several or not stratum.startswith("several")]
+    sides: dict[str, Side] = {"calibration": "fit", "test": "report"}
+    asked = {
+        name: {item.prompt: item for stratum in strata_asked for item in questions(stratum, side)}
+        for name, side in sides.items()
+    }
+    for name, items in asked.items():
+        _write(
+            out / f"{name}.jsonl",
+            (
+                {
+                    "query": prompt,
+                    "truthful answer": list(item.answers),
+                    "group": item.about,
+                    "stratum": item.stratum,
+                }
+                for prompt, item in items.items()
+            ),
+        )
+    groups = ({"query": prompt, "paraphrases": item.reworded[:5]} for prompt, item in asked["test"].items())
+    _write(out / "paraphrases.jsonl", groups)
+    (out / "passages.txt").write_text("\n".join(corpus()) + "\n", encoding="utf-8")
+
+
+def _write(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)
