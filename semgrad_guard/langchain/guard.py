@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field
 from semgrad_guard.calibration.calibrate import Method
 from semgrad_guard.calibration.examples import Example
 from semgrad_guard.calibration.from_examples import answered, calibrated_profile
-from semgrad_guard.calibration.labels import Labeler, labeler
+from semgrad_guard.calibration.labels import Labeler, labeler, tolerant
 from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.calibration.verdict import Standard
 from semgrad_guard.errors import ConfigurationError, PromptTooLongError
@@ -111,15 +111,16 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
             examples: questions with their right answers, as `Example` or as a line of a data file.
             risk: largest share of wrong answers among those that pass.
             delta: probability that the promise does not hold.
-            labels: how an answer is compared with the right ones: "match", "contains", "f1", or a function.
+            labels: how an answer is compared with the right ones: a name that `labeler` knows, or a function such as
+                `judged_by` gives; where that fails now and then, the answer is left without a label.
             method: the score that confidence is made from; "auto" takes the best out of fold.
             seed: of the split into questions to fit on and to test on.
 
         Raises:
-            DataError: there are too few labels, or all are alike.
+            DataError: there are too few labels, all are alike, or labelling keeps failing.
         """
         given = [Example.model_validate(example) for example in examples]
-        label = labeler(labels) if isinstance(labels, str) else labels
+        label = labeler(labels) if isinstance(labels, str) else tolerant(labels)
         scorer = self.llm.scorer
         profile = calibrated_profile(
             scorer,
