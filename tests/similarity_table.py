@@ -18,11 +18,11 @@ CASES = Path(__file__).parent / "similarity_cases.txt"
 THRESHOLDS = (0.85, 0.9, 0.92, 0.95, 0.97)
 HEAD = """# Labels by similarity
 
-Written by `python tests/similarity_table.py`, with all-MiniLM-L6-v2. {n} answers to {questions} questions, {right} of them
-right, were written and labelled by hand (`tests/similarity_cases.txt`), right ones in other words and wrong ones near by.
-Each is compared with one right answer by the cosine similarity of their embeddings, alone and *in context*, which is
-followed by the question. *Precision* is the share of right ones among those called right, *recall* the share of right
-ones called right. The default, 0.95 in context, was chosen on these answers for its precision; yours will differ.
+Written by `python tests/similarity_table.py`, with all-MiniLM-L6-v2. {n} answers to {questions} questions,
+{right} of them right, were written and labelled by hand (`tests/similarity_cases.txt`): right ones in other words,
+wrong ones near by. Each is compared with one right answer by the cosine similarity of their embeddings, alone and *in
+context*, with the question behind it. *Precision* is the share of right ones among those called right, *recall* the
+share of right ones called right. The default, 0.95 in context, was chosen on these answers for its precision.
 
 """
 

@@ -363,6 +363,21 @@ def test_paraphrases_of_one_s_own_are_checked(tmp_path):
         assert message in result.stderr.splitlines()[-1]
 
 
+def test_paraphrases_that_the_model_is_to_write_need_one_that_can(tmp_path):
+    """The embedded model was never asked to: it answers, and an answer is not taken for a question."""
+    data = tmp_path / "q.jsonl"
+    data.write_text('{"query": "What is the capital of France?"}\n{"query": "Who wrote Hamlet?"}', encoding="utf-8")
+    for arguments, message in (
+        (["--data", str(data), "--write", "2"], "another wording of 0 of 2 questions"),
+        (["--data", str(data)], "expected --data with --write"),
+        (["--write", "2"], "expected --data with --write"),
+        (["--data", str(data), "--write", "2", "--paraphrases", str(data)], "or --paraphrases"),
+    ):
+        result = CliRunner().invoke(app, ["sps", *arguments])
+        assert result.exit_code == 2
+        assert message in result.stderr.splitlines()[-1]
+
+
 def test_drift_is_seen(labelled_questions, tmp_path):
     code, _, err = calibrate(labelled_questions, tmp_path / "p.json", "--risk", "0.2", "--delta", "0.2")
     assert code == 0, err
