@@ -15,6 +15,7 @@ from langchain_core.runnables.config import patch_config
 from pydantic import ConfigDict, Field
 
 from semgrad_guard.calibration.calibrate import Method
+from semgrad_guard.calibration.drift import Watch
 from semgrad_guard.calibration.examples import Example
 from semgrad_guard.calibration.from_examples import answered, calibrated_profile
 from semgrad_guard.calibration.labels import Labeler, labeler, tolerant
@@ -22,7 +23,7 @@ from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.calibration.verdict import Standard
 from semgrad_guard.errors import ConfigurationError, PromptTooLongError
 from semgrad_guard.langchain.chat_model import ChatSemGrad
-from semgrad_guard.langchain.judged import judged
+from semgrad_guard.langchain.judged import judged, watched_score
 from semgrad_guard.langchain.messages import last_question, reads_tool_results, to_messages
 from semgrad_guard.langchain.tools import offered
 from semgrad_guard.model.load import template_fingerprint
@@ -52,6 +53,7 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
     threshold: float | None = None
     score_threshold: float | None = None
     method: str | None = None
+    watch: Watch | None = None
     routes: list[Any] = Field(default_factory=lambda: [Abstain()])
 
     def __init__(self, llm: Any, *, profile: Profile | str | Path | None = None, **settings: Any) -> None:
@@ -63,14 +65,16 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
             profile: turns scores into confidence; a `Profile` or the path of its JSON.
             settings: `threshold`, the least confidence that passes (default: the profile's); without a profile
                 `score_threshold`, the largest raw score of `method` (default "semgrad") that passes;
-                `routes`, tried in order (default: `[Abstain()]`).
+                `routes`, tried in order (default: `[Abstain()]`); `watch`, first answers after which to look for drift
+                and warn of it, again and again (default: never). Copies of the guard count together.
 
         Raises:
-            ConfigurationError: no threshold, or one of each kind; a `below` without a profile.
+            ConfigurationError: no threshold, or one of each kind; a `below`, or a `watch`, without a profile.
             ProfileError: the profile belongs to another model.
             UnsupportedModelError: the model cannot be scored.
         """
         loaded = Profile.load(profile) if isinstance(profile, str | Path) else profile
+        settings["watch"] = Watch.of(settings.get("watch"), loaded)
         super().__init__(**{"llm": _chat_model(llm, loaded), "profile": loaded, **settings})
         self.standard()
         for route in self.routes:
@@ -132,7 +136,7 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
             delta=delta,
             seed=seed,
         )
-        return SemGradGuard(self.llm, profile=profile, routes=self.routes)
+        return SemGradGuard(self.llm, profile=profile, routes=self.routes, watch=self.watch)
 
     def bind_tools(
         self,
@@ -197,7 +201,8 @@ class _Run:
         self.messages = messages
         self._index, self._question = last_question(messages)
         # A token that was shown cannot be taken back: whoever listens to the run gets no draft piece by piece.
-        self._llm, self._standard = guard.llm.model_copy(update={"disable_streaming": True}), guard.standard()
+        self._llm = guard.llm.model_copy(update={"disable_streaming": True})
+        self._standard, self._watch = guard.standard(), guard.watch
         self._run_manager, self._config, self._settings = run_manager, config, settings
 
     def situation(self, draft: Answer, sources: tuple[Source, ...]) -> Situation:
@@ -232,7 +237,11 @@ class _Run:
         return patch_config(self._config, callbacks=self._run_manager.get_child("retry" if retry else "generate"))
 
     def _judged(self, message: AIMessage, retry: bool) -> Answer:
-        return judged(message, self._standard, grounded=retry or reads_tool_results(self.messages))
+        grounded = retry or reads_tool_results(self.messages)
+        seen = watched_score(message, grounded=grounded)
+        if self._watch is not None and seen is not None:
+            self._watch.see(seen)
+        return judged(message, self._standard, grounded=grounded)
 
     def _failed(self, error: BaseException) -> Answer:
         logger.warning("No answer: %s", error)
