@@ -3,6 +3,7 @@
 Run: python tests/similarity_table.py FOLDER_OR_ID_OF_A_SENTENCE_TRANSFORMERS_MODEL
 """
 
+import re
 import sys
 from pathlib import Path
 
@@ -11,18 +12,22 @@ from sentence_transformers import SentenceTransformer
 from sklearn.metrics import roc_auc_score
 
 from semgrad_guard.calibration.labels import alike, contains, same
-from semgrad_guard.calibration.similarity import in_context
 
 PAGE = Path(__file__).parents[1] / "docs" / "similarity.md"
 CASES = Path(__file__).parent / "similarity_cases.txt"
-THRESHOLDS = (0.85, 0.9, 0.92, 0.95, 0.97)
+ALONE, CONTEXT = (0.6, 0.7, 0.75, 0.8, 0.85), (0.9, 0.92, 0.95, 0.97)
 HEAD = """# Labels by similarity
 
 Written by `python tests/similarity_table.py`, with all-MiniLM-L6-v2. {n} answers to {questions} questions,
 {right} of them right, were written and labelled by hand (`tests/similarity_cases.txt`): right ones in other words,
-wrong ones near by. Each is compared with one right answer by the cosine similarity of their embeddings, alone and *in
+wrong ones near by. Each is compared with one right answer by the cosine similarity of their embeddings, *alone* or *in
 context*, with the question behind it. *Precision* is the share of right ones among those called right, *recall* the
-share of right ones called right. The default, 0.95 in context, was chosen on these answers for its precision.
+share of right ones called right. *Evasive* answers repeat a word or two of the question, or all of it, or say "I do not
+know."; the column is the share of them called right.
+
+In context more of the right answers are recognised, and so are evasive ones, which small models often give; hence the
+default is alone, at 0.8, chosen on these answers for its precision. `contains` does as well where right answers keep
+the words of the data file.
 
 """
 
@@ -35,8 +40,19 @@ def rows():
             yield from ((question, reference, answer, correct) for answer in answers.split(";"))
 
 
+def evasive(cases):
+    """Yield answers that say nothing, four to a question."""
+    for question, reference in {case[:2]: None for case in cases}:
+        asked = question.rstrip("?")
+        longest = max(re.findall(r"\w+", asked)[1:], key=len)
+        for answer in (longest, " ".join(asked.split()[-2:]), asked, "I do not know."):
+            yield question, reference, answer, False
+
+
 def main(folder):
-    cases, encoder = list(rows()), SentenceTransformer(folder)
+    encoder, labelled = SentenceTransformer(folder), list(rows())
+    cases = [*labelled, *evasive(labelled)]
+    counted = np.arange(len(cases)) < len(labelled)
     correct = np.array([case[3] for case in cases])
 
     def similarities(shown):
@@ -46,30 +62,29 @@ def main(folder):
         )
         return (given * expected).sum(axis=1)
 
-    alone, context = similarities(lambda question, answer: answer), similarities(in_context)
+    alone = similarities(lambda question, answer: answer)
+    context = similarities(lambda question, answer: f"{answer.rstrip('.')}. {question}")
     called = {
-        **{f"alone, at least {least}": alone >= least for least in (0.6, 0.7, 0.8)},
-        **{f"in context, at least {least}": context >= least for least in THRESHOLDS},
+        **{f"alone, at least {least}": alone >= least for least in ALONE},
+        **{f"in context, at least {least}": context >= least for least in CONTEXT},
         **{
             name: np.array([label(question, answer, [reference]) for question, reference, answer, _ in cases])
             for name, label in (("match", same), ("contains", contains), ("f1", alike))
         },
     }
-    lines = ["| called right | accuracy | precision | recall |", "|---|---|---|---|"]
+    lines = ["| called right | precision | recall | evasive |", "|---|---|---|---|"]
     for name, found in called.items():
-        figures = ((found == correct).mean(), correct[found].mean(), found[correct].mean())
+        figures = (correct[counted & found].mean(), found[correct].mean(), found[~counted].mean())
         lines.append(f"| {name} | {' | '.join(f'{figure:.1%}' for figure in figures)} |")
-    auroc = f"AUROC of the similarity: {roc_auc_score(correct, alone):.3f} alone, " + (
-        f"{roc_auc_score(correct, context):.3f} in context."
-    )
-    worst = [int(place) for place in np.argsort(-context) if not correct[place]][:6]
-    fooled = "; ".join(f"{cases[i][2]} for {cases[i][1]} ({context[i]:.2f})" for i in worst)
-    head = HEAD.format(
-        n=len(cases),
-        questions=len({case[0] for case in cases}),
-        right=correct.sum(),
-    )
-    told = [*lines, "", auroc, "", f"Most alike though wrong, in context:\n{fooled}."]
+    areas = [
+        f"{name}: {roc_auc_score(correct[counted], values[counted]):.3f}, with evasive ones "
+        f"{roc_auc_score(correct, values):.3f}"
+        for name, values in (("alone", alone), ("in context", context))
+    ]
+    worst = [int(place) for place in np.argsort(-alone) if not correct[place]][:6]
+    fooled = "; ".join(f"{cases[i][2]} for {cases[i][1]} ({alone[i]:.2f})" for i in worst)
+    head = HEAD.format(n=len(labelled), questions=len({case[0] for case in cases}), right=correct.sum())
+    told = [*lines, "", f"AUROC {'; '.join(areas)}.", "", f"Most alike though wrong, alone:\n{fooled}."]
     PAGE.write_text(head + "\n".join(told) + "\n", encoding="utf-8")
 
 

@@ -9,15 +9,15 @@ from typing import Any
 from semgrad_guard.errors import ConfigurationError
 
 # A wrong answer that is called right lets a promise be broken, a right one that is called wrong only costs coverage.
-_THRESHOLD = 0.95
+_THRESHOLD = 0.8
 
 
 class Similarity:
-    """Calls an answer right whose embedding, in the context of the question, is close to a right answer's.
+    """Calls an answer right whose sentence embedding is close to a right answer's, each read alone.
 
-    An answer is read together with its question, since alone "seven" is not like "There are seven of them."; it comes
-    first, so that a question too long for the encoder is cut and not the answer. docs/similarity.md measures both, and
-    shows what embeddings cannot tell apart: numbers, above all, and yes from no.
+    With the question beside them, short answers would be told from long ones better, but an answer that only repeats
+    words of the question would be called right. docs/similarity.md measures both, and shows what embeddings do not tell
+    apart: numbers, and near names.
     """
 
     def __init__(self, source: str) -> None:
@@ -25,7 +25,7 @@ class Similarity:
 
         Args:
             source: folder or hub id of a sentence-transformers model; with "@0.9" behind it, the least cosine
-                similarity of a right answer is 0.9, otherwise 0.95.
+                similarity of a right answer is 0.9, otherwise 0.8.
 
         Raises:
             ConfigurationError: there is no such model, or the extra is not installed; the threshold is out of range.
@@ -40,14 +40,8 @@ class Similarity:
         """Tell whether the cosine similarity with one of the right answers reaches the threshold."""
         if not answer.strip():
             return False
-        texts = [in_context(question, text) for text in (answer, *right)]
-        given, *others = self._encoder.encode(texts, normalize_embeddings=True, show_progress_bar=False)
+        given, *others = self._encoder.encode([answer, *right], normalize_embeddings=True, show_progress_bar=False)
         return any(float(given @ other) >= self.threshold for other in others)
-
-
-def in_context(question: str, answer: str) -> str:
-    """Put an answer before its question."""
-    return f"{answer.strip().rstrip('.')}. {question}"
 
 
 def _parts(source: str) -> tuple[str, float | None]:

@@ -43,7 +43,7 @@ def calibrate(
     ] = None,
     method: Annotated[str, typer.Option(help="auto, fused, semgrad, hybridgrad or paragrad.")] = "auto",
     labels: Annotated[
-        str, typer.Option(help="How an answer is compared: match, contains, f1, or similar:FOLDER_OR_ID[@0.95].")
+        str, typer.Option(help="How an answer is compared: match, contains, f1, or similar:FOLDER_OR_ID[@0.8].")
     ] = "match",
     search: Annotated[
         bool, typer.Option("--search", help="Also try other prompt tokens and take what tells most.")

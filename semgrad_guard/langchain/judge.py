@@ -33,7 +33,7 @@ def judged_by(model: Runnable[Any, Any]) -> Labeler:
     """
 
     def label(question: str, answer: str, right: Sequence[str]) -> bool:
-        reply = model.invoke(_PROMPT.format(question=question, right="; ".join(right), answer=answer))
+        reply = model.invoke(_PROMPT.format(question=question, right="; ".join(right), answer=answer.strip()))
         text = text_of(reply) if isinstance(reply, BaseMessage) else reply
         first = words(text)[:1] if isinstance(text, str) else []
         if first not in (["yes"], ["no"]):

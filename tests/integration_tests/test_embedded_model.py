@@ -14,6 +14,7 @@ from langchain_core.runnables import RunnableLambda
 from typer.testing import CliRunner
 
 from semgrad_guard import BM25Retriever, Profile, Retrieve, SemGradGuard, SemGradScorer, get_confidence, judged_by
+from semgrad_guard.calibration.labels import contains
 from semgrad_guard.calibration.verdict import Standard
 from semgrad_guard.cli import app
 from semgrad_guard.demo import corpus, embedded_model, embedded_profile
@@ -321,14 +322,14 @@ def test_a_guard_calibrates_itself(labelled_questions):
 
 def test_a_judge_that_fails_now_and_then_does_not_lose_the_run(labelled_questions, caplog):
     """The embedded model cannot judge; a stand-in does, and once says neither yes nor no."""
-    lines = [json.loads(line) for line in labelled_questions.read_text(encoding="utf-8").splitlines()[::4]]
+    lines = [json.loads(line) for line in labelled_questions.read_text(encoding="utf-8").splitlines()[1::3]]
     given = {line["query"]: line["truthful answer"] for line in lines}
 
     def reply(prompt):
         question, _, answer = (line.partition(": ")[2] for line in prompt.splitlines()[:3])
         if question == lines[0]["query"]:
             return "Who knows."
-        return "Yes." if answer.strip(".") in given[question] else "No."
+        return "Yes." if contains(question, answer, given[question]) else "No."
 
     bare = SemGradGuard(embedded_model(), score_threshold=1e9)
     guard = bare.calibrate(lines, labels=judged_by(RunnableLambda(reply)), risk=0.3, delta=0.2)

@@ -13,7 +13,7 @@ from langchain_core.runnables import RunnableLambda
 from semgrad_guard import ConfigurationError, DataError, judged_by
 from semgrad_guard.calibration.labels import labeler, tolerant
 
-ANGLES = {"It is Paris. Where?": 0.0, "Paris. Where?": 0.2, "Lyon. Where?": 0.4}  # cos 0.2 = 0.980, cos 0.4 = 0.921
+ANGLES = {"It is Paris.": 0.0, "Paris": 0.5, "Lyon": 0.8}  # cos 0.5 = 0.878, cos 0.8 = 0.697
 
 
 class Encoder:
@@ -36,7 +36,7 @@ def encoder(monkeypatch):
 
 
 @pytest.mark.usefixtures("encoder")
-def test_labels_by_similarity_compare_answers_in_the_context_of_the_question():
+def test_labels_by_similarity_compare_with_every_right_answer():
     label = labeler("similar:some/encoder")
     assert label("Where?", "It is Paris.", ["Lyon", "Paris"]) is True
     assert label("Where?", "It is Paris.", ["Lyon"]) is False
@@ -45,8 +45,8 @@ def test_labels_by_similarity_compare_answers_in_the_context_of_the_question():
 
 @pytest.mark.usefixtures("encoder")
 def test_the_least_similarity_can_be_given():
-    assert labeler("similar:some/encoder@0.9")("Where?", "It is Paris.", ["Lyon"]) is True
-    assert labeler("similar:some/encoder@.99")("Where?", "It is Paris.", ["Paris"]) is False
+    assert labeler("similar:some/encoder@0.6")("Where?", "It is Paris.", ["Lyon"]) is True
+    assert labeler("similar:some/encoder@.9")("Where?", "It is Paris.", ["Paris"]) is False
     assert labeler("similar:a@home/encoder")._encoder.name == "a@home/encoder"
     for given in ("1", "0", "95"):
         with pytest.raises(ConfigurationError, match="expected a threshold between 0 and 1"):
