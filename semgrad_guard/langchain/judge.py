@@ -10,7 +10,6 @@ from langchain_core.runnables import Runnable
 
 from semgrad_guard.calibration.labels import Labeler, words
 from semgrad_guard.errors import DataError
-from semgrad_guard.langchain.messages import text_of
 
 # What is asked comes last, after the answer: whatever an answer says, it is not the last word.
 _PROMPT = """Question: {question}
@@ -34,7 +33,7 @@ def judged_by(model: Runnable[Any, Any]) -> Labeler:
 
     def label(question: str, answer: str, right: Sequence[str]) -> bool:
         reply = model.invoke(_PROMPT.format(question=question, right="; ".join(right), answer=answer.strip()))
-        text = text_of(reply) if isinstance(reply, BaseMessage) else reply
+        text = str(reply.text) if isinstance(reply, BaseMessage) else reply
         first = words(text)[:1] if isinstance(text, str) else []
         if first not in (["yes"], ["no"]):
             raise DataError(f"Judging the answer to {question!r}: expected a reply of yes or no, not {text!r}.")
