@@ -15,6 +15,7 @@ from semgrad_guard.errors import (
 from semgrad_guard.langchain.bm25 import BM25Retriever
 from semgrad_guard.langchain.chat_model import ChatSemGrad
 from semgrad_guard.langchain.guard import SemGradGuard, get_confidence
+from semgrad_guard.langchain.judge import judged_by
 from semgrad_guard.langchain.retrieve import Retrieve
 from semgrad_guard.records import Decision, Generation, LongScore, Score, Source, Step, TokenDoubt, Verdict
 from semgrad_guard.routing.routes import Abstain, HumanReview, ReviewAnswer, ReviewRequest
@@ -52,5 +53,6 @@ __all__ = [
     "UnsupportedModelError",
     "Verdict",
     "get_confidence",
+    "judged_by",
     "score_sentences",
 ]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import kstest
 
-from semgrad_guard.calibration.profile import Section
-from semgrad_guard.errors import DataError, ProfileError
+from semgrad_guard.calibration.profile import Profile, Section
+from semgrad_guard.errors import ConfigurationError, DataError, ProfileError
 from semgrad_guard.records import Score
+
+logger = logging.getLogger(__name__)
 
 _FEWEST = 20
 
@@ -41,10 +45,7 @@ def drift(section: Section, scores: Sequence[Score]) -> Drift:
         ProfileError: the section does not say how its confidences were spread.
         DataError: there are too few fresh answers to say anything.
     """
-    if not section.quantiles:
-        raise ProfileError(
-            "The profile does not say how its confidences were spread. Calibrate again to get one that does."
-        )
+    _check_quantiles(section)
     if len(scores) < _FEWEST:
         raise DataError(f"{len(scores)} fresh answers; at least {_FEWEST} are needed to see whether anything changed.")
     levels = np.linspace(0, 1, len(section.quantiles))
@@ -58,3 +59,76 @@ def drift(section: Section, scores: Sequence[Score]) -> Drift:
         median=float(np.median(fresh)),
         fitted_median=float(np.median(section.quantiles)),
     )
+
+
+class Watch:
+    """Looks for drift while answering: after every so many answers it compares them with those of fitting, and warns.
+
+    Each comparison takes fresh answers, and warns of chance alone once in a hundred times. It keeps scores, no texts.
+    Threads share it, and so do all who are given the same one; a copy made by pickling or `copy.deepcopy` starts anew.
+    """
+
+    def __init__(self, section: Section, every: int) -> None:
+        """Begin to watch.
+
+        Args:
+            section: of the profile, for first answers.
+            every: answers to compare at a time, at least 20; a few hundred see what matters.
+
+        Raises:
+            ProfileError: the section does not say how its confidences were spread.
+            ConfigurationError: too few answers at a time to say anything.
+        """
+        _check_quantiles(section)
+        if every < _FEWEST:
+            raise ConfigurationError(f"watch={every}: expected at least {_FEWEST} answers, or None not to watch.")
+        self.section, self.every = section, every
+        self._scores: list[Score] = []
+        self._lock = threading.Lock()
+
+    @classmethod
+    def of(cls, given: int | Watch | None, profile: Profile | None) -> Watch | None:
+        """Begin to watch with a profile, or go on with a watch that has begun, if it is of the same profile.
+
+        Raises:
+            ConfigurationError: there is no profile, or too few answers at a time.
+            ProfileError: the profile does not say how its confidences were spread.
+        """
+        if not given:
+            return None
+        if profile is None:
+            raise ConfigurationError("watch compares confidences with those of fitting, which needs a profile.")
+        if isinstance(given, int):
+            return cls(profile.answer, given)
+        return given if given.section == profile.answer else cls(profile.answer, given.every)
+
+    def __reduce__(self) -> tuple[type[Watch], tuple[Section, int]]:
+        """Copy what is watched for, not what was seen: a lock cannot be copied, and no answer should count twice."""
+        return Watch, (self.section, self.every)
+
+    def see(self, score: Score) -> None:
+        """Take an answer's score into account; it must be finite."""
+        with self._lock:
+            self._scores.append(score)
+            if len(self._scores) < self.every:
+                return
+            seen, self._scores = self._scores, []
+        found = drift(self.section, seen)
+        if found.drifted():
+            logger.warning(
+                "Drift: the last %d answers are not as sure, or unsure, as those the profile was fitted on: median "
+                "confidence %.3f against %.3f, Kolmogorov-Smirnov statistic %.3f, p = %.2g. Calibrate again on "
+                "questions like these.",
+                found.n,
+                found.median,
+                found.fitted_median,
+                found.statistic,
+                found.p_value,
+            )
+
+
+def _check_quantiles(section: Section) -> None:
+    if not section.quantiles:
+        raise ProfileError(
+            "The profile does not say how its confidences were spread. Calibrate again to get one that does."
+        )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from semgrad_guard.calibration.hub import HUB, hub_rows
 from semgrad_guard.errors import DataError
 
 
@@ -57,34 +58,23 @@ class Example(BaseModel):
         return self.answers is not None or self.correct is not None
 
 
-def read_examples(path: str | Path) -> list[Example]:
+def read_examples(source: str | Path) -> list[Example]:
     """Read examples from JSON lines or, by the ending .csv, from a table; right answers there are split at "|".
 
+    A source "hub:owner/name:split" is a data set on the Hugging Face hub; `hub_rows` tells how it is read.
+
     Raises:
-        DataError: the file cannot be read, a line is malformed (it is named), or a question occurs twice.
+        DataError: the source cannot be read, a line is malformed (it is named), or a question occurs twice.
+        ConfigurationError: the source is on the hub, and the extra for that is not installed.
     """
-    path = Path(path)
+    if str(source).startswith(HUB):
+        return _examples(hub_rows(str(source)), str(source))
+    path = Path(source)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"Cannot read {path}: {error}") from error
-    examples, seen = [], dict[str, int]()
-    for number, plain in _table(text) if path.suffix == ".csv" else _lines(text, path):
-        try:
-            example = Example.model_validate(plain)
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"]))
-            raise DataError(f"{path}, line {number}: {place + ': ' if place else ''}{first['msg']}") from error
-        if example.query in seen:
-            raise DataError(
-                f"{path}, line {number}: the question of line {seen[example.query]} again: {example.query!r}"
-            )
-        seen[example.query] = number
-        examples.append(example)
-    if not examples:
-        raise DataError(f"{path} holds no questions; expected one a line.")
-    return examples
+    return _examples(_table(text) if path.suffix == ".csv" else _lines(text, path), str(path))
 
 
 def read_paraphrases(path: str | Path) -> list[list[str]]:
@@ -106,6 +96,26 @@ def read_paraphrases(path: str | Path) -> list[list[str]]:
             raise DataError(f'{path}, line {number}: expected "query", a text, and "paraphrases", a list of texts.')
         groups.append([str(one) for one in texts])
     return groups
+
+
+def _examples(rows: Iterable[tuple[int, Any]], source: str) -> list[Example]:
+    examples, seen = [], dict[str, int]()
+    for number, plain in rows:
+        try:
+            example = Example.model_validate(plain)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise DataError(f"{source}, line {number}: {place + ': ' if place else ''}{first['msg']}") from error
+        if example.query in seen:
+            raise DataError(
+                f"{source}, line {number}: the question of line {seen[example.query]} again: {example.query!r}"
+            )
+        seen[example.query] = number
+        examples.append(example)
+    if not examples:
+        raise DataError(f"{source} holds no questions; expected one a line.")
+    return examples
 
 
 def _lines(text: str, path: Path) -> Iterator[tuple[int, Any]]:

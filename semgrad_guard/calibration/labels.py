@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from semgrad_guard.errors import ConfigurationError
+from semgrad_guard.calibration.similarity import Similarity
+from semgrad_guard.errors import ConfigurationError, DataError
 
-Labeler = Callable[[str, str, Sequence[str]], bool]
-"""From a question, the answer given and the right answers to whether it is right."""
+logger = logging.getLogger(__name__)
+
+Labeler = Callable[[str, str, Sequence[str]], bool | None]
+"""From a question, the answer given and the right answers to whether it is right; None where that cannot be told."""
 
 _NUMBERS = {
     word: str(number)
@@ -21,6 +25,8 @@ _NUMBERS = {
 }
 _ARTICLES = {"a", "an", "the"}
 _F1 = 0.5
+_SIMILAR = "similar:"
+_FAILURES, _FAILING = 5, 0.1  # so many labels, or this share of them if that is more, may fail
 
 
 def words(text: str) -> list[str]:
@@ -71,11 +77,43 @@ LABELERS: dict[str, Labeler] = {"match": same, "contains": contains, "f1": alike
 
 
 def labeler(name: str) -> Labeler:
-    """Find a labeler by name.
+    """Find a labeler by name: "match", "contains", "f1", or "similar:" with an encoder's folder or hub id.
 
     Raises:
-        ConfigurationError: there is none of that name.
+        ConfigurationError: there is none of that name, or its encoder cannot be loaded.
     """
+    if name.startswith(_SIMILAR):
+        return Similarity(name.removeprefix(_SIMILAR))
     if name not in LABELERS:
-        raise ConfigurationError(f"labels={name!r}: expected one of {', '.join(LABELERS)}, or a function.")
+        raise ConfigurationError(
+            f"labels={name!r}: expected one of {', '.join(LABELERS)}, {_SIMILAR}FOLDER_OR_ID, or a function."
+        )
     return LABELERS[name]
+
+
+def tolerant(label: Labeler) -> Labeler:
+    """Let a labeler of the caller's, which may ask a judge over a network, fail now and then without losing the run.
+
+    The answer is left without a label, and a warning names the question. What is then promised is promised of answers
+    that can be labelled; a labeler that fails more than rarely would leave out too much for that.
+
+    Raises:
+        DataError: more than five labels, and more than a tenth of those so far, have failed.
+    """
+    asked = failed = 0
+
+    def labelled(question: str, answer: str, right: Sequence[str]) -> bool | None:
+        nonlocal asked, failed
+        asked += 1
+        try:
+            return label(question, answer, right)
+        except Exception as error:  # whatever a judge may raise
+            failed += 1
+            logger.warning("No label for the answer to %r: %s: %s", question, type(error).__name__, error)
+            if failed > max(_FAILURES, _FAILING * asked):
+                raise DataError(
+                    f"{failed} of {asked} labels failed, the last for {question!r}: {type(error).__name__}: {error}"
+                ) from error
+            return None
+
+    return labelled

@@ -34,13 +34,17 @@ _SAMPLES = 10  # as many as the paper draws for the baselines that sample
 
 @app.command()
 def evaluate(
-    data: Annotated[Path, typer.Option(help='JSON lines or CSV with "query" and "truthful answer".')],
+    data: Annotated[
+        str, typer.Option(help='JSON lines or CSV with "query" and "truthful answer", or hub:owner/name:split.')
+    ],
     out: Annotated[Path, typer.Option(help="Folder for results.jsonl, metrics.json and report.html.")],
     model: ModelOption = None,
     revision: RevisionOption = None,
     profile: Annotated[Path | None, typer.Option(help="Profile of the model; the embedded model's by default.")] = None,
     prompt: Annotated[str, typer.Option(help="plain, or paper for the prompt of the SemGrad paper.")] = "plain",
-    labels: Annotated[str, typer.Option(help="How an answer is compared: match, contains or f1.")] = "match",
+    labels: Annotated[
+        str, typer.Option(help="How an answer is compared: match, contains, f1, or similar:FOLDER.")
+    ] = "match",
     methods: Annotated[
         str, typer.Option(help="Names with commas between; all that need no sampling if not given.")
     ] = "",
@@ -111,7 +115,7 @@ def evaluate(
             compared,
             loaded,
             found,
-            title=f"Evaluation on {data.name}",
+            title=f"Evaluation on {Path(data).name}",
             setting={**setting, **work.setting},
         )
     (out / "metrics.json").write_text(json.dumps(page.metrics, indent=1) + "\n", encoding="utf-8")

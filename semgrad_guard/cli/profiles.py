@@ -15,6 +15,7 @@ from semgrad_guard.calibration.drift import drift
 from semgrad_guard.calibration.examples import read_examples, read_paraphrases
 from semgrad_guard.calibration.from_examples import Calibration, calibrated_profile, covering_profile
 from semgrad_guard.calibration.labels import labeler, same
+from semgrad_guard.calibration.paraphrases import written_paraphrases
 from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.calibration.search import Candidate
 from semgrad_guard.cli.answers import read_passages
@@ -33,7 +34,10 @@ _SHOWN = 8  # candidates in the table
 @app.command()
 def calibrate(
     data: Annotated[
-        Path, typer.Option(help='JSON lines or CSV: "query" and "truthful answer", or "answer", "correct".')
+        str,
+        typer.Option(
+            help='JSON lines or CSV: "query" and "truthful answer", or "answer", "correct"; or hub:owner/name:split.'
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The profile to write.")],
     model: ModelOption = None,
@@ -44,7 +48,9 @@ def calibrate(
         float | None, typer.Option(help="Without labels: let this share of the answers pass, and promise nothing.")
     ] = None,
     method: Annotated[str, typer.Option(help="auto, fused, semgrad, hybridgrad or paragrad.")] = "auto",
-    labels: Annotated[str, typer.Option(help="How an answer is compared: match, contains or f1.")] = "match",
+    labels: Annotated[
+        str, typer.Option(help="How an answer is compared: match, contains, f1, or similar:FOLDER_OR_ID[@0.8].")
+    ] = "match",
     search: Annotated[bool, typer.Option(help="Also try other prompt tokens and take what tells most.")] = True,
     paraphrases: Annotated[
         Path | None, typer.Option(help='Measure the preservation score on this: "query" and "paraphrases" a line.')
@@ -135,7 +141,7 @@ def _range(candidate: Candidate) -> str:
 @app.command()
 def check_profile(
     profile: Annotated[Path, typer.Option(help="The profile to check.")],
-    data: Annotated[Path, typer.Option(help='Fresh questions: JSON lines or CSV with "query"; labels are not needed.')],
+    data: Annotated[str, typer.Option(help='Fresh questions, as for calibrate; only "query" is needed.')],
     model: ModelOption = None,
     revision: RevisionOption = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 64,
@@ -165,22 +171,38 @@ def sps(
     paraphrases: Annotated[
         Path | None, typer.Option(help='JSON lines with "query" and "paraphrases"; ours if not given.')
     ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="With --write: questions, as for calibrate, for the model to put in other words.")
+    ] = None,
+    write: Annotated[int, typer.Option(help="Let the model write so many wordings of every question in --data.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the wordings.")] = 0,
     last: Annotated[int, typer.Option(help="Prompt tokens from the end to look at.")] = 10,
     plot: Annotated[Path | None, typer.Option(help="Draw a heatmap into this SVG file.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure at which prompt token the meaning of a question gathers: the semantic preservation score."""
     with plain_errors():
+        if (data is None) != (write < 1) or (data is not None and paraphrases is not None):
+            raise ConfigurationError(
+                f"data={data}, write={write}, paraphrases={paraphrases}: expected --data with --write of 1 or more, "
+                "or --paraphrases, or none of them."
+            )
+        asked = [] if data is None else read_examples(data)
         groups = our_paraphrases() if paraphrases is None else read_paraphrases(paraphrases)
         source = model_of(model, revision)
         scorer = SemGradScorer(*source)
+        if asked:
+            groups = written_paraphrases(scorer, [example.query for example in asked], write, seed=seed)
         found = preservation(*source, groups, last=last)
         if plot is not None:
             draw_preservation(found, scorer.span, plot)
     best = found.position(scorer.span)
     if as_json:
-        print(json.dumps({**asdict(found), "span": scorer.span, "position": best, "rule": scorer.token_position}))
+        told = {"span": scorer.span, "position": best, "rule": scorer.token_position}
+        print(json.dumps({**asdict(found), **told, **({"dropped": len(asked) - len(groups)} if asked else {})}))
         return
+    if asked:
+        print(f"{len(asked) - len(groups)} of {len(asked)} questions dropped: the model gave no other wording")
     table = Table("hidden state", *(f"{text!r}\n{place}" for place, text in enumerate(found.tokens, 1)))
     for layer, row in enumerate(found.scores):
         table.add_row(f"{layer}{' *' if layer in scorer.span else ''}", *(f"{value:.3f}" for value in row))

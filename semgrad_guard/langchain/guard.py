@@ -11,32 +11,27 @@ from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackMa
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
-from langchain_core.runnables.config import patch_config
 from pydantic import ConfigDict, Field
 
 from semgrad_guard.calibration.answers import answered
 from semgrad_guard.calibration.calibrate import Method
+from semgrad_guard.calibration.drift import Watch
 from semgrad_guard.calibration.examples import Example
 from semgrad_guard.calibration.from_examples import calibrated_profile
-from semgrad_guard.calibration.labels import Labeler, labeler
+from semgrad_guard.calibration.labels import Labeler, labeler, tolerant
 from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.calibration.verdict import Standard
-from semgrad_guard.errors import ConfigurationError, PromptTooLongError
+from semgrad_guard.errors import ConfigurationError
+from semgrad_guard.langchain.asking import Asking
 from semgrad_guard.langchain.chat_model import ChatSemGrad
-from semgrad_guard.langchain.judged import judged
-from semgrad_guard.langchain.messages import last_question, reads_tool_results, to_messages
+from semgrad_guard.langchain.messages import to_messages
 from semgrad_guard.langchain.retrieve import Retrieve, retry_with
 from semgrad_guard.langchain.tools import offered
 from semgrad_guard.model.load import template_fingerprint
-from semgrad_guard.records import Source
-from semgrad_guard.routing.ladder import Answer, Outcome, Resolution, Route, Situation, climb
+from semgrad_guard.routing.ladder import Outcome, Resolution, Route, climb
 from semgrad_guard.routing.routes import Abstain
 
 logger = logging.getLogger(__name__)
-
-# What may go wrong while answering and means "not sure" rather than a mistake of the caller: the prompt does not fit,
-# or memory runs out, which torch reports as a RuntimeError.
-_ANSWERING_FAILURES = (PromptTooLongError, MemoryError, RuntimeError)
 
 
 class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
@@ -54,6 +49,7 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
     threshold: float | None = None
     score_threshold: float | None = None
     method: str | None = None
+    watch: Watch | None = None
     routes: list[Any] = Field(default_factory=lambda: [Abstain()])
 
     def __init__(self, llm: Any, *, profile: Profile | str | Path | None = None, **settings: Any) -> None:
@@ -65,14 +61,16 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
             profile: turns scores into confidence; a `Profile` or the path of its JSON.
             settings: `threshold`, the least confidence that passes (default: the profile's); without a profile
                 `score_threshold`, the largest raw score of `method` (default "semgrad") that passes;
-                `routes`, tried in order (default: `[Abstain()]`).
+                `routes`, tried in order (default: `[Abstain()]`); `watch`, first answers after which to look for drift
+                and warn of it, again and again (default: never). Copies of the guard count together.
 
         Raises:
-            ConfigurationError: no threshold, or one of each kind; a `below` without a profile.
+            ConfigurationError: no threshold, or one of each kind; a `below`, or a `watch`, without a profile.
             ProfileError: the profile belongs to another model.
             UnsupportedModelError: the model cannot be scored.
         """
         loaded = Profile.load(profile) if isinstance(profile, str | Path) else profile
+        settings["watch"] = Watch.of(settings.get("watch"), loaded)
         super().__init__(**{"llm": _chat_model(llm, loaded), "profile": loaded, **settings})
         self.standard()
         for route in self.routes:
@@ -115,7 +113,8 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
             examples: questions with their right answers, as `Example` or as a line of a data file.
             risk: largest share of wrong answers among those that pass.
             delta: probability that the promise does not hold.
-            labels: how an answer is compared with the right ones: "match", "contains", "f1", or a function.
+            labels: how an answer is compared with the right ones: a name that `labeler` knows, or a function such as
+                `judged_by` gives; where that fails now and then, the answer is left without a label.
             method: the score that confidence is made from; "auto" takes the best out of fold.
             search: also try other prompt tokens and ways to compute SemGrad, and take what tells most.
             retried: also calibrate the answers of the guard's `Retrieve` route, on questions whose first answers do
@@ -123,14 +122,14 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
             seed: of the split into questions to fit on and to test on.
 
         Raises:
-            DataError: there are too few labels, or all are alike.
+            DataError: there are too few labels, all are alike, or labelling keeps failing.
             ConfigurationError: `retried`, but the guard does not retrieve.
         """
         route = next((route for route in self.routes if isinstance(route, Retrieve)), None) if retried else None
         if retried and route is None:
             raise ConfigurationError("retried=True, but the guard has no Retrieve route to ask again with.")
         given = [Example.model_validate(example) for example in examples]
-        label = labeler(labels) if isinstance(labels, str) else labels
+        label = labeler(labels) if isinstance(labels, str) else tolerant(labels)
         scorer = self.llm.scorer
         found = calibrated_profile(
             scorer,
@@ -144,7 +143,7 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
             delta=delta,
             seed=seed,
         )
-        return SemGradGuard(self.llm, profile=found.profile, routes=self.routes)
+        return SemGradGuard(self.llm, profile=found.profile, routes=self.routes, watch=self.watch)
 
     def bind_tools(
         self,
@@ -156,10 +155,13 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
         """Offer tools to the model, as `ChatSemGrad.bind_tools` does; a call goes out when it is sure."""
         return self.bind(**offered(tools, tool_choice), **settings)
 
+    def _asking(self, given: LanguageModelInput, *call: Any) -> Asking:
+        return Asking(self.llm, self.standard(), self.watch, to_messages(given), *call)
+
     def _guard(
         self, given: LanguageModelInput, run_manager: CallbackManagerForChainRun, config: RunnableConfig, **kwargs: Any
     ) -> AIMessage:
-        run = _Run(self, to_messages(given), run_manager, config, kwargs)
+        run = self._asking(given, run_manager, config, kwargs)
         draft = run.answer(run.messages)
         ladder = climb(draft, self.routes)
         try:
@@ -180,7 +182,7 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
         config: RunnableConfig,
         **kwargs: Any,
     ) -> AIMessage:
-        run = _Run(self, to_messages(given), run_manager, config, kwargs)
+        run = self._asking(given, run_manager, config, kwargs)
         draft = await run.aanswer(run.messages)
         ladder = climb(draft, self.routes)
         try:
@@ -193,62 +195,6 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
                 route, sources = ladder.send(outcome)
         except StopIteration as end:
             return _message(end.value)
-
-
-class _Run:
-    """One question on its way through the guard: how it is asked, first and again, and how answers are judged."""
-
-    def __init__(
-        self,
-        guard: SemGradGuard,
-        messages: list[BaseMessage],
-        run_manager: CallbackManagerForChainRun | AsyncCallbackManagerForChainRun,
-        config: RunnableConfig,
-        settings: dict[str, Any],
-    ) -> None:
-        self.messages = messages
-        self._index, self._question = last_question(messages)
-        # A token that was shown cannot be taken back: whoever listens to the run gets no draft piece by piece.
-        self._llm, self._standard = guard.llm.model_copy(update={"disable_streaming": True}), guard.standard()
-        self._run_manager, self._config, self._settings = run_manager, config, settings
-
-    def situation(self, draft: Answer, sources: tuple[Source, ...]) -> Situation:
-        return Situation(self._question, draft, sources, self._ask, self._aask)
-
-    def answer(self, messages: Sequence[BaseMessage], *, retry: bool = False) -> Answer:
-        try:
-            message = self._llm.invoke(messages, self._child(retry), **self._settings)
-        except _ANSWERING_FAILURES as error:
-            return self._failed(error)
-        return self._judged(message, retry)
-
-    async def aanswer(self, messages: Sequence[BaseMessage], *, retry: bool = False) -> Answer:
-        try:
-            message = await self._llm.ainvoke(messages, self._child(retry), **self._settings)
-        except _ANSWERING_FAILURES as error:
-            return self._failed(error)
-        return self._judged(message, retry)
-
-    def _ask(self, text: str) -> Answer:
-        return self.answer(self._with_question(text), retry=True)
-
-    async def _aask(self, text: str) -> Answer:
-        return await self.aanswer(self._with_question(text), retry=True)
-
-    def _with_question(self, text: str) -> list[BaseMessage]:
-        messages = list(self.messages)
-        messages[self._index] = messages[self._index].model_copy(update={"content": text})
-        return messages
-
-    def _child(self, retry: bool) -> RunnableConfig:
-        return patch_config(self._config, callbacks=self._run_manager.get_child("retry" if retry else "generate"))
-
-    def _judged(self, message: AIMessage, retry: bool) -> Answer:
-        return judged(message, self._standard, grounded=retry or reads_tool_results(self.messages))
-
-    def _failed(self, error: BaseException) -> Answer:
-        logger.warning("No answer: %s", error)
-        return Answer("", self._standard.judge(None, f"no answer: {type(error).__name__}: {error}"))
 
 
 def _chat_model(llm: Any, profile: Profile | None) -> ChatSemGrad:

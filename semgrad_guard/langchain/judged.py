@@ -40,6 +40,15 @@ def judged(message: AIMessage, standard: Standard, *, grounded: bool) -> Answer:
     return Answer(_shown(message), verdict, message, sure)
 
 
+def watched_score(message: AIMessage, *, grounded: bool) -> Score | None:
+    """Give the score of a first answer from memory, which may tell of drift; None of any other, or without one.
+
+    Answers that failed are left out, as they were in fitting.
+    """
+    record = message.response_metadata["semgrad"]
+    return None if grounded or record["failure"] or record["tool_calls"] else _score(record["scores"])
+
+
 def _score(plain: dict[str, Any] | None) -> Score | None:
     return None if plain is None else Score.model_validate(plain)
 

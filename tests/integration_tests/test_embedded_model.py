@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from langchain_core.runnables import RunnableLambda
 from typer.testing import CliRunner
 
-from semgrad_guard import BM25Retriever, Profile, Retrieve, SemGradGuard, SemGradScorer, get_confidence
+from semgrad_guard import BM25Retriever, Profile, Retrieve, SemGradGuard, SemGradScorer, get_confidence, judged_by
+from semgrad_guard.calibration.labels import contains
 from semgrad_guard.calibration.verdict import Standard
 from semgrad_guard.cli import app
 from semgrad_guard.demo import corpus, embedded_model, embedded_profile
@@ -318,6 +320,24 @@ def test_a_guard_calibrates_itself(labelled_questions):
     assert bare.profile is None
 
 
+def test_a_judge_that_fails_now_and_then_does_not_lose_the_run(labelled_questions, caplog):
+    """The embedded model cannot judge; a stand-in does, and once says neither yes nor no."""
+    lines = [json.loads(line) for line in labelled_questions.read_text(encoding="utf-8").splitlines()[1::3]]
+    given = {line["query"]: line["truthful answer"] for line in lines}
+
+    def reply(prompt):
+        question, _, answer = (line.partition(": ")[2] for line in prompt.splitlines()[:3])
+        if question == lines[0]["query"]:
+            return "Who knows."
+        return "Yes." if contains(question, answer, given[question]) else "No."
+
+    bare = SemGradGuard(embedded_model(), score_threshold=1e9)
+    guard = bare.calibrate(lines, labels=judged_by(RunnableLambda(reply)), risk=0.3, delta=0.2)
+    assert guard.profile.answer.guarantee.risk == 0.3
+    (told,) = [message for message in caplog.messages if "No label" in message]
+    assert lines[0]["query"] in told
+
+
 def test_a_profile_without_labels_promises_coverage_only(labelled_questions, tmp_path):
     code, out, err = calibrate(labelled_questions, tmp_path / "p.json", "--coverage", "0.5")
     assert code == 0, err
@@ -359,6 +379,21 @@ def test_paraphrases_of_one_s_own_are_checked(tmp_path):
     ):
         (tmp_path / "p.jsonl").write_text(text, encoding="utf-8")
         result = CliRunner().invoke(app, ["sps", "--paraphrases", str(tmp_path / "p.jsonl")])
+        assert result.exit_code == 2
+        assert message in result.stderr.splitlines()[-1]
+
+
+def test_paraphrases_that_the_model_is_to_write_need_one_that_can(tmp_path):
+    """The embedded model was never asked to: it answers, and an answer is not taken for a question."""
+    data = tmp_path / "q.jsonl"
+    data.write_text('{"query": "What is the capital of France?"}\n{"query": "Who wrote Hamlet?"}', encoding="utf-8")
+    for arguments, message in (
+        (["--data", str(data), "--write", "2"], "another wording of 0 of 2 questions"),
+        (["--data", str(data)], "expected --data with --write"),
+        (["--write", "2"], "expected --data with --write"),
+        (["--data", str(data), "--write", "2", "--paraphrases", str(data)], "or --paraphrases"),
+    ):
+        result = CliRunner().invoke(app, ["sps", *arguments])
         assert result.exit_code == 2
         assert message in result.stderr.splitlines()[-1]
 
