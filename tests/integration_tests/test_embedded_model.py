@@ -379,6 +379,33 @@ def test_second_answers_are_calibrated_apart(tmp_path):
         SemGradGuard(embedded_model(), score_threshold=1).calibrate(lines, retried=True)
 
 
+def test_an_interrupted_calibration_goes_on(labelled_questions, tmp_path, monkeypatch):
+    asked = labelled_questions.read_text(encoding="utf-8").splitlines()[::5]
+    (tmp_path / "d.jsonl").write_text("\n".join(asked), encoding="utf-8")
+    score, calls = SemGradScorer.score, itertools.count(1)
+
+    def breaks_down(self, generations, **settings):
+        if next(calls) > 4:
+            raise KeyboardInterrupt
+        return score(self, generations, **settings)
+
+    arguments = (tmp_path / "d.jsonl", tmp_path / "p.json", "--method", "semgrad", "--risk", "0.3", "--no-search")
+    monkeypatch.setattr(SemGradScorer, "score", breaks_down)
+    assert calibrate(*arguments)[0] == 130
+    kept = tmp_path / "p.json.answers"
+    assert len(kept.read_text(encoding="utf-8").splitlines()) > 40
+    monkeypatch.setattr(SemGradScorer, "score", score)
+    with monkeypatch.context() as patch:
+        prompts = []
+        generate = SemGradScorer.generate
+        patch.setattr(SemGradScorer, "generate", lambda *a, **k: (prompts.extend(a[1]), generate(*a, **k))[1])
+        code, out, err = calibrate(*arguments)
+    assert code == 0, err
+    assert len(prompts) < len(asked) - 40
+    assert not kept.exists()
+    assert calibrate(arguments[0], tmp_path / "q.json", *arguments[2:])[1] == out  # as if nothing had happened
+
+
 def test_a_guard_calibrates_itself(labelled_questions):
     bare = SemGradGuard(embedded_model(), score_threshold=1e9)
     lines = labelled_questions.read_text(encoding="utf-8").splitlines()
