@@ -48,7 +48,7 @@ class Journal(Generic[_Line]):
             ) from error
         if found != json.loads(json.dumps(setting)):
             raise DataError(
-                f"{path} was written with {found}; now it is {setting}. Choose another place, or move it away."
+                f"{path} was written with {found}; now it is {setting}. Choose another folder, or move it away."
             )
 
     def add(self, line: _Line) -> None:
