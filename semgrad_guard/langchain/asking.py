@@ -121,7 +121,9 @@ class Asking:
         return await self._ascored(message, grounded)
 
     def _draft(self) -> Draft:
-        return Draft(llm=self._manner.llm, recorded=self._manner.record_drafts)
+        llm = self._manner.llm
+        recorded = self._manner.record_drafts
+        return Draft(llm=llm, recorded=recorded, callbacks=llm.callbacks, tags=llm.tags, metadata=llm.metadata)
 
     def _with_question(self, text: str) -> list[BaseMessage]:
         messages = list(self._messages)

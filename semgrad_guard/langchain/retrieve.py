@@ -110,13 +110,10 @@ class Retrieve(BaseModel):
         Raises:
             TimeoutError: the retriever, or what rewrites the question, did not answer in time.
         """
-        search = self._search(question, [], [])
-        try:
-            call = next(search)
-            while True:
-                call = search.send(self._called(call))
-        except StopIteration as end:
-            return cast(_Found, end.value).sources
+        query = question
+        if self.rewrite is not None:
+            query = _query(self._called(_Call(self.rewrite, _told(question, [], []))), question)
+        return self._fitting(self._called(_Call(self.retriever, query)))
 
     def worded(self, question: str, sources: Sequence[Source]) -> str:
         """Put question and passages into one prompt."""
@@ -131,32 +128,24 @@ class Retrieve(BaseModel):
         sources: list[Source] = []
         answer, reason = None, ""
         for _ in range(self.rounds):
-            found = yield from self._search(question, queries, sources)
-            if found.query in queries:
+            query = question
+            if self.rewrite is not None:
+                query = _query((yield _Call(self.rewrite, _told(question, queries, sources))), question)
+            if query in queries:
                 break  # nothing new to search for
-            queries.append(found.query)
-            sources += [source for source in found.sources if source not in sources]
-            if not found.sources:
+            queries.append(query)
+            found = self._fitting((yield _Call(self.retriever, query)))
+            sources += [source for source in found if source not in sources]
+            if not found:
                 reason = "the retriever found nothing" + ("" if self.max_length is None else " that fits")
                 continue
-            answer = yield _Prompt(self.worded(question, found.sources))
+            answer = yield _Prompt(self.worded(question, found))
             reason = answer.verdict.reason
             if answer.verdict.passed:
-                marked = _marked(question, answer, found.sources)
-                others = [source for source in sources if source not in found.sources]
+                others = [source for source in sources if source not in found]
+                marked = _marked(question, answer, found)
                 return Outcome(True, reason, answer.text, answer, (*marked, *others), as_drafted=True)
         return Outcome(False, reason, answer=answer, sources=tuple(sources))
-
-    def _search(
-        self, question: str, queries: Sequence[str], sources: Sequence[Source]
-    ) -> Generator[_Call, Any, _Found]:
-        query = question
-        if self.rewrite is not None:
-            told = Search(question=question, queries=[*queries], passages=[source.text for source in sources])
-            given = yield _Call(self.rewrite, told)
-            query = str(given.text if isinstance(given, BaseMessage) else given).strip() or question
-        documents = yield _Call(self.retriever, query)
-        return _Found(query, self._fitting(documents))
 
     def _fitting(self, documents: Sequence[Document]) -> tuple[Source, ...]:
         kept, length = [], 0
@@ -183,12 +172,13 @@ class _Prompt:
     text: str
 
 
-@dataclass(frozen=True)
-class _Found:
-    """What a search found."""
+def _told(question: str, queries: Sequence[str], sources: Sequence[Source]) -> Search:
+    return Search(question=question, queries=[*queries], passages=[source.text for source in sources])
 
-    query: str
-    sources: tuple[Source, ...]
+
+def _query(rewritten: object, question: str) -> str:
+    text = rewritten.text if isinstance(rewritten, BaseMessage) else rewritten
+    return str(text).strip() or question
 
 
 def _marked(question: str, answer: Answer, sources: Sequence[Source]) -> list[Source]:

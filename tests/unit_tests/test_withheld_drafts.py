@@ -267,6 +267,15 @@ def test_stream_then_verdict_buffers_where_nothing_is_streamed():
         assert "no memory" in streamed["whole"].response_metadata["semgrad"]["reason"]
 
 
+def test_the_model_s_own_callbacks_hear_of_its_runs():
+    listener = Listener()
+    runnable = guard(saying(CANARY, 0.1))
+    runnable.llm.callbacks = [listener]
+    runnable.invoke("q?")
+    assert [name for name, *_ in listener.heard] == ["on_chat_model_start", "on_llm_end"]
+    assert CANARY not in repr(listener.heard)
+
+
 def test_the_recorded_draft_stands_in_the_generate_run():
     collector = RunCollectorCallbackHandler()
     guard(saying(CANARY, 0.1), record_drafts=True).invoke("q?", {"callbacks": [collector]})
