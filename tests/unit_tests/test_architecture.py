@@ -16,6 +16,7 @@ STAGES = [
     "calibration",
     "routing",
     "langchain",
+    "agents",
     "evaluation",
     "demo",
     "cli",
