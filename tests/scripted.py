@@ -2,13 +2,14 @@
 
 from uuid import uuid4
 
-from langchain_core.messages import AIMessage
-from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from models import tiny_model, tiny_tokenizer
 from pydantic import Field, PrivateAttr
 
 from semgrad_guard import ChatSemGrad, Profile, Score
 from semgrad_guard.calibration.profile import Binding, Section
+from semgrad_guard.langchain.streaming import last_chunk
 from semgrad_guard.model.load import fingerprint, template_fingerprint
 
 
@@ -60,7 +61,7 @@ def calling(*calls, text="", failure=""):
 class Scripted(ChatSemGrad):
     """Gives the scripted answers in turn: (text, score or None, failure), a message, or an exception to raise."""
 
-    script: list = Field(default_factory=list)
+    script: list = Field(default_factory=list, repr=False)  # traces hold the repr of what ran
     _asked: list = PrivateAttr(default_factory=list)
 
     def _generate(self, messages, stop=None, run_manager=None, **kwargs):
@@ -75,6 +76,12 @@ class Scripted(ChatSemGrad):
         record = {"scores": scores, "failure": failure, "tool_calls": {}}
         message = AIMessage(text, response_metadata={"semgrad": record})
         return ChatResult(generations=[ChatGeneration(message=message)])
+
+    def _stream(self, messages, stop=None, run_manager=None, **kwargs):
+        message = self._generate(messages, stop, run_manager, **kwargs).generations[0].message
+        if message.content:
+            yield ChatGenerationChunk(message=AIMessageChunk(content=message.content))
+        yield ChatGenerationChunk(message=last_chunk(message, message.content))
 
 
 MODEL, TOKENIZER = tiny_model(), tiny_tokenizer()
