@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, ToolCall, ToolMessage
 from langchain_core.runnables import Runnable, RunnableLambda
 
 from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.calibration.verdict import Standard
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.langchain.chat_model import ChatSemGrad
+from semgrad_guard.langchain.drafts import without_text
 from semgrad_guard.langchain.guard import chat_model_for
 from semgrad_guard.langchain.judged import call_verdicts, judged
 from semgrad_guard.langchain.messages import reads_tool_results
@@ -28,11 +29,18 @@ class JudgedMessage:
     message: AIMessage
     passed: bool
 
-    def decided(self, decision: str, **update: Any) -> AIMessage:
-        """Give the message with what was decided on it, changed accordingly."""
+    def rewritten(self, decision: str, *, text: str = "", calls: Sequence[ToolCall] = ()) -> AIMessage:
+        """Give a message that stands in its place: the text and the calls that may be seen, and what was decided."""
+        shown = without_text(self.message)
         record = self.message.response_metadata["semgrad"] | {"decision": decision}
-        metadata = self.message.response_metadata | {"semgrad": record}
-        return self.message.model_copy(update={"response_metadata": metadata, **update})
+        update = {
+            "id": self.message.id,
+            "name": self.message.name,
+            "content": text,
+            "tool_calls": list(calls),
+            "response_metadata": shown.response_metadata | {"semgrad": record},
+        }
+        return shown.model_copy(update=update)
 
 
 class Judge:

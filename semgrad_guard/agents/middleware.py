@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse
 from langchain_core.messages import AIMessage, BaseMessage, ToolCall, ToolMessage
+from langchain_core.runnables.config import var_child_runnable_config
 from langgraph.config import get_config
-from langgraph.constants import CONFIG_KEY_CHECKPOINTER, TAG_NOSTREAM
+from langgraph.constants import CONFIG_KEY_CHECKPOINTER
 from langgraph.runtime import Runtime
 
 from semgrad_guard.agents.judging import Judge, JudgedMessage
 from semgrad_guard.agents.review import decisions_on, reviewed
 from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.errors import ConfigurationError
+from semgrad_guard.langchain.child_runs import without_streams
 from semgrad_guard.langchain.messages import last_question
 from semgrad_guard.routing.ladder import DEFAULT_ABSTENTION
 
@@ -84,13 +87,19 @@ class ConfidenceMiddleware(AgentMiddleware[Any, Any, Any]):
             ConfigurationError: the model gives no scores, or calls are to be interrupted without a checkpointer.
             ProfileError: the profile belongs to another model.
         """
-        return self._settled(handler(self._unseen(request)), request)
+        prepared = self._prepared(request)
+        with _out_of_streams():
+            response = handler(prepared)
+        return self._settled(response, request)
 
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
     ) -> ModelResponse[Any]:
         """Async twin of `wrap_model_call`."""
-        return self._settled(await handler(self._unseen(request)), request)
+        prepared = self._prepared(request)
+        with _out_of_streams():
+            response = await handler(prepared)
+        return self._settled(response, request)
 
     def after_model(self, state: Any, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """Ask a human about the held calls; when the run resumes, go on from what stands in the message.
@@ -112,17 +121,14 @@ class ConfidenceMiddleware(AgentMiddleware[Any, Any, Any]):
         """Async twin of `after_model`."""
         return self.after_model(state, runtime)
 
-    def _unseen(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
-        """Prepare the request; a token that was streamed could not be taken back."""
+    def _prepared(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
         if self._calls == "interrupt" and not get_config()["configurable"].get(CONFIG_KEY_CHECKPOINTER):
             raise ConfigurationError(
                 "A run that is interrupted for approval can only resume from a checkpoint: "
                 "create_agent(..., checkpointer=InMemorySaver()), or any other checkpointer. Without one, pass "
                 'calls="block" or calls="annotate" to ConfidenceMiddleware.'
             )
-        model = self._judge.model(request.model)
-        tags = [*(model.tags or ()), TAG_NOSTREAM]
-        return request.override(model=model.model_copy(update={"disable_streaming": True, "tags": tags}))
+        return request.override(model=self._judge.model(request.model))
 
     def _settled(self, response: ModelResponse[Any], request: ModelRequest[Any]) -> ModelResponse[Any]:
         message, *others = response.result
@@ -142,13 +148,21 @@ class ConfidenceMiddleware(AgentMiddleware[Any, Any, Any]):
                 return ModelResponse(result=[self._withheld(judged)])
             return replace(response, result=[*_blocked(judged, held), *others])
         # Text beside calls goes out with sure ones only, and if it is sure itself.
-        seen = judged.decided("review" if held else "abstain", content="", additional_kwargs={})
+        seen = judged.rewritten("review" if held else "abstain", calls=message.tool_calls)
         return replace(response, result=[seen, *others])
 
     def _withheld(self, judged: JudgedMessage) -> AIMessage:
-        return judged.decided(
-            "abstain", content=self._abstention, additional_kwargs={}, tool_calls=[], invalid_tool_calls=[]
-        )
+        return judged.rewritten("abstain", text=self._abstention)
+
+
+@contextmanager
+def _out_of_streams() -> Iterator[None]:
+    """Keep what runs from whoever streams the agent: what was shown could not be taken back."""
+    before = var_child_runnable_config.set(without_streams(get_config()))
+    try:
+        yield
+    finally:
+        var_child_runnable_config.reset(before)
 
 
 def _held(message: AIMessage, after: Sequence[BaseMessage]) -> dict[str | None, str]:
@@ -174,8 +188,7 @@ def _blocked(judged: JudgedMessage, held: Mapping[str | None, str]) -> list[Base
         for call in message.tool_calls
         if call["id"] in held
     ]
-    kept = judged.decided("abstain", content="", additional_kwargs={}, tool_calls=calls, invalid_tool_calls=[])
-    return [kept, *told]
+    return [judged.rewritten("abstain", calls=calls), *told]
 
 
 def _least_sure(message: AIMessage, call: ToolCall) -> str:

@@ -270,6 +270,20 @@ def test_an_answer_without_a_score_does_not_go_out():
     assert "MemoryError" in record(last)["reason"]
 
 
+def test_what_holds_the_text_again_does_not_go_out():
+    message = calling(look(0.4, CANARY), failure="cut off")
+    message.content = message.additional_kwargs["reasoning_content"] = CANARY
+    message.response_metadata["logprobs"] = {"content": [{"token": CANARY}]}
+    message.invalid_tool_calls.append(
+        {"type": "invalid_tool_call", "name": None, "args": CANARY, "id": None, "error": ""}
+    )
+    for calls in ([], message.tool_calls):
+        given = message.model_copy(update={"tool_calls": calls}, deep=True)
+        first = World(given, 0.9, calls="block").start()["messages"][1]
+        assert CANARY not in str(first)
+        assert first.response_metadata["semgrad"]["decision"] == "abstain"
+
+
 def test_doubtful_text_beside_calls_does_not_go_out():
     message = calling(look(0.9), text=CANARY)
     record(message)["scores"] = score_of(0.1).model_dump(mode="json")
@@ -502,3 +516,16 @@ async def test_no_async_stream_shows_what_is_withheld(mode):
     shown = "\n".join([str(part) async for part in agent.astream(asked, stream_mode=mode)])
     assert secret not in shown
     assert "I am not sure enough" in shown
+
+
+@pytest.mark.parametrize("question", ["What is the capital of Zubrovia?", "What is the weather like?"])
+async def test_no_event_of_a_stream_shows_what_is_withheld(question):
+    asked = {"messages": [("user", question)]}
+    first = (await Weather(guarded=False).agent.ainvoke(asked))["messages"][1]
+    secret = first.content or first.tool_calls[0]["args"]["place"]
+
+    async def events(agent):
+        return "\n".join([str(event) async for event in agent.astream_events(asked, version="v2")])
+
+    assert secret in await events(Weather(guarded=False).agent)
+    assert secret not in await events(Weather(calls="block").agent)
