@@ -1,5 +1,7 @@
 """A chat model that answers from a script, and a profile whose confidence is known: 1 / (1 + semgrad)."""
 
+from uuid import uuid4
+
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from models import tiny_model, tiny_tokenizer
@@ -32,6 +34,28 @@ def score(semgrad=1.0, **fields):
 def score_of(confidence):
     """The score that the profile of this module gives a confidence."""
     return score((1 - confidence) / confidence)
+
+
+def calling(*calls, text="", failure=""):
+    """Give a message with tool calls, each (name, arguments, confidence); their arguments are half as sure."""
+    ids = [f"call-{uuid4()}" for _ in calls]
+    record = {
+        id_: {
+            "name": name,
+            "scores": score_of(confidence).model_dump(mode="json"),
+            "arguments": {key: score_of(confidence / 2).model_dump(mode="json") for key in arguments},
+        }
+        for id_, (name, arguments, confidence) in zip(ids, calls, strict=True)
+    }
+    return AIMessage(
+        text,
+        tool_calls=[
+            {"name": name, "args": arguments, "id": id_} for id_, (name, arguments, _) in zip(ids, calls, strict=True)
+        ],
+        response_metadata={
+            "semgrad": {"scores": score_of(0.9).model_dump(mode="json"), "failure": failure, "tool_calls": record}
+        },
+    )
 
 
 class Scripted(ChatSemGrad):

@@ -115,6 +115,11 @@ class ChatSemGrad(BaseChatModel):
         return self._scorer
 
     @property
+    def model_name(self) -> str:
+        """The model's name; LangChain's agents read it to tell what the model can do."""
+        return self.model.config.name_or_path or type(self.model).__name__
+
+    @property
     def _llm_type(self) -> str:
         return "semgrad"
 

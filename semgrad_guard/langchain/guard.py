@@ -77,7 +77,7 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
         """
         loaded = Profile.load(profile) if isinstance(profile, str | Path) else profile
         settings["watch"] = Watch.of(settings.get("watch"), loaded)
-        super().__init__(**{"llm": _chat_model(llm, loaded), "profile": loaded, **settings})
+        super().__init__(**{"llm": chat_model_for(llm, loaded), "profile": loaded, **settings})
         self.standard()
         for route in self.routes:
             if not isinstance(route, Route):
@@ -228,7 +228,7 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
                 yield AIMessageChunk(content=said)
 
 
-def _chat_model(llm: Any, profile: Profile | None) -> ChatSemGrad:
+def chat_model_for(llm: Any, profile: Profile | None) -> ChatSemGrad:
     """Wrap the model; with a profile, score exactly as the profile was fitted, and refuse another model."""
     if profile is None:
         return llm if isinstance(llm, ChatSemGrad) else ChatSemGrad.of(llm)
