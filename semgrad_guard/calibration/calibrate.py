@@ -63,12 +63,14 @@ def calibrate_section(
     """
     fitting, choosing, testing = _split(labelled, seed)
     chosen, features, compared = _features(fitting, method)
-    section = fit_section(
+    fitted = fit_section(
         [item.score for item in fitting],
         [item.correct for item in fitting],
         features,
         groups=[item.about for item in fitting],
     )
+    # What drift is seen against are answers that nothing was fitted on, as fresh ones are.
+    section = with_quantiles(fitted, [item.score for item in (*choosing, *testing)])
     tried = thresholds_to_try([section.confidence(item.score) for item in choosing])
     tested = _one_of_each(testing, seed)
     found = guaranteed_threshold(

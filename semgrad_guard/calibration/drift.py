@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import kstest
+from scipy.stats import kstest, kstwobign
 
 from semgrad_guard.calibration.profile import Profile, Section
 from semgrad_guard.errors import ConfigurationError, DataError, ProfileError
@@ -21,7 +21,7 @@ _FEWEST = 20
 
 @dataclass(frozen=True)
 class Drift:
-    """A Kolmogorov-Smirnov test of fresh confidences against those met in fitting.
+    """A Kolmogorov-Smirnov test of fresh confidences against those met in calibration.
 
     `statistic` is the largest difference between the two distributions, in [0, 1]; `p_value` how probable one as large
     is without drift; `n` fresh answers. `median` and `fitted_median` are of the confidences.
@@ -52,9 +52,11 @@ def drift(section: Section, scores: Sequence[Score]) -> Drift:
     fresh = np.array([section.confidence(score) for score in scores])
     fresh = np.where(np.isfinite(fresh), fresh, 0.0)
     test = kstest(fresh, lambda values: np.interp(values, section.quantiles, levels))
+    # Those of calibration are a sample too: both sizes count, as in the test of two samples.
+    size = len(scores) * section.spread_of / (len(scores) + section.spread_of)
     return Drift(
         statistic=float(test.statistic),
-        p_value=float(test.pvalue),
+        p_value=float(kstwobign.sf(float(test.statistic) * size**0.5)),
         n=len(scores),
         median=float(np.median(fresh)),
         fitted_median=float(np.median(section.quantiles)),
@@ -128,7 +130,7 @@ class Watch:
 
 
 def _check_quantiles(section: Section) -> None:
-    if not section.quantiles:
+    if not section.quantiles or not section.spread_of:
         raise ProfileError(
             "The profile does not say how its confidences were spread. Calibrate again to get one that does."
         )

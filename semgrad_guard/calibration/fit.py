@@ -81,7 +81,7 @@ def fit_section(
 def with_quantiles(section: Section, scores: Sequence[Score]) -> Section:
     """Remember how the confidences of these answers are spread, for a later look at drift."""
     found = np.quantile([section.confidence(score) for score in scores], np.linspace(0, 1, _QUANTILES))
-    return section.model_copy(update={"quantiles": tuple(found.tolist())})
+    return section.model_copy(update={"quantiles": tuple(found.tolist()), "spread_of": len(scores)})
 
 
 def out_of_fold(

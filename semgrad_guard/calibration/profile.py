@@ -55,7 +55,7 @@ class Section(BaseModel):
     With one feature it is Platt scaling, with several a fused score. `steps`, where there are any, map the regression's
     probabilities to isotonic ones: pairs of both, ascending. A `threshold` of None lets nothing pass: none was found
     that keeps what was to be promised. `guarantee` is the promise that goes with the threshold. `quantiles` are
-    evenly spaced ones of the confidences met in fitting, from least to greatest; empty where they were not kept.
+    evenly spaced ones of the confidences of `spread_of` answers, from least to greatest; empty if they were not kept.
 
     A value outside the range met in fitting counts as the nearest one met, so that no answer is confident by
     extrapolation.
@@ -76,6 +76,7 @@ class Section(BaseModel):
     threshold_rule: str
     guarantee: Guarantee | None = None
     quantiles: tuple[float, ...] = ()
+    spread_of: int = 0
 
     def confidence(self, score: Score) -> float:
         """Give the probability that the answer is right, in [0, 1]; NaN for a score that is not finite."""

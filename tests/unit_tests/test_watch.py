@@ -20,7 +20,9 @@ LIKE = [(index + 0.5) / 20 for index in range(20)]
 def spread(quantiles=SPREAD):
     """A profile whose confidences in fitting were spread evenly."""
     plain = profile()
-    return plain.model_copy(update={"answer": plain.answer.model_copy(update={"quantiles": quantiles})})
+    return plain.model_copy(
+        update={"answer": plain.answer.model_copy(update={"quantiles": quantiles, "spread_of": 1000})}
+    )
 
 
 def guard(*answers, watch=20, **settings):
