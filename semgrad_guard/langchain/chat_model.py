@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
+from langchain_core.language_models import LangSmithParams, LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from pydantic import ConfigDict, Field, PrivateAttr
-from transformers import LogitsProcessorList
 
+from semgrad_guard.langchain.batching import BatchedChatModel
+from semgrad_guard.langchain.logprobs import asked_for
 from semgrad_guard.langchain.messages import to_template
+from semgrad_guard.langchain.request import Request, joint_settings
 from semgrad_guard.langchain.scored_messages import scored_messages
 from semgrad_guard.langchain.source import local_model
-from semgrad_guard.langchain.streaming import Running, last_chunk
+from semgrad_guard.langchain.streaming import Running, Shown, last_chunk
 from semgrad_guard.langchain.tools import offered
 from semgrad_guard.model.chat_template import encode_chat, generation_prompt_position, user_text_position
 from semgrad_guard.model.forcing import forced_call
-from semgrad_guard.model.load import fingerprint
+from semgrad_guard.model.generate import check_prompt
+from semgrad_guard.model.load import fingerprint, revision, template_fingerprint
 from semgrad_guard.scoring.budget import Budget
 from semgrad_guard.scoring.gradients import Norm
 from semgrad_guard.scoring.objective import Reduction
@@ -32,16 +34,7 @@ from semgrad_guard.scoring.scorer import SemGradScorer
 SCORING = ("token_position", "span", "reduction", "norm", "tau", "beta", "unweighted", "later")
 
 
-@dataclass(frozen=True)
-class Request:
-    """One call of the model: prompt ids, schemas of the tools on offer, and settings of the generation."""
-
-    prompt: list[int]
-    tools: list[dict[str, Any]]
-    settings: dict[str, Any]
-
-
-class ChatSemGrad(BaseChatModel):
+class ChatSemGrad(BatchedChatModel):
     """A local chat model whose messages carry their uncertainty.
 
     `response_metadata["semgrad"]` of every message is `{"scores": ..., "failure": ..., "tool_calls": ...}`: the scores
@@ -123,9 +116,13 @@ class ChatSemGrad(BaseChatModel):
         return {
             "model": self.model.config.name_or_path,
             "fingerprint": self._fingerprint,
-            "revision": getattr(self.model.config, "_commit_hash", None),
+            "dtype": str(self.model.dtype),
+            "template": template_fingerprint(self.tokenizer),
+            "revision": revision(self.model),
             "stop": self.stop,
+            "defaults": self.model.generation_config.to_diff_dict(),
             "generation": {key: str(value) for key, value in sorted(self.generation.items())},
+            "budget": str(self.budget),
             **self._scoring() | {"span": str(self.span)},
         }
 
@@ -164,18 +161,9 @@ class ChatSemGrad(BaseChatModel):
         """
         return self.bind(**offered(tools, tool_choice), **kwargs)
 
-    def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        stop = stop or self.stop
-        request = self._request(messages, stop, kwargs)
-        generations = self.scorer.generate([request.prompt], **request.settings)
-        (message,) = scored_messages(self.scorer, generations, stop or (), request.tools)
-        return ChatResult(generations=[ChatGeneration(message=message)])
+    def _answers(self, requests: Sequence[Request]) -> list[AIMessage]:
+        generations = self.scorer.generate([request.prompt for request in requests], **joint_settings(requests))
+        return scored_messages(self.scorer, generations, requests[0].stop, requests[0].tools)
 
     def _stream(
         self,
@@ -185,15 +173,18 @@ class ChatSemGrad(BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         """Yield text as it comes; scores, usage and tool calls are on the last chunk. With tools, all of it is."""
-        stop = stop or self.stop
         request = self._request(messages, stop, kwargs)
-        running = Running(self.scorer, request.prompt, request.settings)
-        shown = ""
-        for text in running.texts(stop or (), hold=bool(request.tools)):
-            shown += text
-            yield self._chunk(AIMessageChunk(content=text), run_manager)
-        (message,) = scored_messages(self.scorer, [running.generation()], stop or (), request.tools)
-        yield self._chunk(last_chunk(message, shown), run_manager)
+        running = Running(self.scorer, request)
+        shown = Shown()
+        try:
+            for now in running.shown():
+                if any(new := now.after(shown)):
+                    shown = now
+                    yield self._chunk(new.chunk(), run_manager)
+            (message,) = scored_messages(self.scorer, [running.generation()], request.stop, request.tools)
+            yield self._chunk(last_chunk(message, shown), run_manager)
+        finally:
+            running.abandon()  # the consumer may have gone before the end
 
     def _chunk(self, message: AIMessageChunk, run_manager: CallbackManagerForLLMRun | None) -> ChatGenerationChunk:
         chunk = ChatGenerationChunk(message=message)
@@ -202,14 +193,24 @@ class ChatSemGrad(BaseChatModel):
         return chunk
 
     def _request(self, messages: list[BaseMessage], stop: list[str] | None, given: dict[str, Any]) -> Request:
-        """Sort what a call was given into the prompt, the tools on offer, and settings of the generation."""
+        """Sort what a call was given into the prompt, the tools on offer, and settings of the generation.
+
+        Raises:
+            ConfigurationError: messages or settings that this model cannot take.
+            PromptTooLongError: the prompt does not fit.
+        """
         choice, schemas = given.pop("tool_choice", None), list(given.pop("tools", None) or ())
         given.pop("stream", None)
         given.pop("ls_structured_output_format", None)
+        most = asked_for(given)
+        marks = tuple(stop or self.stop or ())
+        settings = self.generation | given | ({"stop_strings": list(marks)} if marks else {})
+        if most is not None:
+            settings["top_logprobs"] = most
         turns = to_template(messages)
-        settings = self.generation | given | ({"stop_strings": stop} if stop else {})
         prompt = encode_chat(self.tokenizer, turns, tools=schemas)
+        check_prompt(self.model, prompt, settings)
+        forced = None
         if choice is not None and schemas:
             forced = forced_call(self.model, self.tokenizer, turns, schemas, choice or None, prompt)
-            settings["logits_processor"] = LogitsProcessorList([*settings.get("logits_processor", ()), forced])
-        return Request(prompt, schemas, settings)
+        return Request(prompt, marks, schemas, settings, forced)
