@@ -1,9 +1,9 @@
 """Batches: rows that come to the model together go through it in one `generate` and one scoring pass.
 
 LangChain leads every row through configuration, callbacks, rate limit and cache in private methods of `BaseChatModel`,
-one row at a time, and `_generate` is the only hook in there. So this is where the rows meet: each is invoked in a thread
-or a task of its own, as LangChain does it too, and waits in `_generate` until no other is still on its way. Rows that
-never get there, found in the cache or failed, are not waited for. Nothing of LangChain's has to be done again here.
+one row at a time, and `_generate` is the only hook in there. So this is where the rows meet: each is invoked in a
+thread or a task of its own, as LangChain does it too, and waits in `_generate` until no other is still on its way.
+Rows that never get there, found in the cache or failed, are not waited for. Nothing of LangChain's is done again here.
 """
 
 from __future__ import annotations

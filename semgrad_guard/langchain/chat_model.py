@@ -119,7 +119,7 @@ class ChatSemGrad(BatchedChatModel):
             "dtype": str(self.model.dtype),
             "template": template_fingerprint(self.tokenizer),
             "revision": revision(self.model),
-            "stop": self.stop,
+            "default_stop": self.stop,  # "stop" is the call's own, which LangChain puts in
             "defaults": self.model.generation_config.to_diff_dict(),
             "generation": {key: str(value) for key, value in sorted(self.generation.items())},
             "budget": str(self.budget),

@@ -68,17 +68,19 @@ def _by_template(
     reasoning = str(found.get("thinking") or found.get("reasoning_content") or "")
     content = str(found.get("content") or "").strip()
     functions = [call.get("function", call) for call in found.get("tool_calls") or ()] if tools else []
-    first = content or (str(functions[0].get("name")) if functions else "")
-    place = raw.rfind(first) if content else raw.find(first, len(reasoning))
-    if not first or place < 0:
+    after = len(reasoning)
+    begins = [raw.rfind(content) if content else -1, *(raw.find(str(call.get("name")), after) for call in functions)]
+    places = [place for place in begins if place >= 0]
+    if not places:
         return _without_answer(generation, reasoning, _CUT_OFF if reasoning else "the response is empty")
-    start, text = _from(tokenizer, generation, raw, place)
+    start, text = _from(tokenizer, generation, raw, min(places))
     calls: list[ToolCall] = []
     broken: list[BrokenCall] = []
+    place = 0
     for function in functions:
-        begin = max((end for call in calls for _, end in (call.name_at, *call.values_at.values())), default=0)
         try:
-            calls.append(placed_call(text, begin, function.get("name"), function.get("arguments")))
+            calls.append(placed_call(text, place, function.get("name"), function.get("arguments")))
+            place = max(end for _, end in (calls[-1].name_at, *calls[-1].values_at.values()))
         except ValueError as error:
             broken.append(BrokenCall(str(function), str(error)))
     parsed = ParsedResponse(_before(content, stop), tuple(calls), tuple(broken))
