@@ -120,8 +120,8 @@ class ChatSemGrad(BatchedChatModel):
             "template": template_fingerprint(self.tokenizer),
             "revision": revision(self.model),
             "default_stop": self.stop,  # "stop" is the call's own, which LangChain puts in
-            "defaults": self.model.generation_config.to_diff_dict(),
-            "generation": {key: str(value) for key, value in sorted(self.generation.items())},
+            "defaults": _plain(vars(self.model.generation_config)),
+            "generation": _plain(self.generation),
             "budget": str(self.budget),
             **self._scoring() | {"span": str(self.span)},
         }
@@ -214,3 +214,7 @@ class ChatSemGrad(BatchedChatModel):
         if choice is not None and schemas:
             forced = forced_call(self.model, self.tokenizer, turns, schemas, choice or None, prompt)
         return Request(prompt, marks, schemas, settings, forced)
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, str]:
+    return {name: str(value) for name, value in sorted(settings.items()) if value is not None}

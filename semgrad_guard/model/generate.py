@@ -30,8 +30,7 @@ def check_prompt(model: PreTrainedModel, prompt: Sequence[int], settings: dict[s
     Raises:
         PromptTooLongError: with the tokens to generate it does not fit into the context.
     """
-    config, _ = _configured(model, dict(settings))
-    _check_length(model, len(prompt), config.max_new_tokens)
+    _check_length(model, len(prompt), _most(model, settings))
 
 
 def generate(
@@ -61,7 +60,9 @@ def generate(
             raise ConfigurationError(f"Prompt {index} has no tokens; expected the ids of a rendered chat template.")
     if settings.get("stop_strings") is not None:
         settings.setdefault("tokenizer", tokenizer)
-    config, others = _configured(model, settings)
+    most = _most(model, settings)
+    config = copy.deepcopy(settings.pop("generation_config", None) or model.generation_config)
+    others = config.update(**settings)  # what is no generation setting: a streamer, processors, the tokenizer
     beams = config.num_beams or 1
     if (config.num_return_sequences or 1) != 1:
         raise ConfigurationError(
@@ -70,9 +71,10 @@ def generate(
     if top_logprobs is not None and beams > 1:
         raise ConfigurationError(f"logprobs with num_beams={beams}: expected 1 beam. Leave logprobs or num_beams out.")
     width = max(len(prompt) for prompt in prompts)
-    _check_length(model, width, config.max_new_tokens)
+    _check_length(model, width, most)
     pad = _pad_id(tokenizer, config.pad_token_id)
-    config.update(pad_token_id=pad, return_dict_in_generate=True, output_logits=top_logprobs is not None)
+    config.update(max_new_tokens=most, pad_token_id=pad, return_dict_in_generate=True)
+    config.update(output_logits=top_logprobs is not None)
     boundary = None if keep is None else Boundary(model, *keep)
     device, generator = model.device, cast(Any, model if boundary is None else boundary.model)
     with torch.inference_mode(False), torch.no_grad():  # a cache made in inference mode could not be scored on
@@ -101,12 +103,10 @@ def generate(
     return generations
 
 
-def _configured(model: PreTrainedModel, settings: dict[str, Any]) -> tuple[GenerationConfig, dict[str, Any]]:
-    """Give the configuration in force, and what is no setting of it: a streamer, processors, the tokenizer."""
-    config = copy.deepcopy(settings.pop("generation_config", None) or model.generation_config)
-    others: dict[str, Any] = config.update(**settings)
-    config.update(max_new_tokens=config.max_new_tokens or _DEFAULT_NEW_TOKENS)
-    return config, others
+def _most(model: PreTrainedModel, settings: dict[str, Any]) -> int:
+    """Give the limit of new tokens in force."""
+    config = settings.get("generation_config") or model.generation_config
+    return settings.get("max_new_tokens", config.max_new_tokens) or _DEFAULT_NEW_TOKENS
 
 
 def _log_probs(logits: Sequence[Tensor], response: Sequence[int], most: int) -> tuple[TokenLogProb, ...]:
