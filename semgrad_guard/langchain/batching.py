@@ -9,7 +9,7 @@ Rows that never get there, found in the cache or failed, are not waited for. Not
 from __future__ import annotations
 
 import asyncio
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -89,7 +89,7 @@ class Meeting:
 _MEETING: ContextVar[Meeting | None] = ContextVar("semgrad_guard_meeting", default=None)
 
 
-class BatchedChatModel(BaseChatModel, ABC):
+class BatchedChatModel(BaseChatModel):
     """A chat model whose batches are batches of the model itself: `batch`, `abatch`, `generate` and `agenerate`."""
 
     batch_size: int = Field(default=16, ge=1)

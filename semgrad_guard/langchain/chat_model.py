@@ -40,6 +40,12 @@ class ChatSemGrad(BatchedChatModel):
     `response_metadata["semgrad"]` of every message is `{"scores": ..., "failure": ..., "tool_calls": ...}`: the scores
     (*higher = more uncertain*; None if scoring failed), why the answer must not be trusted whatever its scores ("" if
     it may), and by their ids the tool calls, with scores of each over its name and values, and of each argument.
+    `logprobs=True` and `top_logprobs=k`, bound or with a call, add `response_metadata["logprobs"]` in OpenAI's shape.
+
+    Rows of a batch go through the model together, at most `batch_size` at a time. What a model thinks before it answers
+    is in `additional_kwargs["reasoning_content"]`; only the answer is scored.
+
+    It holds a live model, so LangChain's `dumps` writes it as "not_implemented"; its messages are written in full.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -72,7 +78,7 @@ class ChatSemGrad(BatchedChatModel):
             revision: for a hub id: commit, tag or branch.
             generation: keywords of `model.generate`; what is not given is the source's own setting.
             settings: `token_position`, `span`, `reduction`, `norm`, `tau`, `beta`, `unweighted`, `later` and `budget`
-                of `SemGradScorer`.
+                of `SemGradScorer`; `stop`, texts to stop before; `batch_size`.
 
         Raises:
             UnsupportedModelError: there is no local model behind the source, or it cannot be scored exactly.

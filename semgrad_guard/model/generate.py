@@ -90,7 +90,7 @@ def generate(
     batch = GenerationBatch(cache, width, total) if reusable else None
     if batch is not None and keep is not None and boundary is not None:
         batch = replace(batch, boundary=boundary.states(keep[1] + total - 1 - width), boundary_layer=keep[0])
-    ends = _Ends.of(tokenizer, config, others, padding=pad if len(prompts) > 1 else None)
+    ends = _Ends.of(tokenizer, config, others, padding=pad if len(prompts) * beams > 1 else None)
     generations = []
     for row, prompt in enumerate(prompts):
         response, finish = ends.trim(output.sequences[row, width:].tolist())

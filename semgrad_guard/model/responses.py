@@ -68,12 +68,19 @@ def _by_template(
     reasoning = str(found.get("thinking") or found.get("reasoning_content") or "")
     content = str(found.get("content") or "").strip()
     functions = [call.get("function", call) for call in found.get("tool_calls") or ()] if tools else []
-    after = len(reasoning)
-    begins = [raw.rfind(content) if content else -1, *(raw.find(str(call.get("name")), after) for call in functions)]
-    places = [place for place in begins if place >= 0]
-    if not places:
+    after = raw.find(reasoning) + len(reasoning)
+    place = after if functions else raw.rfind(content) if content else -1
+    if place < 0:
         return _without_answer(generation, reasoning, _CUT_OFF if reasoning else "the response is empty")
-    start, text = _from(tokenizer, generation, raw, min(places))
+    start, text = _from(tokenizer, generation, raw, place)
+    ours = parse_tool_calls(text) if functions else ParsedResponse(text, (), ())  # knows places exactly
+    calls, broken = (ours.calls, ours.broken) if ours.calls or ours.broken else _placed(text, functions)
+    parsed = ParsedResponse(_before(content, stop), calls, broken)
+    return Response(reasoning.strip(), start, text if functions else parsed.content, parsed)
+
+
+def _placed(text: str, functions: Sequence[dict[str, Any]]) -> tuple[tuple[ToolCall, ...], tuple[BrokenCall, ...]]:
+    """Find calls that the template has read, one after the other."""
     calls: list[ToolCall] = []
     broken: list[BrokenCall] = []
     place = 0
@@ -83,8 +90,7 @@ def _by_template(
             place = max(end for _, end in (calls[-1].name_at, *calls[-1].values_at.values()))
         except ValueError as error:
             broken.append(BrokenCall(str(function), str(error)))
-    parsed = ParsedResponse(_before(content, stop), tuple(calls), tuple(broken))
-    return Response(reasoning.strip(), start, text if functions else parsed.content, parsed)
+    return tuple(calls), tuple(broken)
 
 
 def _without_answer(generation: Generation, reasoning: str, failure: str) -> Response:

@@ -161,11 +161,14 @@ def test_a_response_template_of_the_tokenizer_is_followed():
 
 
 def test_calls_in_another_syntax_are_placed_on_their_tokens():
-    message = templated('[INST]w{"p": 1}[/INST]@w{"p": "Oslo"}@').bind_tools([WEATHER]).invoke("q?")
+    message = templated('[INST]To Oslo, w[/INST]@w{"p": "Oslo"}@').bind_tools([WEATHER]).invoke("q?")
     (call,) = message.tool_calls
     assert (call["name"], call["args"]) == ("w", {"p": "Oslo"})
     assert semgrad(message)["tool_calls"][call["id"]]["scores"]["length"] == len("wOslo")
     assert semgrad(message)["failure"] == ""
+    text = '@w{"p": "Oslo"}@'
+    parsed = placed_call(text, 0, "w", {"p": "Oslo"})
+    assert [text[slice(*parsed.name_at)], text[slice(*parsed.values_at["p"])]] == ["w", "Oslo"]
 
 
 @pytest.mark.parametrize("text", ["[INST]Hm, hm.", "[INST]Hm.[/INST]", "@w{]@", " "])
