@@ -31,6 +31,7 @@ benchmarks: $(READY)
 embedded-model: $(READY)
 	$(BIN)/python -m semgrad_guard.demo.train
 	$(BIN)/python -m semgrad_guard.demo.card --fit --readme README.md --out docs/model_card.md
+	$(BIN)/python -m semgrad_guard.demo.rag_effect --out docs/rag.md
 
 # Measure the embedded model with the profile that ships.
 examine: $(READY)

@@ -15,4 +15,4 @@ for question in (
     record = message.response_metadata["semgrad"]
     print(f"{question} {message.content} [{record['decision']}]")
     if record["decision"] == "retrieve":
-        print("   ", "; ".join(source["text"] for source in record["sources"]))
+        print("    used:", *(source["text"] for source in record["sources"] if source["metadata"]["used"]))

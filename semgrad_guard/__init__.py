@@ -6,6 +6,7 @@ from semgrad_guard.errors import (
     ConfigurationError,
     DataError,
     EmptyResponseError,
+    LowConfidenceError,
     ProfileError,
     PromptTooLongError,
     SemGradError,
@@ -14,17 +15,21 @@ from semgrad_guard.errors import (
 )
 from semgrad_guard.langchain.bm25 import BM25Retriever
 from semgrad_guard.langchain.chat_model import ChatSemGrad
+from semgrad_guard.langchain.escalate import Escalate
 from semgrad_guard.langchain.guard import SemGradGuard, get_confidence
 from semgrad_guard.langchain.judge import judged_by
-from semgrad_guard.langchain.retrieve import Retrieve
+from semgrad_guard.langchain.retrieve import Retrieve, Search
 from semgrad_guard.records import Decision, Generation, LongScore, Score, Source, Step, TokenDoubt, Verdict
-from semgrad_guard.routing.routes import Abstain, HumanReview, ReviewAnswer, ReviewRequest
+from semgrad_guard.routing.allowance import AtMost
+from semgrad_guard.routing.grounding import grounded_question
+from semgrad_guard.routing.routes import Abstain, HumanReview, Raise, ReviewAnswer, ReviewRequest
 from semgrad_guard.scoring.budget import Budget
 from semgrad_guard.scoring.scorer import SemGradScorer
 from semgrad_guard.scoring.sentences import score_sentences
 
 __all__ = [
     "Abstain",
+    "AtMost",
     "BM25Retriever",
     "Budget",
     "BudgetError",
@@ -33,16 +38,20 @@ __all__ = [
     "DataError",
     "Decision",
     "EmptyResponseError",
+    "Escalate",
     "Generation",
     "HumanReview",
     "LongScore",
+    "LowConfidenceError",
     "Profile",
     "ProfileError",
     "PromptTooLongError",
+    "Raise",
     "Retrieve",
     "ReviewAnswer",
     "ReviewRequest",
     "Score",
+    "Search",
     "SemGradError",
     "SemGradGuard",
     "SemGradScorer",
@@ -53,6 +62,7 @@ __all__ = [
     "UnsupportedModelError",
     "Verdict",
     "get_confidence",
+    "grounded_question",
     "judged_by",
     "score_sentences",
 ]

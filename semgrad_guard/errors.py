@@ -8,8 +8,16 @@ SemGradError
 ├── BudgetError                scoring would take more tokens or memory than it was given
 ├── DataError                  labelled questions are malformed, or too few
 ├── ProfileError               a profile is malformed or belongs to another model
-└── ConfigurationError         settings contradict each other or are missing
+├── ConfigurationError         settings contradict each other or are missing
+└── LowConfidenceError         an answer is not sure enough, and the route `Raise` was to say so
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from semgrad_guard.records import Decision
 
 
 class SemGradError(Exception):
@@ -46,3 +54,19 @@ class ProfileError(SemGradError):
 
 class ConfigurationError(SemGradError):
     """Settings contradict each other, are missing, or are out of range."""
+
+
+class LowConfidenceError(SemGradError):
+    """An answer is not sure enough, and the route `Raise` was to say so.
+
+    `decision` tells how unsure and why, and what else was tried; `draft` is the text held back, None unless asked for.
+    """
+
+    def __init__(self, decision: Decision, draft: str | None = None) -> None:
+        """Carry the decision; the draft is not part of the error's own text."""
+        super().__init__(f"The answer is not sure enough: {decision.reason}")
+        self.decision, self.draft = decision, draft
+
+    def __reduce__(self) -> tuple[type[LowConfidenceError], tuple[Decision, str | None]]:
+        """Let it travel between processes with what it carries."""
+        return type(self), (self.decision, self.draft)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import Cache
 
 FinishReason = Literal["stop", "length"]
-DecisionName = Literal["pass", "retrieve", "review", "abstain"]
+DecisionName = Literal["pass", "retrieve", "escalate", "review", "abstain"]
 Path = Literal["upper", "cache", "prefix", "full"]
 AnswerKind = Literal["answer", "grounded", "tool_call", "argument"]
 
@@ -148,7 +148,11 @@ class TokenDoubt(BaseModel):
 
 
 class Source(BaseModel):
-    """A passage that an answer was given from."""
+    """A passage that was found.
+
+    `metadata` is the retriever's; `used` in it tells, of passages an answer that settled was given from, whether all
+    words of one of its sentences stand there.
+    """
 
     model_config = ConfigDict(frozen=True)
 

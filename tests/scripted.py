@@ -1,12 +1,15 @@
 """A chat model that answers from a script, and a profile whose confidence is known: 1 / (1 + semgrad)."""
 
-from langchain_core.messages import AIMessage
-from langchain_core.outputs import ChatGeneration, ChatResult
+from uuid import uuid4
+
+from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from models import tiny_model, tiny_tokenizer
 from pydantic import Field, PrivateAttr
 
 from semgrad_guard import ChatSemGrad, Profile, Score
 from semgrad_guard.calibration.profile import Binding, Section
+from semgrad_guard.langchain.streaming import last_chunk
 from semgrad_guard.model.load import fingerprint, template_fingerprint
 
 
@@ -33,10 +36,32 @@ def score_of(confidence):
     return score((1 - confidence) / confidence)
 
 
+def calling(*calls, text="", failure=""):
+    """Give a message with tool calls, each (name, arguments, confidence); their arguments are half as sure."""
+    ids = [f"call-{uuid4()}" for _ in calls]
+    record = {
+        id_: {
+            "name": name,
+            "scores": score_of(confidence).model_dump(mode="json"),
+            "arguments": {key: score_of(confidence / 2).model_dump(mode="json") for key in arguments},
+        }
+        for id_, (name, arguments, confidence) in zip(ids, calls, strict=True)
+    }
+    return AIMessage(
+        text,
+        tool_calls=[
+            {"name": name, "args": arguments, "id": id_} for id_, (name, arguments, _) in zip(ids, calls, strict=True)
+        ],
+        response_metadata={
+            "semgrad": {"scores": score_of(0.9).model_dump(mode="json"), "failure": failure, "tool_calls": record}
+        },
+    )
+
+
 class Scripted(ChatSemGrad):
     """Gives the scripted answers in turn: (text, score or None, failure), a message, or an exception to raise."""
 
-    script: list = Field(default_factory=list)
+    script: list = Field(default_factory=list, repr=False)  # traces hold the repr of what ran
     _asked: list = PrivateAttr(default_factory=list)
 
     def _generate(self, messages, stop=None, run_manager=None, **kwargs):
@@ -54,6 +79,12 @@ class Scripted(ChatSemGrad):
 
     async def _agenerate(self, messages, stop=None, run_manager=None, **kwargs):
         return self._generate(messages, stop, run_manager, **kwargs)
+
+    def _stream(self, messages, stop=None, run_manager=None, **kwargs):
+        message = self._generate(messages, stop, run_manager, **kwargs).generations[0].message
+        if message.content:
+            yield ChatGenerationChunk(message=AIMessageChunk(content=message.content))
+        yield ChatGenerationChunk(message=last_chunk(message, message.content))
 
 
 MODEL, TOKENIZER = tiny_model(), tiny_tokenizer()

@@ -178,6 +178,8 @@ def _features(fitting: Sequence[Labelled], method: Method) -> tuple[str, tuple[s
     """
     first = fitting[0].score
     singles: dict[str, tuple[str, ...]] = {name: (name,) for name in _SINGLES}
+    if method == "semgrad" and first.semgrad_unweighted is not None:
+        return method, ("semgrad_unweighted",), {}  # computed only where it is wanted
     if method in singles:
         return method, singles[method], {}
     fused = fused_features(fitting)

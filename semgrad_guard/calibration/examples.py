@@ -32,17 +32,21 @@ class Example(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_answer_is_a_list(cls, given: Any) -> Any:
-        if isinstance(given, dict) and isinstance(given.get("truthful answer"), str):
-            return given | {"truthful answer": [given["truthful answer"]]}
+    def _answers_are_texts(cls, given: Any) -> Any:
+        """Take one answer for a list of one, and drop the empty ones that published files have among others."""
+        answers = given.get("truthful answer") if isinstance(given, dict) else None
+        if isinstance(answers, str):
+            answers = [answers]
+        if isinstance(answers, list):
+            given = given | {"truthful answer": [one for one in answers if one and str(one).strip()] or answers}
         return given
 
     @model_validator(mode="after")
     def _can_be_labelled(self) -> Example:
         if not self.query.strip():
             raise ValueError("the query is empty")
-        if any(not answer.strip() for answer in self.answers or ()):
-            raise ValueError("one of the right answers is empty")
+        if self.answers and not any(answer.strip() for answer in self.answers):
+            raise ValueError("the right answers are empty; expected some text, or no answers at all if none is right")
         if self.correct is not None and not (self.answer or "").strip():
             raise ValueError('"correct" says whether an answer is right, but there is no "answer"')
         return self

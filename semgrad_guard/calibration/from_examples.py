@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 
 from semgrad_guard.calibration.answers import Answered, rescored
 from semgrad_guard.calibration.calibrate import Calibrated, Labelled, Method, calibrate_section, cover_section
@@ -96,6 +97,7 @@ def calibrated_profile(
         position_from=source,
         preservation=preservation,
         seed=seed,
+        created=date.today(),
     )
     return Calibration(profile, candidates, found.compared)
 
@@ -127,6 +129,7 @@ def covering_profile(
         position_from=source,
         preservation=preservation,
         seed=0,
+        created=date.today(),
     )
     return Calibration(profile)
 

@@ -37,7 +37,8 @@ def hub_rows(source: str) -> Iterator[tuple[int, dict[str, Any]]]:
         query, answers = _value(row, query_column, source), _value(row, answer_column, source)
         if str(query) not in seen:
             seen.add(str(query))
-            yield number, {"query": query, "truthful answer": [answers] if isinstance(answers, str) else answers}
+            # An empty column of a published set is an unknown answer, not a question that nothing answers.
+            yield number, {"query": query, "truthful answer": answers or None}
 
 
 def _parts(source: str) -> tuple[str, str, str, str]:

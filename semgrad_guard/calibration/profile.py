@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
@@ -139,6 +140,7 @@ class Profile(BaseModel):
     position_from: PositionSource = "template"
     preservation: Preservation | None = None
     seed: int
+    created: date | None = None
 
     def section(self, kind: AnswerKind = "answer") -> Section | None:
         """Give the section that judges answers of a kind.

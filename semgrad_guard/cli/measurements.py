@@ -116,7 +116,7 @@ def evaluate(
             loaded,
             found,
             title=f"Evaluation on {Path(data).name}",
-            setting={**setting, **work.setting},
+            setting={"data": str(data), **setting, **work.setting, "prompt": prompt, "seed": seed},
         )
     (out / "metrics.json").write_text(json.dumps(page.metrics, indent=1) + "\n", encoding="utf-8")
     (out / "report.html").write_text(page.html, encoding="utf-8")

@@ -63,7 +63,10 @@ def calibrate(
     seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Let a model answer questions with known answers, and write a profile whose threshold keeps a promise."""
+    """Let a model answer questions with known answers, and write a profile whose threshold keeps a promise.
+
+    Until that is done, a file beside it keeps the answers, so that an interrupted run goes on.
+    """
     with plain_errors():
         if method not in get_args(Method):
             raise ConfigurationError(f"method={method!r}: expected one of {', '.join(get_args(Method))}.")
@@ -73,7 +76,8 @@ def calibrate(
         preserved = None if paraphrases is None else preservation(*source, read_paraphrases(paraphrases))
         route = None if passages is None else Retrieve(BM25Retriever.from_texts(read_passages(passages)))
         settings = {"max_new_tokens": max_new_tokens, "do_sample": False}
-        answers = answered(scorer, examples, label, settings)
+        journal = out.with_name(f"{out.name}.answers")
+        answers = answered(scorer, examples, label, settings, journal=journal)
         name, chosen = model or "semgrad-guard embedded model", cast(Method, method)
         if coverage is not None:
             found = covering_profile(
@@ -94,6 +98,7 @@ def calibrate(
                 seed=seed,
             )
         found.profile.save(out)
+        journal.unlink()
     told = _told(found)
     if as_json:
         print(json.dumps({"questions": len(examples), "scored": len(answers), **told}))

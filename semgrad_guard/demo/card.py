@@ -182,7 +182,8 @@ def main(
     if as_json:
         print(json.dumps({"seed": profile.seed, "strata": [asdict(row) for row in rows], "calls": calls}))
     else:
-        Console().print(Markdown("\n".join([*strata_table(rows), "", *targets_table(rows, guessing())])))
+        tables = (strata_table(rows), targets_table(rows, guessing()), calls_table(calls))
+        Console().print(Markdown("\n".join(line for table in tables for line in (*table, ""))))
 
 
 if __name__ == "__main__":

@@ -11,9 +11,8 @@ from bisect import bisect
 from collections.abc import Callable
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-import click
 import torch
 import typer
 from tqdm.auto import tqdm
@@ -196,11 +195,8 @@ def main(
         int, typer.Option(help="Steps after it, mostly on questions with several answers.")
     ] = POLISH_STEPS,
     mix: Annotated[
-        str,
-        typer.Option(
-            click_type=click.Choice(list(MIXES)),
-            help="What is learnt; single-answers: a world of facts with one right answer each.",
-        ),
+        Literal["everything", "single-answers"],
+        typer.Option(help="What is learnt; single-answers: a world of facts with one right answer each."),
     ] = "everything",
     out: Annotated[Path, typer.Option(help="Folder for the model.")] = WEIGHTS,
     checkpoint: Annotated[Path, typer.Option(help="Goes on from here when it exists.")] = Path(

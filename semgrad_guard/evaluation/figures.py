@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.evaluation.metrics import Numbers, risk_coverage
 
-_SHOWN = 6  # more curves than this cannot be told apart
-
 
 def new_figure(width: float, height: float) -> Any:
     """Make a matplotlib figure.
@@ -33,7 +31,7 @@ def new_figure(width: float, height: float) -> Any:
 def risk_coverage_curves(doubts: Mapping[str, Numbers], correct: NDArray[np.bool_]) -> str:
     """Draw the share of wrong answers against coverage."""
     figure, axes = _axes("coverage", "wrong among them")
-    for name, doubt in list(doubts.items())[:_SHOWN]:
+    for name, doubt in doubts.items():
         axes.plot(*risk_coverage(doubt, correct), label=name)
     axes.plot(*risk_coverage((~correct).astype(float), correct), color="grey", linestyle=":", label="best possible")
     axes.legend(fontsize="small")
@@ -43,7 +41,7 @@ def risk_coverage_curves(doubts: Mapping[str, Numbers], correct: NDArray[np.bool
 def roc_curves(doubts: Mapping[str, Numbers], correct: NDArray[np.bool_]) -> str:
     """Draw wrong answers found against right answers suspected."""
     figure, axes = _axes("right answers suspected", "wrong answers found")
-    for name, doubt in list(doubts.items())[:_SHOWN]:
+    for name, doubt in doubts.items():
         order = np.argsort(-doubt, kind="stable")
         wrong = (~correct)[order]
         ends = np.append(np.flatnonzero(np.diff(doubt[order])), len(order) - 1)

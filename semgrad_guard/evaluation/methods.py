@@ -17,13 +17,15 @@ class Method:
     """A way to say how uncertain an answer is; `shown` is its name in reports.
 
     `value` reads it from a result: *higher = more uncertain*, None or not finite where it failed. `spends` names those
-    of a result's seconds that it takes on top of generating; `ours` is what this package is there for.
+    of a result's seconds that it takes on top of generating; `ours` is what this package is there for, and
+    `drawn` what curves are drawn of: all of them could not be told apart.
     """
 
     shown: str
     value: Callable[[Result], float | None]
     spends: tuple[str, ...] = ("scoring",)
     ours: bool = False
+    drawn: bool = False
 
 
 def _score(field: str, result: Result) -> float | None:
@@ -49,22 +51,24 @@ def _polygraph(name: str, result: Result) -> float | None:
 
 
 _ONE_PASS = {
-    "semgrad": Method("SemGrad", partial(_score, "semgrad"), ours=True),
+    "semgrad": Method("SemGrad", partial(_score, "semgrad"), ours=True, drawn=True),
     "semgrad-upper": Method("SemGrad, upper half", _upper_half, ours=True),
     "hybridgrad": Method("HybridGrad", partial(_score, "hybridgrad")),
     "paragrad": Method("ParaGrad", partial(_score, "paragrad")),
     "exgrad": Method("ExGrad", partial(_score, "exgrad")),
-    "g-nll": Method("G-NLL", partial(_score, "nll")),
+    "g-nll": Method("G-NLL", partial(_score, "nll"), drawn=True),
     "ln-nll": Method("LN-NLL", partial(_score, "mean_nll")),
-    "mean-entropy": Method("mean entropy", partial(_score, "mean_entropy")),
+    "mean-entropy": Method("mean entropy", partial(_score, "mean_entropy"), drawn=True),
     "max-entropy": Method("max entropy", partial(_score, "max_entropy")),
     "length": Method("length", partial(_score, "length"), spends=()),
 }
 _SAMPLING = {
     "self-consistency": Method(
-        "self-consistency", lambda result: inconsistency(result.answer, result.samples), ("sampling",)
+        "self-consistency", lambda result: inconsistency(result.answer, result.samples), ("sampling",), drawn=True
     ),
-    "semantic-entropy": Method("semantic entropy", lambda result: semantic_entropy(result.samples), ("sampling",)),
+    "semantic-entropy": Method(
+        "semantic entropy", lambda result: semantic_entropy(result.samples), ("sampling",), drawn=True
+    ),
     "p-true": Method("P(True)", lambda result: None if result.p_true is None else 1.0 - result.p_true, ("p-true",)),
 }
 POLYGRAPH = {
@@ -87,7 +91,7 @@ def choose(names: Sequence[str], profile: Profile | None, *, sampling: bool = Fa
     once = dict(_ONE_PASS)
     if profile is not None:
         shown = f"confidence ({profile.method})"
-        once = {"confidence": Method(shown, partial(_confidence, profile), ours=True), **once}
+        once = {"confidence": Method(shown, partial(_confidence, profile), ours=True, drawn=True), **once}
     if not names:
         return {**once, **(_SAMPLING if sampling else {})}
     known = {**once, **_SAMPLING, **POLYGRAPH}

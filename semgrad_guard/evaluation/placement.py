@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -16,6 +15,7 @@ from semgrad_guard.scoring.preservation import Preservation
 from semgrad_guard.scoring.scorer import SemGradScorer
 from semgrad_guard.scoring.spans import resolved_span
 
+_BATCH = 16
 LAST = 10  # prompt tokens from the end that are looked at one by one
 
 
@@ -62,11 +62,6 @@ def placement(
     if len(np.unique(correct)) < 2:
         return None
 
-    @cache
-    def reading(length: int) -> SemGradScorer:
-        """Build a scorer for prompts of a length: its t* is their first token, and all others come after it."""
-        return scorer.adjusted(token_position=length, span="all", later=True, unweighted=False)
-
     count = scorer.model.config.get_text_config(decoder=True).num_hidden_layers
     upper = list(resolved_span("upper-half", count))
     wanted = {"by the template": scorer.token_position or 1, "the last token": 1}
@@ -74,12 +69,8 @@ def placement(
         wanted["by the preservation score"] = preservation.position(upper)
     names = (*wanted, "a random prompt token", "the embeddings of all tokens")
     chosen: dict[str, list[metrics.Numbers]] = {name: [] for name in names}
-    states = []
-    for result in tqdm(drawn, desc="scoring at every prompt token"):
-        ids = prompt_ids(scorer, result.query, prompt)
-        (score,) = reading(len(ids)).score_ids([ids], [result.response_ids], parameters=False)
-        tokens = np.array([score.layers, *score.later])[::-1]  # [P, L], the last prompt token first
-        states.append(tokens)
+    states = _states(scorer, drawn, prompt)
+    for tokens in states:
         for name, position in wanted.items():
             chosen[name].append(tokens[position - 1])
         chosen["a random prompt token"].append(tokens[rng.randrange(len(tokens))])
@@ -105,3 +96,24 @@ def placement(
         },
         questions=len(drawn),
     )
+
+
+def _states(scorer: SemGradScorer, results: Sequence[Result], prompt: str) -> list[metrics.Numbers]:
+    """Give SemGrad at every prompt token and layer, [P, L] for each answer, the last token first.
+
+    For prompts of one length, a scorer whose t* is their first token gives all others as those after it.
+    """
+    prompts = [prompt_ids(scorer, result.query, prompt) for result in results]
+    found: dict[int, metrics.Numbers] = {}
+    with tqdm(total=len(results), desc="scoring at every prompt token") as bar:
+        for length in sorted({len(ids) for ids in prompts}):
+            whole = scorer.adjusted(token_position=length, span="all", later=True, unweighted=False)
+            members = [index for index, ids in enumerate(prompts) if len(ids) == length]
+            for start in range(0, len(members), _BATCH):
+                batch = members[start : start + _BATCH]
+                responses = [results[index].response_ids for index in batch]
+                scores = whole.score_ids([prompts[index] for index in batch], responses, parameters=False)
+                for index, score in zip(batch, scores, strict=True):
+                    found[index] = np.array([score.layers, *score.later])[::-1]
+                bar.update(len(batch))
+    return [found[index] for index in range(len(results))]

@@ -7,6 +7,7 @@ of the same answer, word by word, is measured as its Kullback-Leibler divergence
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -99,4 +100,5 @@ def _log_probabilities(scorer: SemGradScorer, prompt: Sequence[int], response: S
 
 
 def _spearman(doubt: metrics.Numbers, changes: metrics.Numbers) -> float:
-    return float(spearmanr(doubt, changes).statistic)
+    """Correlate ranks; NaN where one of them is constant."""
+    return float(spearmanr(doubt, changes).statistic) if np.ptp(doubt) > 0 and np.ptp(changes) > 0 else math.nan

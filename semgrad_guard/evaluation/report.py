@@ -129,12 +129,13 @@ def _figures(results: Sequence[Result], methods: Sequence[Method], profile: Prof
     if len(np.unique(correct)) < 2:
         return []
     doubts = uncertainties(labelled, methods)
+    shown = {method.shown: doubts[method.shown] for method in methods if method.drawn} or doubts
     drawn = [
-        (risk_coverage_curves(doubts, correct), "Share of wrong answers among the surest; lower is better."),
-        (roc_curves(doubts, correct), "Wrong answers found against right ones suspected."),
+        (risk_coverage_curves(shown, correct), "Share of wrong answers among the surest; lower is better."),
+        (roc_curves(shown, correct), "Wrong answers found against right ones suspected."),
     ]
     drawn += [
-        (histogram(doubts[name], correct, name), f"{name} of right and of wrong answers.")
+        (histogram(doubts[name], correct, name), f"{name[0].upper()}{name[1:]} of right and of wrong answers.")
         for name in ("SemGrad", "mean entropy")
         if name in doubts
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from tqdm.auto import tqdm
 
 from semgrad_guard.calibration.examples import Example
+from semgrad_guard.calibration.journal import Journal
 from semgrad_guard.calibration.labels import Labeler
-from semgrad_guard.errors import DataError
 from semgrad_guard.evaluation.attempts import Attempts
 from semgrad_guard.evaluation.polygraph import Polygraph
 from semgrad_guard.evaluation.sampling import p_true
@@ -52,6 +51,9 @@ class Result(BaseModel):
     polygraph: dict[str, float | None] = Field(default_factory=dict)
     seconds: dict[str, float]
     failures: dict[str, str]
+
+
+_RESULTS = TypeAdapter(Result)
 
 
 @dataclass(frozen=True)
@@ -104,40 +106,17 @@ def evaluate(
     work = work or Work()
     asked = {"prompt": prompt, "max_new_tokens": max_new_tokens, "seed": seed}
     wanted = {**asked, **work.setting, **(setting or {})}
-    done = _done(out, wanted)
-    missing = [example for example in examples if example.query not in done]
-    with out.open("a", encoding="utf-8") as file:
-        if not done and out.stat().st_size == 0:
-            file.write(json.dumps({"setting": wanted}) + "\n")
-        for example in tqdm(missing, desc="evaluating", initial=len(done), total=len(done) + len(missing)):
-            result = _answered(scorer, example, label, prompt, max_new_tokens, work, seed)
-            file.write(result.model_dump_json() + "\n")
-            file.flush()
-            done[example.query] = result
-    return [done[example.query] for example in examples]
+    journal = Journal(out, wanted, _RESULTS, lambda result: result.query)
+    missing = [example for example in examples if example.query not in journal.done]
+    finished = len(examples) - len(missing)
+    for example in tqdm(missing, desc="evaluating", initial=finished, total=len(examples)):
+        journal.add(_answered(scorer, example, label, prompt, max_new_tokens, work, seed))
+    return [journal.done[example.query] for example in examples]
 
 
 def read_results(path: Path) -> list[Result]:
     """Read the results of a finished run."""
     return [Result.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()[1:]]
-
-
-def _done(out: Path, wanted: dict[str, Any]) -> dict[str, Result]:
-    """Read what a run before has left; a last line that was cut off is dropped."""
-    if not out.exists() or not out.read_text(encoding="utf-8").strip():
-        return {}
-    lines = out.read_text(encoding="utf-8").splitlines(keepends=True)
-    if not lines[-1].endswith("\n"):
-        out.write_text("".join(lines[:-1]), encoding="utf-8")
-        lines.pop()
-    try:
-        found = json.loads(lines[0])["setting"]
-        results = [Result.model_validate_json(line) for line in lines[1:]]
-    except (json.JSONDecodeError, KeyError, IndexError, ValidationError) as error:
-        raise DataError(f"{out} does not hold results of this version: {error}. Move it away to begin anew.") from error
-    if found != json.loads(json.dumps(wanted)):
-        raise DataError(f"{out} was written with {found}; now it is {wanted}. Choose another folder, or move it away.")
-    return {result.query: result for result in results}
 
 
 def token_doubts(scorer: SemGradScorer, results: Sequence[Result], prompt: str) -> dict[str, list[TokenDoubt]]:

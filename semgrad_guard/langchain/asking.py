@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, message_chunk_to_message
 from langchain_core.runnables import RunnableConfig
-from langchain_core.runnables.config import patch_config
 
 from semgrad_guard.calibration.drift import Watch
 from semgrad_guard.calibration.verdict import Standard
 from semgrad_guard.errors import PromptTooLongError
 from semgrad_guard.langchain.chat_model import ChatSemGrad
+from semgrad_guard.langchain.child_runs import astep, step
+from semgrad_guard.langchain.drafts import Draft
 from semgrad_guard.langchain.judged import judged, watched_score
 from semgrad_guard.langchain.messages import last_question, reads_tool_results
 from semgrad_guard.records import Source
@@ -22,73 +23,146 @@ from semgrad_guard.routing.ladder import Answer, Situation
 
 logger = logging.getLogger(__name__)
 
+Context = Literal["none", "given", "retrieved"]
+
 # What may go wrong while answering and means "not sure" rather than a mistake of the caller: the prompt does not fit,
 # or memory runs out, which torch reports as a RuntimeError.
 _ANSWERING_FAILURES = (PromptTooLongError, MemoryError, RuntimeError)
+_GENERATE = RunnableConfig(run_name="generate")
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a guard asks: which model, against which standard, with whose context, and whether traces see drafts."""
+
+    llm: ChatSemGrad
+    standard: Standard
+    watch: Watch | None
+    context: Context
+    record_drafts: bool
 
 
 class Asking:
     """One question on its way through the guard: how it is asked, first and again, and how answers are judged."""
 
-    def __init__(
-        self,
-        llm: ChatSemGrad,
-        standard: Standard,
-        watch: Watch | None,
-        messages: list[BaseMessage],
-        run_manager: CallbackManagerForChainRun | AsyncCallbackManagerForChainRun,
-        config: RunnableConfig,
-        settings: dict[str, Any],
-    ) -> None:
+    def __init__(self, manner: Manner, messages: list[BaseMessage], settings: dict[str, Any]) -> None:
         """Take the question from the messages; `settings` are those of the generation."""
-        self.messages = messages
+        self._manner, self._messages, self._settings = manner, messages, settings
         self._index, self._question = last_question(messages)
-        # A token that was shown cannot be taken back: whoever listens to the run gets no draft piece by piece.
-        self._llm = llm.model_copy(update={"disable_streaming": True})
-        self._standard, self._watch = standard, watch
-        self._run_manager, self._config, self._settings = run_manager, config, settings
+        self._grounded = manner.context == "given" or reads_tool_results(messages)
 
     def situation(self, draft: Answer, sources: tuple[Source, ...]) -> Situation:
         """Give what a route may know and do."""
-        return Situation(self._question, draft, sources, self._ask, self._aask)
+        return Situation(
+            self._question, draft, sources, self._ask, self._aask, self._messages, self._manner.record_drafts
+        )
 
-    def answer(self, messages: Sequence[BaseMessage], *, retry: bool = False) -> Answer:
-        """Let the model answer, and judge; a failure to answer is an answer that does not pass."""
-        try:
-            message = self._llm.invoke(messages, self._child(retry), **self._settings)
-        except _ANSWERING_FAILURES as error:
-            return self._failed(error)
-        return self._judged(message, retry)
+    def first(self) -> Answer:
+        """Give the first answer; where passages must be found first, there is none yet."""
+        if self._manner.context == "retrieved":
+            return self._none("not asked without passages")
+        return self._answer(self._messages, grounded=self._grounded)
 
-    async def aanswer(self, messages: Sequence[BaseMessage], *, retry: bool = False) -> Answer:
-        """Async twin of `answer`."""
+    async def afirst(self) -> Answer:
+        """Async twin of `first`."""
+        if self._manner.context == "retrieved":
+            return self._none("not asked without passages")
+        return await self._aanswer(self._messages, grounded=self._grounded)
+
+    def streamed(self) -> Iterator[str | Answer]:
+        """Yield the text of the first answer as it comes, for everybody to see, and then the answer."""
+        if self._manner.context == "retrieved":
+            yield self.first()
+            return
+        chunks: list[AIMessageChunk] = []
         try:
-            message = await self._llm.ainvoke(messages, self._child(retry), **self._settings)
+            for chunk in self._manner.llm.stream(self._messages, _GENERATE, **self._settings):
+                chunks.append(chunk)
+                yield str(chunk.text)
         except _ANSWERING_FAILURES as error:
-            return self._failed(error)
-        return self._judged(message, retry)
+            yield self._failed(error)
+        else:
+            yield self._scored(_joined(chunks), self._grounded)
+
+    async def astreamed(self) -> AsyncIterator[str | Answer]:
+        """Async twin of `streamed`."""
+        if self._manner.context == "retrieved":
+            yield self.first()
+            return
+        chunks: list[AIMessageChunk] = []
+        try:
+            async for chunk in self._manner.llm.astream(self._messages, _GENERATE, **self._settings):
+                chunks.append(chunk)
+                yield str(chunk.text)
+        except _ANSWERING_FAILURES as error:
+            yield self._failed(error)
+        else:
+            yield await self._ascored(_joined(chunks), self._grounded)
 
     def _ask(self, text: str) -> Answer:
-        return self.answer(self._with_question(text), retry=True)
+        return self._answer(self._with_question(text), grounded=True)
 
     async def _aask(self, text: str) -> Answer:
-        return await self.aanswer(self._with_question(text), retry=True)
+        return await self._aanswer(self._with_question(text), grounded=True)
+
+    def _answer(self, messages: Sequence[BaseMessage], *, grounded: bool) -> Answer:
+        """Let the model answer, and judge; a failure to answer is an answer that does not pass."""
+        try:
+            message = self._draft().ask(messages, self._settings)
+        except _ANSWERING_FAILURES as error:
+            return self._failed(error)
+        return self._scored(message, grounded)
+
+    async def _aanswer(self, messages: Sequence[BaseMessage], *, grounded: bool) -> Answer:
+        try:
+            message = await self._draft().aask(messages, self._settings)
+        except _ANSWERING_FAILURES as error:
+            return self._failed(error)
+        return await self._ascored(message, grounded)
+
+    def _draft(self) -> Draft:
+        llm = self._manner.llm
+        recorded = self._manner.record_drafts
+        return Draft(llm=llm, recorded=recorded, callbacks=llm.callbacks, tags=llm.tags, metadata=llm.metadata)
 
     def _with_question(self, text: str) -> list[BaseMessage]:
-        messages = list(self.messages)
+        messages = list(self._messages)
         messages[self._index] = messages[self._index].model_copy(update={"content": text})
         return messages
 
-    def _child(self, retry: bool) -> RunnableConfig:
-        return patch_config(self._config, callbacks=self._run_manager.get_child("retry" if retry else "generate"))
+    def _scored(self, message: AIMessage, grounded: bool) -> Answer:
+        return step("score", {"grounded": grounded}, lambda: self._judged(message, grounded), _verdict)
 
-    def _judged(self, message: AIMessage, retry: bool) -> Answer:
-        grounded = retry or reads_tool_results(self.messages)
+    async def _ascored(self, message: AIMessage, grounded: bool) -> Answer:
+        async def judge() -> Answer:
+            return self._judged(message, grounded)
+
+        return await astep("score", {"grounded": grounded}, judge, _verdict)
+
+    def _judged(self, message: AIMessage, grounded: bool) -> Answer:
         seen = watched_score(message, grounded=grounded)
-        if self._watch is not None and seen is not None:
-            self._watch.see(seen)
-        return judged(message, self._standard, grounded=grounded)
+        if self._manner.watch is not None and seen is not None:
+            self._manner.watch.see(seen)
+        return judged(message, self._manner.standard, grounded=grounded)
 
     def _failed(self, error: BaseException) -> Answer:
         logger.warning("No answer: %s", error)
-        return Answer("", self._standard.judge(None, f"no answer: {type(error).__name__}: {error}"))
+        return self._none(f"no answer: {type(error).__name__}: {error}")
+
+    def _none(self, reason: str) -> Answer:
+        return Answer("", self._manner.standard.judge(None, reason))
+
+
+def _verdict(answer: Answer) -> dict[str, Any]:
+    """Tell of an answer how sure it is, without its text."""
+    return answer.verdict.model_dump(mode="json", include={"passed", "confidence", "threshold", "method", "reason"})
+
+
+def _joined(chunks: Sequence[AIMessageChunk]) -> AIMessage:
+    whole = chunks[0]
+    for chunk in chunks[1:]:
+        whole += chunk
+    message = message_chunk_to_message(whole)
+    if not isinstance(message, AIMessage):  # chunks of an AIMessage give one; for the type checker
+        raise TypeError(f"expected an AIMessage, not {type(message).__name__}")
+    return message

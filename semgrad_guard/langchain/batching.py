@@ -122,7 +122,7 @@ class BatchedChatModel(BaseChatModel):
         def row(index: int) -> AIMessage:
             return self.invoke(inputs[index], configs[index], **kwargs)
 
-        return self._together(row, len(inputs), configs[0].get("max_concurrency"), return_exceptions)
+        return self.together(row, len(inputs), configs[0].get("max_concurrency"), return_exceptions)
 
     async def abatch(
         self,
@@ -140,7 +140,7 @@ class BatchedChatModel(BaseChatModel):
         async def row(index: int) -> AIMessage:
             return await self.ainvoke(inputs[index], configs[index], **kwargs)
 
-        return await self._atogether(row, len(inputs), configs[0].get("max_concurrency"), return_exceptions)
+        return await self.atogether(row, len(inputs), configs[0].get("max_concurrency"), return_exceptions)
 
     def generate(
         self,
@@ -157,7 +157,7 @@ class BatchedChatModel(BaseChatModel):
         def row(index: int) -> LLMResult:
             return one([messages[index]], stop, callbacks, run_id=None if index else first, **kwargs)
 
-        return self._joined(self._together(row, len(messages)))
+        return self._joined(self.together(row, len(messages)))
 
     async def agenerate(
         self,
@@ -174,7 +174,7 @@ class BatchedChatModel(BaseChatModel):
         async def row(index: int) -> LLMResult:
             return await one([messages[index]], stop, callbacks, run_id=None if index else first, **kwargs)
 
-        return self._joined(await self._atogether(row, len(messages)))
+        return self._joined(await self.atogether(row, len(messages)))
 
     def _generate(
         self,
@@ -219,10 +219,13 @@ class BatchedChatModel(BaseChatModel):
                 found |= zip(indices, alone, strict=True)
         return [found[index] for index in range(len(requests))]
 
-    def _together(
+    def together(
         self, row: Callable[[int], T], rows: int, most: int | None = None, return_exceptions: bool = False
     ) -> list[T]:
-        """Call rows in threads, one batch after the other."""
+        """Call `row` with every index in a thread of its own; what the rows ask this model, they ask it together.
+
+        `batch_size` rows at a time, or `most` if that is fewer. Whatever a row does beside asking, the others wait for.
+        """
         done: list[T] = []
         for batch in self._batches(rows, most):
             meeting = Meeting(self, len(batch), self._isolated)
@@ -236,10 +239,10 @@ class BatchedChatModel(BaseChatModel):
             done += _settled([future.exception() or future.result() for future in futures], return_exceptions)
         return done
 
-    async def _atogether(
+    async def atogether(
         self, row: Callable[[int], Awaitable[T]], rows: int, most: int | None = None, return_exceptions: bool = False
     ) -> list[T]:
-        """Await rows as tasks, one batch after the other."""
+        """Async twin of `together`."""
         done: list[T] = []
         for batch in self._batches(rows, most):
             meeting = Meeting(self, len(batch), self._isolated)

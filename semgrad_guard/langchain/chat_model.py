@@ -114,6 +114,11 @@ class ChatSemGrad(BatchedChatModel):
         return self._scorer
 
     @property
+    def model_name(self) -> str:
+        """The model's name; LangChain's agents read it to tell what the model can do."""
+        return self.model.config.name_or_path or type(self.model).__name__
+
+    @property
     def _llm_type(self) -> str:
         return "semgrad"
 
@@ -188,7 +193,7 @@ class ChatSemGrad(BatchedChatModel):
                     shown = now
                     yield self._chunk(new.chunk(), run_manager)
             (message,) = scored_messages(self.scorer, [running.generation()], request.stop, request.tools)
-            yield self._chunk(last_chunk(message, shown), run_manager)
+            yield self._chunk(last_chunk(message, shown.answer, shown.reasoning), run_manager)
         finally:
             running.abandon()  # the consumer may have gone before the end
 

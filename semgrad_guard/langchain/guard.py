@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
 from langchain_core.language_models import LanguageModelInput
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
 from pydantic import ConfigDict, Field
 
@@ -22,16 +20,16 @@ from semgrad_guard.calibration.labels import Labeler, labeler, tolerant
 from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.calibration.verdict import Standard
 from semgrad_guard.errors import ConfigurationError
-from semgrad_guard.langchain.asking import Asking
+from semgrad_guard.langchain.asking import Asking, Context, Manner
 from semgrad_guard.langchain.chat_model import ChatSemGrad
 from semgrad_guard.langchain.messages import to_messages
+from semgrad_guard.langchain.outgoing import last_of_stream
 from semgrad_guard.langchain.retrieve import Retrieve, retry_with
+from semgrad_guard.langchain.settling import asettled, settled
 from semgrad_guard.langchain.tools import offered
 from semgrad_guard.model.load import template_fingerprint
-from semgrad_guard.routing.ladder import Outcome, Resolution, Route, climb
+from semgrad_guard.routing.ladder import Answer, Route
 from semgrad_guard.routing.routes import Abstain
-
-logger = logging.getLogger(__name__)
 
 
 class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
@@ -39,7 +37,8 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
 
     Takes a string, messages or a prompt value; gives an `AIMessage` whose `response_metadata["semgrad"]` holds
     `decision`, `confidence`, `scores`, `threshold`, `method`, `reason`, `steps` and `sources`. Streaming yields one
-    message, after the decision: a token that was shown cannot be taken back.
+    message, after the decision, since a token that was shown cannot be taken back. Callbacks see child runs "generate",
+    "score" and "route", without the texts of drafts, and the custom event "semgrad.decision".
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -51,6 +50,9 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
     method: str | None = None
     watch: Watch | None = None
     routes: list[Any] = Field(default_factory=lambda: [Abstain()])
+    context: Context = "none"
+    streaming: Literal["buffered", "verdict"] = "buffered"
+    record_drafts: bool = False
 
     def __init__(self, llm: Any, *, profile: Profile | str | Path | None = None, **settings: Any) -> None:
         """Set the model, the standard its answers must reach, and what happens to those that do not.
@@ -62,7 +64,11 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
             settings: `threshold`, the least confidence that passes (default: the profile's); without a profile
                 `score_threshold`, the largest raw score of `method` (default "semgrad") that passes;
                 `routes`, tried in order (default: `[Abstain()]`); `watch`, first answers after which to look for drift
-                and warn of it, again and again (default: never). Copies of the guard count together.
+                and warn of it, again and again (default: never), counted over all copies of the guard; `context`, where
+                passages come from: "none" is needed (default), they are "given" with the question, so that first
+                answers are judged as grounded, or must be "retrieved" by a route before the model is asked at all;
+                `streaming="verdict"` streams first answers unjudged, and the decision at the end; `record_drafts` lets
+                callbacks and traces, other than those that stream to the consumer, see drafts (default: nobody does).
 
         Raises:
             ConfigurationError: no threshold, or one of each kind; a `below`, or a `watch`, without a profile.
@@ -71,7 +77,7 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
         """
         loaded = Profile.load(profile) if isinstance(profile, str | Path) else profile
         settings["watch"] = Watch.of(settings.get("watch"), loaded)
-        super().__init__(**{"llm": _chat_model(llm, loaded), "profile": loaded, **settings})
+        super().__init__(**{"llm": chat_model_for(llm, loaded), "profile": loaded, **settings})
         self.standard()
         for route in self.routes:
             if not isinstance(route, Route):
@@ -94,6 +100,34 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
     ) -> AIMessage:
         """Async twin of `invoke`."""
         return await self._acall_with_config(self._aguard, input, config, **kwargs)
+
+    def stream(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> Iterator[AIMessage]:
+        """Yield one message, after the decision; or the first answer piece by piece, and then the decision.
+
+        In the second case what was shown stays shown: where `decision` is not "pass", the last chunk's text, if any,
+        is what stands in its place.
+        """
+        if self.streaming == "buffered":
+            yield from super().stream(input, config, **kwargs)
+        else:
+            yield from self._transform_stream_with_config(iter([input]), self._stream_guard, config, **kwargs)
+
+    async def astream(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AsyncIterator[AIMessage]:
+        """Async twin of `stream`."""
+        if self.streaming == "buffered":
+            async for message in super().astream(input, config, **kwargs):
+                yield message
+            return
+
+        async def once() -> AsyncIterator[LanguageModelInput]:
+            yield input
+
+        async for chunk in self._atransform_stream_with_config(once(), self._astream_guard, config, **kwargs):
+            yield chunk
 
     def calibrate(
         self,
@@ -143,7 +177,15 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
             delta=delta,
             seed=seed,
         )
-        return SemGradGuard(self.llm, profile=found.profile, routes=self.routes, watch=self.watch)
+        return SemGradGuard(
+            self.llm,
+            profile=found.profile,
+            routes=self.routes,
+            watch=self.watch,
+            context=self.context,
+            streaming=self.streaming,
+            record_drafts=self.record_drafts,
+        )
 
     def bind_tools(
         self,
@@ -155,49 +197,38 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
         """Offer tools to the model, as `ChatSemGrad.bind_tools` does; a call goes out when it is sure."""
         return self.bind(**offered(tools, tool_choice), **settings)
 
-    def _asking(self, given: LanguageModelInput, *call: Any) -> Asking:
-        return Asking(self.llm, self.standard(), self.watch, to_messages(given), *call)
+    def _asking(self, given: LanguageModelInput, settings: dict[str, Any]) -> Asking:
+        manner = Manner(self.llm, self.standard(), self.watch, self.context, self.record_drafts)
+        return Asking(manner, to_messages(given), settings)
 
-    def _guard(
-        self, given: LanguageModelInput, run_manager: CallbackManagerForChainRun, config: RunnableConfig, **kwargs: Any
-    ) -> AIMessage:
-        run = self._asking(given, run_manager, config, kwargs)
-        draft = run.answer(run.messages)
-        ladder = climb(draft, self.routes)
-        try:
-            route, sources = next(ladder)
-            while True:
-                try:
-                    outcome = route.attempt(run.situation(draft, sources))
-                except Exception as error:  # fail closed: a route that breaks does not settle
-                    outcome = _broken(route, error)
-                route, sources = ladder.send(outcome)
-        except StopIteration as end:
-            return _message(end.value)
+    def _guard(self, given: LanguageModelInput, **kwargs: Any) -> AIMessage:
+        asking = self._asking(given, kwargs)
+        return settled(asking, asking.first(), self.routes)
 
-    async def _aguard(
-        self,
-        given: LanguageModelInput,
-        run_manager: AsyncCallbackManagerForChainRun,
-        config: RunnableConfig,
-        **kwargs: Any,
-    ) -> AIMessage:
-        run = self._asking(given, run_manager, config, kwargs)
-        draft = await run.aanswer(run.messages)
-        ladder = climb(draft, self.routes)
-        try:
-            route, sources = next(ladder)
-            while True:
-                try:
-                    outcome = await route.aattempt(run.situation(draft, sources))
-                except Exception as error:  # fail closed: a route that breaks does not settle
-                    outcome = _broken(route, error)
-                route, sources = ladder.send(outcome)
-        except StopIteration as end:
-            return _message(end.value)
+    async def _aguard(self, given: LanguageModelInput, **kwargs: Any) -> AIMessage:
+        asking = self._asking(given, kwargs)
+        return await asettled(asking, await asking.afirst(), self.routes)
+
+    def _stream_guard(self, given: Iterator[LanguageModelInput], **kwargs: Any) -> Iterator[AIMessage]:
+        asking, shown = self._asking(next(given), kwargs), ""
+        for said in asking.streamed():
+            if isinstance(said, Answer):
+                yield last_of_stream(settled(asking, said, self.routes), shown)
+            elif said:
+                shown += said
+                yield AIMessageChunk(content=said)
+
+    async def _astream_guard(self, given: AsyncIterator[LanguageModelInput], **kwargs: Any) -> AsyncIterator[AIMessage]:
+        asking, shown = self._asking(await anext(given), kwargs), ""
+        async for said in asking.astreamed():
+            if isinstance(said, Answer):
+                yield last_of_stream(await asettled(asking, said, self.routes), shown)
+            elif said:
+                shown += said
+                yield AIMessageChunk(content=said)
 
 
-def _chat_model(llm: Any, profile: Profile | None) -> ChatSemGrad:
+def chat_model_for(llm: Any, profile: Profile | None) -> ChatSemGrad:
     """Wrap the model; with a profile, score exactly as the profile was fitted, and refuse another model."""
     if profile is None:
         return llm if isinstance(llm, ChatSemGrad) else ChatSemGrad.of(llm)
@@ -208,26 +239,6 @@ def _chat_model(llm: Any, profile: Profile | None) -> ChatSemGrad:
         chat = ChatSemGrad.of(llm, **settings)
     profile.check(chat.fingerprint, template_fingerprint(chat.tokenizer))
     return chat
-
-
-def _broken(route: Route, error: Exception) -> Outcome:
-    logger.warning("The route %s failed: %s", route.decision, error)
-    return Outcome(False, f"{type(error).__name__}: {error}")
-
-
-def _message(resolution: Resolution) -> AIMessage:
-    """Put the resolution into an AIMessage, the model's own where there is one; tool calls go out as drafted or not."""
-    message = resolution.answer.message or AIMessage("")
-    metadata = message.response_metadata | {"semgrad": resolution.decision.model_dump(mode="json")}
-    if resolution.as_drafted:
-        return message.model_copy(update={"response_metadata": metadata})
-    update: dict[str, Any] = {
-        "content": resolution.text,
-        "tool_calls": [],
-        "invalid_tool_calls": [],
-        "response_metadata": metadata,
-    }
-    return message.model_copy(update=update)
 
 
 def get_confidence(message: BaseMessage) -> float | None:

@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict, cast
 
 from langchain_core.documents import Document
+from langchain_core.messages import BaseMessage
 from langchain_core.runnables import Runnable
-from pydantic import BaseModel, ConfigDict, Field
+from langchain_core.runnables.base import coerce_to_runnable
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from semgrad_guard.calibration.answers import Answered, answered
 from semgrad_guard.calibration.examples import Example
 from semgrad_guard.calibration.from_examples import Retry
 from semgrad_guard.calibration.labels import Labeler
+from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.records import Source
-from semgrad_guard.routing.grounding import grounded_question
+from semgrad_guard.routing.grounding import grounded_question, passages_used
 from semgrad_guard.routing.ladder import Answer, Outcome, Situation
 from semgrad_guard.routing.timeouts import await_within, call_within
 from semgrad_guard.scoring.scorer import SemGradScorer
+
+
+class Search(TypedDict):
+    """What a `rewrite` gets: the question, and what was searched for and found in earlier rounds."""
+
+    question: str
+    queries: list[str]
+    passages: list[str]
 
 
 class Retrieve(BaseModel):
     """Ask the question again together with passages, score the new answer, and settle if it passes.
 
     A retriever that raises, times out or finds nothing does not settle; what it found is kept for the routes after it.
+    Of the passages that an answer was given from, `metadata["used"]` tells whether it stands in them, word by word.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
@@ -31,6 +44,10 @@ class Retrieve(BaseModel):
     retriever: Runnable[str, Any]
     k: int = Field(default=3, ge=1)
     prompt: Callable[[str, Sequence[str]], str] = grounded_question
+    rewrite: Any = None
+    rounds: int = Field(default=1, ge=1)
+    max_length: int | None = Field(default=None, ge=1)
+    length_function: Callable[[str], int] = len
     below: float | None = Field(default=None, ge=0, le=1)
     timeout: float | None = Field(default=None, gt=0)
     decision: Literal["retrieve"] = "retrieve"
@@ -40,49 +57,136 @@ class Retrieve(BaseModel):
 
         Args:
             retriever: a `BaseRetriever`, or any Runnable from a string to documents.
-            settings: `k`, the most passages used; `prompt`, from question and passages to the prompt;
-                `below`, the confidence under which the route applies (None: the guard's threshold); `timeout` of the
-                retriever, in seconds.
-        """
-        super().__init__(retriever=retriever, **settings)
-
-    def attempt(self, situation: Situation) -> Outcome:
-        """Retrieve, ask again, judge."""
-        sources = self.look_up(situation.question)
-        if not sources:
-            return _NOTHING
-        return _outcome(situation.ask(self.worded(situation.question, sources)), sources)
-
-    async def aattempt(self, situation: Situation) -> Outcome:
-        """Retrieve, ask again, judge."""
-        found = await await_within(self.timeout, self.retriever.ainvoke(situation.question))
-        sources = self._sources(found)
-        if not sources:
-            return _NOTHING
-        return _outcome(await situation.aask(self.worded(situation.question, sources)), sources)
-
-    def look_up(self, question: str) -> tuple[Source, ...]:
-        """Retrieve passages about a question.
+            settings: `k`, the most passages used in a round; `prompt`, from question and passages to the prompt;
+                `rewrite`, a function or Runnable from a `Search` to the query (default: the question itself); `rounds`,
+                the most searches, each with a query of its own; `max_length`, how long the passages of a round may be
+                together, as `length_function` counts them (default: characters; those that do not fit are left out);
+                `below`, the confidence under which the route applies (None: the guard's threshold); `timeout` of each
+                search and each rewriting, in seconds.
 
         Raises:
-            TimeoutError: the retriever did not answer in time.
+            ConfigurationError: several rounds, but nothing that rewrites the query.
         """
-        return self._sources(call_within(self.timeout, lambda: self.retriever.invoke(question)))
+        super().__init__(retriever=retriever, **settings)
+        if self.rounds > 1 and self.rewrite is None:
+            raise ConfigurationError(
+                f"Retrieve(rounds={self.rounds}) without rewrite=... would search for the same again."
+            )
+
+    @field_validator("rewrite")
+    @classmethod
+    def _runnable(cls, rewrite: Any) -> Runnable[Any, Any] | None:
+        return None if rewrite is None else coerce_to_runnable(rewrite)
+
+    def attempt(self, situation: Situation) -> Outcome:
+        """Retrieve, ask again, judge; round by round."""
+        rounds = self._rounds(situation.question)
+        try:
+            step = next(rounds)
+            while True:
+                if isinstance(step, _Prompt):
+                    step = rounds.send(situation.ask(step.text))
+                else:
+                    step = rounds.send(self._called(step))
+        except StopIteration as end:
+            return cast(Outcome, end.value)
+
+    async def aattempt(self, situation: Situation) -> Outcome:
+        """Retrieve, ask again, judge; round by round."""
+        rounds = self._rounds(situation.question)
+        try:
+            step = next(rounds)
+            while True:
+                if isinstance(step, _Prompt):
+                    step = rounds.send(await situation.aask(step.text))
+                else:
+                    step = rounds.send(await await_within(self.timeout, step.runnable.ainvoke(step.given)))
+        except StopIteration as end:
+            return cast(Outcome, end.value)
+
+    def look_up(self, question: str) -> tuple[Source, ...]:
+        """Retrieve passages about a question, as in the first round.
+
+        Raises:
+            TimeoutError: the retriever, or what rewrites the question, did not answer in time.
+        """
+        query = question
+        if self.rewrite is not None:
+            query = _query(self._called(_Call(self.rewrite, _told(question, [], []))), question)
+        return self._fitting(self._called(_Call(self.retriever, query)))
 
     def worded(self, question: str, sources: Sequence[Source]) -> str:
         """Put question and passages into one prompt."""
         return self.prompt(question, [source.text for source in sources])
 
-    def _sources(self, documents: Sequence[Document]) -> tuple[Source, ...]:
-        return tuple(Source(text=found.page_content, metadata=found.metadata) for found in documents[: self.k])
+    def _called(self, call: _Call) -> Any:
+        return call_within(self.timeout, lambda: call.runnable.invoke(call.given))
+
+    def _rounds(self, question: str) -> Generator[_Call | _Prompt, Any, Outcome]:
+        """Go through the rounds; yields what to call or to ask, and expects what comes of it to be sent."""
+        queries: list[str] = []
+        sources: list[Source] = []
+        answer, reason = None, ""
+        for _ in range(self.rounds):
+            query = question
+            if self.rewrite is not None:
+                query = _query((yield _Call(self.rewrite, _told(question, queries, sources))), question)
+            if query in queries:
+                break  # nothing new to search for
+            queries.append(query)
+            found = self._fitting((yield _Call(self.retriever, query)))
+            sources += [source for source in found if source not in sources]
+            if not found:
+                reason = "the retriever found nothing" + ("" if self.max_length is None else " that fits")
+                continue
+            answer = yield _Prompt(self.worded(question, found))
+            reason = answer.verdict.reason
+            if answer.verdict.passed:
+                others = [source for source in sources if source not in found]
+                marked = _marked(question, answer, found)
+                return Outcome(True, reason, answer.text, answer, (*marked, *others), as_drafted=True)
+        return Outcome(False, reason, answer=answer, sources=tuple(sources))
+
+    def _fitting(self, documents: Sequence[Document]) -> tuple[Source, ...]:
+        kept, length = [], 0
+        for document in documents[: self.k]:
+            longer = length + self.length_function(document.page_content)
+            if self.max_length is None or longer <= self.max_length:
+                kept.append(Source(text=document.page_content, metadata=document.metadata))
+                length = longer
+        return tuple(kept)
 
 
-_NOTHING = Outcome(False, "the retriever found nothing")
+@dataclass(frozen=True)
+class _Call:
+    """A Runnable to call."""
+
+    runnable: Runnable[Any, Any]
+    given: Any
 
 
-def _outcome(answer: Answer, sources: tuple[Source, ...]) -> Outcome:
-    verdict = answer.verdict
-    return Outcome(verdict.passed, verdict.reason, answer.text, answer, sources, as_drafted=True)
+@dataclass(frozen=True)
+class _Prompt:
+    """A prompt to ask the model."""
+
+    text: str
+
+
+def _told(question: str, queries: Sequence[str], sources: Sequence[Source]) -> Search:
+    return Search(question=question, queries=[*queries], passages=[source.text for source in sources])
+
+
+def _query(rewritten: object, question: str) -> str:
+    text = rewritten.text if isinstance(rewritten, BaseMessage) else rewritten
+    return str(text).strip() or question
+
+
+def _marked(question: str, answer: Answer, sources: Sequence[Source]) -> list[Source]:
+    used = passages_used(question, answer.text, [source.text for source in sources])
+    return [
+        source.model_copy(update={"metadata": source.metadata | {"used": stands}})
+        for source, stands in zip(sources, used, strict=True)
+    ]
 
 
 def retry_with(route: Retrieve, scorer: SemGradScorer, label: Labeler, generation: dict[str, Any]) -> Retry:

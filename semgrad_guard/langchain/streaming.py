@@ -104,7 +104,7 @@ def _sure(text: str, marks: Sequence[str]) -> str:
     return text[: min(ends, default=len(text) - min(margin, len(text)))].rstrip()
 
 
-def last_chunk(message: AIMessage, shown: Shown) -> AIMessageChunk:
+def last_chunk(message: AIMessage, answer: str, reasoning: str = "") -> AIMessageChunk:
     """Give the chunk that makes what was shown into the message: the rest of its text, tool calls, scores, usage."""
     whole = Shown(str(message.additional_kwargs.get("reasoning_content", "")), str(message.content))
     calls = [
@@ -115,7 +115,7 @@ def last_chunk(message: AIMessage, shown: Shown) -> AIMessageChunk:
         tool_call_chunk(name=None, args=call["args"], id=None, index=len(calls) + place)
         for place, call in enumerate(message.invalid_tool_calls)
     ]
-    rest = whole.after(shown).chunk()
+    rest = whole.after(Shown(reasoning, answer)).chunk()
     return AIMessageChunk(
         content=rest.content,
         additional_kwargs=rest.additional_kwargs,

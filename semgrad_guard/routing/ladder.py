@@ -33,7 +33,7 @@ class Situation:
     """What a route gets to see: the question, the draft held back, and what routes before it have found.
 
     `ask` puts another wording in the question's place and judges the new answer as one given from passages; `aask` is
-    its async twin.
+    its async twin. `conversation` is what the guard was given; `record_drafts` tells whether traces may see drafts.
     """
 
     question: str
@@ -41,6 +41,8 @@ class Situation:
     sources: tuple[Source, ...]
     ask: Callable[[str], Answer]
     aask: Callable[[str], Awaitable[Answer]]
+    conversation: Sequence[Any] = ()
+    record_drafts: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Outcome:
     """What came of a route: a text if it settled the question, and a reason either way.
 
     `answer` is the model's new answer where the route got one; `sources` are passages it found. `as_drafted` sends the
-    answer out as the model gave it, tool calls included.
+    answer out as the model gave it, tool calls included; with `raises`, the caller gets an error instead, and `text`
+    is what it may know of the draft.
     """
 
     settled: bool
@@ -57,6 +60,7 @@ class Outcome:
     answer: Answer | None = None
     sources: tuple[Source, ...] = ()
     as_drafted: bool = False
+    raises: bool = False
 
 
 @runtime_checkable
@@ -86,13 +90,15 @@ class Route(Protocol):
 class Resolution:
     """How it ended: the text to return, the model's answer it is about, and the decision to record.
 
-    `as_drafted` tells that the answer goes out as the model gave it; else nothing of it does but `text`.
+    `as_drafted` tells that the answer goes out as the model gave it; else nothing of it does but `text`. With `raises`,
+    nothing goes out.
     """
 
     text: str
     answer: Answer
     decision: Decision
     as_drafted: bool
+    raises: bool
 
 
 def climb(draft: Answer, routes: Sequence[Route]) -> Generator[tuple[Route, tuple[Source, ...]], Outcome, Resolution]:
@@ -103,7 +109,7 @@ def climb(draft: Answer, routes: Sequence[Route]) -> Generator[tuple[Route, tupl
     first = draft.verdict
     steps = [Step(name="answer", settled=first.passed, confidence=first.confidence, reason=first.reason)]
     if first.passed:
-        return _resolve("pass", draft.text, draft, steps, (), as_drafted=True)
+        return _resolve("pass", Outcome(True, "", draft.text, as_drafted=True), draft, steps, ())
     sources: tuple[Source, ...] = ()
     for route in routes:
         if not _applies(route, first):
@@ -114,11 +120,8 @@ def climb(draft: Answer, routes: Sequence[Route]) -> Generator[tuple[Route, tupl
         step = Step(name=route.decision, settled=outcome.settled, confidence=confidence, reason=outcome.reason)
         steps.append(step)
         if outcome.settled:
-            answer = outcome.answer or draft
-            return _resolve(
-                route.decision, outcome.text, answer, steps, sources, outcome.reason, as_drafted=outcome.as_drafted
-            )
-    return _resolve("abstain", DEFAULT_ABSTENTION, draft, steps, sources)
+            return _resolve(route.decision, outcome, draft, steps, sources)
+    return _resolve("abstain", Outcome(True, "", DEFAULT_ABSTENTION), draft, steps, sources)
 
 
 def _applies(route: Route, verdict: Verdict) -> bool:
@@ -127,30 +130,20 @@ def _applies(route: Route, verdict: Verdict) -> bool:
 
 
 def _resolve(
-    name: DecisionName,
-    text: str,
-    answer: Answer,
-    steps: Sequence[Step],
-    sources: tuple[Source, ...],
-    reason: str = "",
-    *,
-    as_drafted: bool = False,
+    name: DecisionName, outcome: Outcome, draft: Answer, steps: Sequence[Step], sources: tuple[Source, ...]
 ) -> Resolution:
+    answer = outcome.answer or draft
     verdict = answer.verdict
-    return Resolution(
-        text,
-        answer,
-        Decision(
-            decision=name,
-            confidence=verdict.confidence,
-            scores=verdict.scores,
-            threshold=verdict.threshold,
-            method=verdict.method,
-            reason=verdict.reason if name != "review" else f"{verdict.reason}; {reason}",
-            steps=tuple(steps),
-            sources=sources,
-            tool_calls=answer.tool_calls,
-            guarantee=verdict.guarantee if as_drafted else None,
-        ),
-        as_drafted,
+    decision = Decision(
+        decision=name,
+        confidence=verdict.confidence,
+        scores=verdict.scores,
+        threshold=verdict.threshold,
+        method=verdict.method,
+        reason=verdict.reason if name != "review" else f"{verdict.reason}; {outcome.reason}",
+        steps=tuple(steps),
+        sources=sources,
+        tool_calls=answer.tool_calls,
+        guarantee=verdict.guarantee if outcome.as_drafted else None,
     )
+    return Resolution(outcome.text, answer, decision, outcome.as_drafted, outcome.raises)

@@ -1,4 +1,4 @@
-"""The routes that need nothing but the held-back answer: abstaining, and asking a human."""
+"""The routes that need nothing but the held-back answer: abstaining, raising, and asking a human."""
 
 from __future__ import annotations
 
@@ -36,8 +36,26 @@ class Abstain(BaseModel):
         return self.attempt(situation)
 
 
+class Raise(BaseModel):
+    """Raise a `LowConfidenceError` instead of answering. Always settles, as an abstention."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    with_draft: bool = False
+    below: float | None = Field(default=None, ge=0, le=1)
+    decision: Literal["abstain"] = "abstain"
+
+    def attempt(self, situation: Situation) -> Outcome:
+        """Settle with an error."""
+        return Outcome(True, "raised", situation.draft.text if self.with_draft else "", raises=True)
+
+    async def aattempt(self, situation: Situation) -> Outcome:
+        """Settle with an error."""
+        return self.attempt(situation)
+
+
 class ReviewRequest(BaseModel):
-    """What a human is asked: the question, the draft held back, and why; tool calls are part of the draft."""
+    """What a human, or another model, is asked: the question, the draft held back, tool calls included, and why."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -107,12 +125,12 @@ class HumanReview(BaseModel):
         """Ask and wait."""
         if self.callback is None:
             return Outcome(False, "HumanReview has an acallback only; call the guard with ainvoke")
-        callback, request = self.callback, _request(situation)
+        callback, request = self.callback, review_request(situation)
         return _outcome(call_within(self.timeout, lambda: callback(request)), situation)
 
     async def aattempt(self, situation: Situation) -> Outcome:
         """Ask and await."""
-        request = _request(situation)
+        request = review_request(situation)
         if self.acallback is not None:
             return _outcome(await await_within(self.timeout, self.acallback(request)), situation)
         if self.callback is None:  # __init__ refuses this; for the type checker
@@ -120,7 +138,8 @@ class HumanReview(BaseModel):
         return _outcome(await await_within(self.timeout, asyncio.to_thread(self.callback, request)), situation)
 
 
-def _request(situation: Situation) -> ReviewRequest:
+def review_request(situation: Situation) -> ReviewRequest:
+    """Tell of a situation what a reviewer needs."""
     verdict = situation.draft.verdict
     return ReviewRequest(
         question=situation.question,

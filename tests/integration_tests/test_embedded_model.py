@@ -13,11 +13,21 @@ from hypothesis import strategies as st
 from langchain_core.runnables import RunnableLambda
 from typer.testing import CliRunner
 
-from semgrad_guard import BM25Retriever, Profile, Retrieve, SemGradGuard, SemGradScorer, get_confidence, judged_by
+from semgrad_guard import (
+    BM25Retriever,
+    ConfigurationError,
+    Profile,
+    Retrieve,
+    Score,
+    SemGradGuard,
+    SemGradScorer,
+    get_confidence,
+    judged_by,
+)
 from semgrad_guard.calibration.labels import contains
 from semgrad_guard.calibration.verdict import Standard
 from semgrad_guard.cli import app
-from semgrad_guard.demo import corpus, embedded_model, embedded_profile
+from semgrad_guard.demo import corpus, embedded_model, embedded_profile, question_files
 from semgrad_guard.demo.embedded import WEIGHTS
 from semgrad_guard.demo.examine import examine, measure
 from semgrad_guard.demo.examples import World, curriculum
@@ -25,6 +35,7 @@ from semgrad_guard.demo.facts import relations
 from semgrad_guard.demo.names import invented_names
 from semgrad_guard.demo.questions import STRATA, questions
 from semgrad_guard.demo.tools import tools
+from semgrad_guard.scoring.readout import hybridgrad
 
 README = Path(__file__).parents[2] / "README.md"
 CARD = README.parent / "docs" / "model_card.md"
@@ -127,7 +138,7 @@ def test_the_demo_tells_all_its_stories():
 
 @pytest.fixture(scope="module")
 def scorer():
-    return SemGradScorer(*embedded_model(), span="all")
+    return SemGradScorer(*embedded_model(), span="all", later=True)
 
 
 def test_the_card_holds_on_a_fresh_sample(scorer):
@@ -281,12 +292,13 @@ def test_a_profile_calibrated_by_hand_keeps_its_promise(labelled_questions, tmp_
     code, out, err = calibrate(labelled_questions, tmp_path / "p.json", "--risk", "0.1", "--delta", "0.1")
     assert code == 0, err
     told = json.loads(out)
-    assert told["guarantee"]["risk"] == 0.1
+    assert told["answer"]["guarantee"]["risk"] == 0.1
+    assert told["position_from"] == "labels"
     profile = Profile.load(tmp_path / "p.json")
     guard = SemGradGuard(embedded_model(), profile=profile)
     record = guard.invoke("What is the capital of France?").response_metadata["semgrad"]
     assert record["decision"] == "pass"
-    assert record["guarantee"] == {"risk": 0.1, "delta": 0.1, "n": told["guarantee"]["n"]}
+    assert record["guarantee"] == {"risk": 0.1, "delta": 0.1, "n": told["answer"]["guarantee"]["n"]}
     others = [guard.invoke(item.prompt).response_metadata["semgrad"] for item in questions("invented", "report")[:20]]
     held = [record for record in others if record["decision"] == "abstain"]
     assert held
@@ -299,22 +311,107 @@ def test_a_profile_calibrated_by_hand_keeps_its_promise(labelled_questions, tmp_
 
 
 def test_the_prompt_token_can_be_searched_for(labelled_questions, tmp_path):
-    code, out, err = calibrate(
-        labelled_questions, tmp_path / "p.json", "--search", "--method", "semgrad", "--risk", "0.3"
-    )
+    code, out, err = calibrate(labelled_questions, tmp_path / "p.json", "--method", "semgrad", "--risk", "0.3")
     assert code == 0, err
     candidates = json.loads(out)["candidates"]
     assert {candidate["position"] for candidate in candidates} == {1, 2, 3, 4}
     assert [c["auroc"] for c in candidates] == sorted((c["auroc"] for c in candidates), reverse=True)
-    bound = Profile.load(tmp_path / "p.json").bound_to
-    assert (bound.token_position, bound.reduction) == (candidates[0]["position"], candidates[0]["reduction"])
+    assert {(c["reduction"], c["weighted"], len(c["span"])) for c in candidates} == set(
+        itertools.product(("mean", "sum"), (True, False), (3, 6))
+    )
+    bound, best = Profile.load(tmp_path / "p.json").bound_to, candidates[0]
+    assert (bound.token_position, bound.reduction) == (best["position"], best["reduction"])
+    assert (bound.span, bound.unweighted) == (tuple(best["span"]), not best["weighted"])
     SemGradGuard(embedded_model(), profile=tmp_path / "p.json").invoke("What is the capital of France?")
+
+
+def test_the_preservation_score_is_saved_and_places_where_labels_do_not(labelled_questions, tmp_path):
+    question_files.main(out=tmp_path)
+    lines = (tmp_path / "paraphrases.jsonl").read_text(encoding="utf-8").splitlines()[:12]
+    (tmp_path / "some.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    asked = labelled_questions.read_text(encoding="utf-8").splitlines()[::6]
+    (tmp_path / "d.jsonl").write_text("\n".join(asked), encoding="utf-8")
+    paraphrases = ("--paraphrases", str(tmp_path / "some.jsonl"))
+    code, out, err = calibrate(tmp_path / "d.jsonl", tmp_path / "p.json", "--coverage", "0.5", *paraphrases)
+    assert code == 0, err
+    profile = Profile.load(tmp_path / "p.json")
+    chosen = profile.preservation.position((3, 4, 5))
+    assert (profile.position_from, profile.bound_to.token_position) == ("preservation", chosen)
+    assert json.loads(out)["position"] == chosen
+    assert calibrate(tmp_path / "d.jsonl", tmp_path / "q.json", "--coverage", "0.5")[0] == 0
+    plain = Profile.load(tmp_path / "q.json")
+    assert (plain.position_from, plain.bound_to.token_position, plain.preservation) == ("template", 3, None)
+
+
+def test_hybridgrad_is_tuned_and_bound(labelled_questions, tmp_path):
+    code, _, err = calibrate(
+        labelled_questions, tmp_path / "p.json", "--method", "hybridgrad", "--risk", "0.3", "--no-search"
+    )
+    assert code == 0, err
+    profile = Profile.load(tmp_path / "p.json")
+    assert (profile.method, profile.answer.features) == ("hybridgrad", ("hybridgrad",))
+    bound = profile.bound_to
+    guard = SemGradGuard(embedded_model(), profile=profile)
+    assert (guard.llm.scorer.tau, guard.llm.scorer.beta) == (bound.tau, bound.beta)
+    record = guard.invoke("Name a city in Germany.").response_metadata["semgrad"]
+    scores = Score.model_validate(record["scores"])
+    mixed = hybridgrad(scores.semgrad, scores.paragrad, scores.mean_entropy, tau=bound.tau, beta=bound.beta)
+    assert scores.hybridgrad == pytest.approx(mixed)
+
+
+def test_second_answers_are_calibrated_apart(tmp_path):
+    """Withheld facts are asked again with what BM25 finds; only those whose first answers do not pass."""
+    asked = {i.prompt: i for s, n in (("known", 120), ("withheld", 240)) for i in questions(s, "fit")[:n]}
+    lines = [{"query": q, "truthful answer": list(i.answers), "group": i.about} for q, i in asked.items()]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    (tmp_path / "passages.txt").write_text("\n".join(corpus()), encoding="utf-8")
+    arguments = ("--passages", str(tmp_path / "passages.txt"), "--risk", "0.45", "--delta", "0.3", "--no-search")
+    code, out, err = calibrate(tmp_path / "d.jsonl", tmp_path / "p.json", *arguments)
+    assert code == 0, err
+    told = json.loads(out)
+    assert told["grounded"]["guarantee"] is not None
+    assert told["grounded"]["guarantee"]["n"] != told["answer"]["guarantee"]["n"]
+    guard = SemGradGuard(
+        embedded_model(), profile=tmp_path / "p.json", routes=[Retrieve(BM25Retriever.from_texts(corpus()))]
+    )
+    records = [guard.invoke(i.prompt).response_metadata["semgrad"] for i in questions("withheld", "report")[:30]]
+    promised = {kind: {r["guarantee"]["n"] for r in records if r["decision"] == kind} for kind in ("pass", "retrieve")}
+    assert promised == {"pass": {told["answer"]["guarantee"]["n"]}, "retrieve": {told["grounded"]["guarantee"]["n"]}}
+    with pytest.raises(ConfigurationError, match="no Retrieve route"):
+        SemGradGuard(embedded_model(), score_threshold=1).calibrate(lines, retried=True)
+
+
+def test_an_interrupted_calibration_goes_on(labelled_questions, tmp_path, monkeypatch):
+    asked = labelled_questions.read_text(encoding="utf-8").splitlines()[::5]
+    (tmp_path / "d.jsonl").write_text("\n".join(asked), encoding="utf-8")
+    score, calls = SemGradScorer.score, itertools.count(1)
+
+    def breaks_down(self, generations, **settings):
+        if next(calls) > 4:
+            raise KeyboardInterrupt
+        return score(self, generations, **settings)
+
+    arguments = (tmp_path / "d.jsonl", tmp_path / "p.json", "--method", "semgrad", "--risk", "0.3", "--no-search")
+    monkeypatch.setattr(SemGradScorer, "score", breaks_down)
+    assert calibrate(*arguments)[0] == 130
+    kept = tmp_path / "p.json.answers"
+    assert len(kept.read_text(encoding="utf-8").splitlines()) > 40
+    monkeypatch.setattr(SemGradScorer, "score", score)
+    with monkeypatch.context() as patch:
+        prompts = []
+        generate = SemGradScorer.generate
+        patch.setattr(SemGradScorer, "generate", lambda *a, **k: (prompts.extend(a[1]), generate(*a, **k))[1])
+        code, out, err = calibrate(*arguments)
+    assert code == 0, err
+    assert len(prompts) < len(asked) - 40
+    assert not kept.exists()
+    assert calibrate(arguments[0], tmp_path / "q.json", *arguments[2:])[1] == out  # as if nothing had happened
 
 
 def test_a_guard_calibrates_itself(labelled_questions):
     bare = SemGradGuard(embedded_model(), score_threshold=1e9)
     lines = labelled_questions.read_text(encoding="utf-8").splitlines()
-    guard = bare.calibrate([json.loads(line) for line in lines[::2]], risk=0.2, delta=0.1)
+    guard = bare.calibrate([json.loads(line) for line in lines[::2]], risk=0.2, delta=0.1, search=False)
     message = guard.invoke("What is the capital of France?")
     assert message.response_metadata["semgrad"]["guarantee"]["risk"] == 0.2
     assert bare.profile is None
@@ -332,7 +429,7 @@ def test_a_judge_that_fails_now_and_then_does_not_lose_the_run(labelled_question
         return "Yes." if contains(question, answer, given[question]) else "No."
 
     bare = SemGradGuard(embedded_model(), score_threshold=1e9)
-    guard = bare.calibrate(lines, labels=judged_by(RunnableLambda(reply)), risk=0.3, delta=0.2)
+    guard = bare.calibrate(lines, labels=judged_by(RunnableLambda(reply)), risk=0.3, delta=0.2, search=False)
     assert guard.profile.answer.guarantee.risk == 0.3
     (told,) = [message for message in caplog.messages if "No label" in message]
     assert lines[0]["query"] in told
@@ -341,8 +438,9 @@ def test_a_judge_that_fails_now_and_then_does_not_lose_the_run(labelled_question
 def test_a_profile_without_labels_promises_coverage_only(labelled_questions, tmp_path):
     code, out, err = calibrate(labelled_questions, tmp_path / "p.json", "--coverage", "0.5")
     assert code == 0, err
-    assert json.loads(out)["guarantee"] is None
-    assert "nothing is promised" in json.loads(out)["rule"]
+    told = json.loads(out)["answer"]
+    assert told["guarantee"] is None
+    assert "nothing is promised" in told["rule"]
 
 
 def test_bad_data_is_one_clear_line_and_writes_nothing(labelled_questions, tmp_path):
@@ -399,7 +497,8 @@ def test_paraphrases_that_the_model_is_to_write_need_one_that_can(tmp_path):
 
 
 def test_drift_is_seen(labelled_questions, tmp_path):
-    code, _, err = calibrate(labelled_questions, tmp_path / "p.json", "--risk", "0.2", "--delta", "0.2")
+    arguments = ("--risk", "0.2", "--delta", "0.2", "--method", "semgrad", "--no-search")
+    code, _, err = calibrate(labelled_questions, tmp_path / "p.json", *arguments)
     assert code == 0, err
 
     def check(asked):

@@ -7,6 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from semgrad_guard.cli import app
+from semgrad_guard.demo import embedded_profile, evaluation_page
+from semgrad_guard.demo.evaluation_page import HARD
 from semgrad_guard.demo.questions import questions
 
 
@@ -110,3 +112,30 @@ def test_bad_settings_are_one_clear_line(data, tmp_path, arguments, message):
     assert result.exit_code == 2
     assert message in result.stderr.splitlines()[-1]
     assert not (tmp_path / "results.jsonl").exists()
+
+
+def test_paraphrases_bring_the_premise_and_parts_what_is_put_together(data, tmp_path):
+    asked = {item.prompt: item for name in ("known", "several", "invented") for item in questions(name, "report")[:20]}
+    lines = [{"query": query, "paraphrases": list(item.reworded[:2])} for query, item in asked.items()]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    arguments = ("--paraphrases", str(tmp_path / "p.jsonl"), "--part", f"{HARD}=several,invented", "--samples", "2")
+    result = evaluate(data, tmp_path / "out", *arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert told["parts"][HARD]["questions"] == 40
+    assert told["premise"]["questions"] == 60
+    assert told["placement"]["questions"] == 60
+    assert told["preservation"]["questions"] == 60
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    for title in ("What each kind of score is worth", "Where SemGrad is taken", "The premise", HARD):
+        assert title in page
+    looser = embedded_profile().model_dump(mode="json")
+    looser["answer"]["guarantee"]["risk"] = 0.1
+    (tmp_path / "looser.json").write_text(json.dumps(looser), encoding="utf-8")
+    evaluation_page.main(tmp_path / "out", tmp_path / "looser.json", tmp_path / "out", tmp_path / "page.md")
+    written = (tmp_path / "page.md").read_text(encoding="utf-8")
+    auroc = told["parts"]["All questions"]["methods"]["SemGrad"]["auroc"]
+    assert f"| AUROC of SemGrad, all | >= 0.88 | {auroc:.3f} [" in written
+    assert written.count("| met |") + written.count("| **missed** |") == 18
+    bad = evaluate(data, tmp_path / "bad", "--part", "nothing")
+    assert (bad.exit_code, "part='nothing': expected a name and strata" in bad.stderr) == (2, True)

@@ -1,7 +1,11 @@
 """Imports go downwards only; the list *is* the diagram of the package."""
 
 import ast
+import importlib
+import pkgutil
 from pathlib import Path
+
+import pytest
 
 import semgrad_guard
 
@@ -16,6 +20,7 @@ STAGES = [
     "calibration",
     "routing",
     "langchain",
+    "agents",
     "evaluation",
     "demo",
     "cli",
@@ -46,6 +51,11 @@ def imports():
             elif isinstance(node, ast.ImportFrom):
                 assert node.level == 0, f"{path}: relative import"
                 yield path, parts[0], node.module
+
+
+@pytest.mark.parametrize("module", [found.name for found in pkgutil.walk_packages([str(PACKAGE)], "semgrad_guard.")])
+def test_every_module_can_be_imported(module):
+    importlib.import_module(module)
 
 
 def test_every_room_is_in_the_diagram():

@@ -197,6 +197,11 @@ def test_examples_are_read(tmp_path):
     first, second = read_examples(write(tmp_path / "d.csv", table))
     assert (first.answers, first.stratum, second.answers) == (("x", "y"), "hard", ("z",))
     assert not Example(query="q?").labelled
+    (none,) = read_examples(write(tmp_path / "n.jsonl", '{"query": "a?", "truthful answer": []}'))
+    assert none.labelled
+    assert not same("a?", "x", none.answers)
+    (some,) = read_examples(write(tmp_path / "s.jsonl", '{"query": "a?", "truthful answer": ["x", ""]}'))
+    assert (same("a?", "x", some.answers), same("a?", "", some.answers)) == (True, False)  # as in published files
 
 
 @pytest.mark.parametrize(
@@ -206,7 +211,7 @@ def test_examples_are_read(tmp_path):
         ('{"query": "a?"}\n{"query": 3}', "line 2: query"),
         ('{"query": " "}', "line 1: Value error, the query is empty"),
         ('{"query": "a?", "correct": true}', 'there is no "answer"'),
-        ('{"query": "a?", "truthful answer": ["x", " "]}', "one of the right answers is empty"),
+        ('{"query": "a?", "truthful answer": ["", " "]}', "the right answers are empty; expected some text"),
         ('{"query": "a?"}\n{"query": "a?"}', "line 2: the question of line 1 again"),
         ("", "holds no questions"),
     ],

@@ -94,7 +94,7 @@ def test_retrieval_settles_when_the_new_answer_passes():
     message = both_ways(guard(0.3, ("Paris", score(0.01), ""), routes=[Retrieve(PASSAGES), Abstain()]))
     assert message.content == "Paris"
     assert record(message)["decision"] == "retrieve"
-    assert record(message)["sources"] == [{"text": "Paris is in France.", "metadata": {"index": 7}}]
+    assert record(message)["sources"] == [{"text": "Paris is in France.", "metadata": {"index": 7, "used": True}}]
     assert get_confidence(message) == pytest.approx(1 / 1.01)
     assert [step["name"] for step in record(message)["steps"]] == ["answer", "retrieve"]
 

@@ -39,7 +39,7 @@ def test_rows_become_examples_once_for_each_question(asked):
 def test_configuration_and_columns_can_be_named(asked):
     first, second = read_examples("hub:owner/name/rc:train[:9]:question:more.aliases")
     assert asked == [("owner/name", "rc", "train[:9]")]
-    assert (first.answers, second.answers, second.labelled) == (("y", "z"), (), False)
+    assert (first.answers, second.answers, second.labelled) == (("y", "z"), None, False)
 
 
 @pytest.mark.usefixtures("asked")

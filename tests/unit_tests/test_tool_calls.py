@@ -228,6 +228,7 @@ def test_text_beside_a_call_is_judged_too():
 def test_a_call_that_failed_never_goes_out():
     message = guarded(calling(0.9, failure="it calls 'x', which is not among the tools: y"))
     assert semgrad(message)["decision"] == "abstain"
+    assert semgrad(message)["tool_calls"]["id0"]["confidence"] == 0.0
     assert message.tool_calls == []
 
 

@@ -1,0 +1,28 @@
+"""Calibrate a guard on labelled questions, keep its profile, and let it answer with a promise."""
+
+import tempfile
+from pathlib import Path
+
+from semgrad_guard import Abstain, ChatSemGrad, SemGradGuard
+from semgrad_guard.demo import embedded_model
+from semgrad_guard.demo.questions import questions
+
+# In your own project: read_examples("questions.jsonl"), with lines {"query": ..., "truthful answer": [...]}.
+asked = [question for name in ("known", "withheld") for question in questions(name, "fit")[:250]]
+examples = [{"query": question.prompt, "truthful answer": list(question.answers)} for question in asked]
+
+llm = ChatSemGrad.of(embedded_model(), generation={"max_new_tokens": 16, "do_sample": False})
+guard = SemGradGuard(llm, score_threshold=0.0, routes=[Abstain("I am not sure.")])  # nothing passes before calibration
+guard = guard.calibrate(examples, risk=0.1, delta=0.1, search=False)
+section = guard.profile.answer
+print(f"passes at confidence >= {section.threshold}: {section.threshold_rule}")
+
+with tempfile.TemporaryDirectory() as folder:  # calibrate once, load ever after
+    path = Path(folder, "profile.json")
+    guard.profile.save(path)
+    guard = SemGradGuard(llm, profile=path, routes=guard.routes)
+
+for question in ("What is the capital of France?", "What is the capital of Zubrovia?"):
+    message = guard.invoke(question)
+    record = message.response_metadata["semgrad"]
+    print(f"{question} {message.content} [confidence {record['confidence']:.2f}, promised: {record['guarantee']}]")

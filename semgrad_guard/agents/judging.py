@@ -1,0 +1,161 @@
+"""The confidence of an agent's messages: judged against a profile, tool by tool, and put into their metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from langchain_core.messages import AIMessage, BaseMessage, ToolCall, ToolMessage
+from langchain_core.runnables import Runnable, RunnableLambda
+
+from semgrad_guard.calibration.profile import Profile
+from semgrad_guard.calibration.verdict import Standard
+from semgrad_guard.errors import ConfigurationError
+from semgrad_guard.langchain.chat_model import ChatSemGrad
+from semgrad_guard.langchain.drafts import without_text
+from semgrad_guard.langchain.guard import chat_model_for
+from semgrad_guard.langchain.judged import call_verdicts, judged
+from semgrad_guard.langchain.messages import reads_tool_results
+from semgrad_guard.model.load import template_fingerprint
+from semgrad_guard.records import Step
+
+
+@dataclass(frozen=True)
+class JudgedMessage:
+    """A message with its confidences in its metadata, and whether all of it is sure enough."""
+
+    message: AIMessage
+    passed: bool
+
+    def rewritten(self, decision: str, *, text: str = "", calls: Sequence[ToolCall] = ()) -> AIMessage:
+        """Give a message that stands in its place: the text and the calls that may be seen, and what was decided."""
+        shown = without_text(self.message)
+        record = self.message.response_metadata["semgrad"] | {"decision": decision}
+        update = {
+            "id": self.message.id,
+            "name": self.message.name,
+            "content": text,
+            "tool_calls": list(calls),
+            "response_metadata": shown.response_metadata | {"semgrad": record},
+        }
+        return shown.model_copy(update=update)
+
+
+class Judge:
+    """Judges what an agent's model says, and each of its calls, against a profile."""
+
+    def __init__(
+        self,
+        profile: Profile | str | Path,
+        threshold: float | None = None,
+        thresholds: Mapping[str, float] | None = None,
+        answer_threshold: float | None = None,
+    ) -> None:
+        """Set the standards.
+
+        Args:
+            profile: turns scores into confidence; a `Profile` or the path of its JSON.
+            threshold: least confidence of a tool call, in [0, 1]; None for that of the profile's section `tool_call`.
+            thresholds: the same for single tools, by name.
+            answer_threshold: least confidence of an answer, in [0, 1]; None for the profile's.
+
+        Raises:
+            ConfigurationError: a threshold is out of range.
+            ProfileError: the file is no profile.
+        """
+        self.profile = profile if isinstance(profile, Profile) else Profile.load(profile)
+        self._answers = Standard(self.profile, answer_threshold, None, None)
+        self._calls = Standard(self.profile, threshold, None, None)
+        self._tools = {name: Standard(self.profile, own, None, None) for name, own in (thresholds or {}).items()}
+        self._prepared: tuple[ChatSemGrad, ChatSemGrad] | None = None
+
+    def model(self, given: Any) -> ChatSemGrad:
+        """Give the model as it scores for the profile.
+
+        Raises:
+            ConfigurationError: it gives no scores.
+            ProfileError: the profile belongs to another model.
+        """
+        if not isinstance(given, ChatSemGrad):
+            raise ConfigurationError(
+                f"The agent's model is a {type(given).__name__}, which gives no scores, so there is no confidence. "
+                "Wrap the local model: create_agent(ChatSemGrad.of((model, tokenizer)), ...)."
+            )
+        prepared = self._prepared
+        if prepared is None or prepared[0] is not given:  # building it takes a look at all weights
+            self.profile.check(given.fingerprint, template_fingerprint(given.tokenizer))
+            self._prepared = prepared = given, chat_model_for(given, self.profile)
+        return prepared[1]
+
+    def judged(self, message: AIMessage, messages: Sequence[BaseMessage]) -> JudgedMessage:
+        """Judge a message that answers others, and put what was found into `response_metadata["semgrad"]`.
+
+        The record there is like a guard's, and in `held` it has why each unsure call is held, by its id. `decision` is
+        "pass" if all is sure, else None: nobody has decided yet.
+
+        Raises:
+            ConfigurationError: the message carries no scores.
+        """
+        record = message.response_metadata.get("semgrad")
+        if record is None or "failure" not in record:
+            raise ConfigurationError(
+                "The message carries no scores, so it is not the model's own. List ConfidenceMiddleware last, so that "
+                "no other middleware comes between it and the model."
+            )
+        # A tool that failed, or was never run, has told nothing to answer from.
+        told = [other for other in messages if not (isinstance(other, ToolMessage) and other.status == "error")]
+        answer = judged(message, self._answers, grounded=reads_tool_results(told), for_tool=self._for_tool)
+        verdict, verdicts = answer.verdict, call_verdicts(message, self._for_tool)
+        held = {
+            str(call["id"]): found.reason if found is not None else f"{call['name']}: the call has no confidence"
+            for call in message.tool_calls
+            if (found := verdicts.get(str(call["id"]))) is None or not found.passed
+        }
+        passed = verdict.passed and not held
+        step = Step(name="answer", settled=passed, confidence=verdict.confidence, reason=verdict.reason)
+        plain = {
+            **verdict.model_dump(mode="json", exclude={"passed"}),
+            "decision": "pass" if passed else None,
+            "steps": [step.model_dump(mode="json")],
+            "sources": [],
+            "tool_calls": {id_: call.model_dump(mode="json") for id_, call in answer.tool_calls.items()},
+            "held": held,
+        }
+        metadata = message.response_metadata | {"semgrad": plain}
+        return JudgedMessage(message.model_copy(update={"response_metadata": metadata}), passed)
+
+    def _for_tool(self, name: str) -> Standard:
+        return self._tools.get(name, self._calls)
+
+
+def model_node(llm: Any, profile: Profile | str | Path, tools: Sequence[Any] = ()) -> Runnable[Any, dict[str, Any]]:
+    """Give a LangGraph node that lets the model answer, with the confidence of answer and calls in the metadata.
+
+    It takes a state with `messages`, and gives the new one as `{"messages": [message]}`; nothing is withheld:
+    `confidence_gate` on the edge behind it, or `filter_tool_calls`, decides what happens.
+
+    Args:
+        llm: a model id or folder, a `(model, tokenizer)` pair, a `HuggingFacePipeline`, a `ChatHuggingFace`, or a
+            `ChatSemGrad`.
+        profile: turns scores into confidence; a `Profile` or the path of its JSON.
+        tools: what the model may call.
+
+    Raises:
+        ProfileError: the profile belongs to another model.
+        UnsupportedModelError: the model cannot be scored.
+    """
+    judge = Judge(profile)
+    chat = chat_model_for(llm, judge.profile)
+    bound = chat.bind_tools(tools) if tools else chat
+
+    def answer(state: Any) -> dict[str, Any]:
+        messages = state["messages"]
+        return {"messages": [judge.judged(bound.invoke(messages), messages).message]}
+
+    async def aanswer(state: Any) -> dict[str, Any]:
+        messages = state["messages"]
+        return {"messages": [judge.judged(await bound.ainvoke(messages), messages).message]}
+
+    return RunnableLambda(answer, aanswer, name="model")

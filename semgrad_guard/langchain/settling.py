@@ -1,0 +1,74 @@
+"""From a draft to the message that goes out: each route that applies is a child run, and the decision is announced."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from langchain_core.callbacks import adispatch_custom_event, dispatch_custom_event
+from langchain_core.messages import AIMessage
+
+from semgrad_guard.langchain.asking import Asking
+from semgrad_guard.langchain.child_runs import astep, step
+from semgrad_guard.langchain.outgoing import outgoing
+from semgrad_guard.records import Decision
+from semgrad_guard.routing.ladder import Answer, Outcome, Resolution, Route, climb
+
+logger = logging.getLogger(__name__)
+
+_EVENT = "semgrad.decision"
+
+
+def settled(asking: Asking, draft: Answer, routes: Sequence[Route]) -> AIMessage:
+    """Let routes settle a draft that is not sure enough, announce the decision, and give the message that goes out.
+
+    Raises:
+        LowConfidenceError: a route wants that.
+    """
+    ladder = climb(draft, routes)
+    try:
+        route, sources = next(ladder)
+        while True:
+            attempt = partial(route.attempt, asking.situation(draft, sources))
+            try:
+                outcome = step("route", {"route": route.decision}, attempt, _told)
+            except Exception as error:  # fail closed: a route that breaks does not settle
+                outcome = _broken(route, error)
+            route, sources = ladder.send(outcome)
+    except StopIteration as end:
+        resolution: Resolution = end.value
+    dispatch_custom_event(_EVENT, _announced(resolution.decision))
+    return outgoing(resolution)
+
+
+async def asettled(asking: Asking, draft: Answer, routes: Sequence[Route]) -> AIMessage:
+    """Async twin of `settled`."""
+    ladder = climb(draft, routes)
+    try:
+        route, sources = next(ladder)
+        while True:
+            attempt = partial(route.aattempt, asking.situation(draft, sources))
+            try:
+                outcome = await astep("route", {"route": route.decision}, attempt, _told)
+            except Exception as error:  # fail closed: a route that breaks does not settle
+                outcome = _broken(route, error)
+            route, sources = ladder.send(outcome)
+    except StopIteration as end:
+        resolution: Resolution = end.value
+    await adispatch_custom_event(_EVENT, _announced(resolution.decision))
+    return outgoing(resolution)
+
+
+def _broken(route: Route, error: Exception) -> Outcome:
+    logger.warning("The route %s failed: %s", route.decision, error)
+    return Outcome(False, f"{type(error).__name__}: {error}")
+
+
+def _told(outcome: Outcome) -> dict[str, Any]:
+    return {"settled": outcome.settled, "reason": outcome.reason}
+
+
+def _announced(decision: Decision) -> dict[str, Any]:
+    return decision.model_dump(mode="json", include={"decision", "confidence", "threshold", "reason"})
