@@ -14,7 +14,7 @@ from langchain_core.runnables import RunnableLambda
 from models import tiny_model, tiny_tokenizer
 from pydantic import BaseModel
 
-from semgrad_guard import ChatSemGrad, ConfigurationError, PromptTooLongError, SemGradScorer
+from semgrad_guard import Abstain, ChatSemGrad, ConfigurationError, PromptTooLongError, SemGradGuard, SemGradScorer
 from semgrad_guard.demo import embedded_model
 
 QUESTIONS = ["Why?", "Who are you and where do you come from?", "a b c d e f g", "What is it, then?", "No."]
@@ -226,6 +226,13 @@ def test_forced_calls_keep_to_their_own_rows(passes):
         alone = bound.invoke(question)
         assert message.tool_calls[0]["args"] == alone.tool_calls[0]["args"]
         Booking.model_validate(message.tool_calls[0]["args"])
+
+
+def test_rows_of_anything_that_asks_the_model_meet(chat, passes):
+    guard = SemGradGuard(chat, score_threshold=1e9, routes=[Abstain("no")])
+    found = guard.llm.together(lambda row: guard.invoke(QUESTIONS[row]).content, len(QUESTIONS))
+    assert passes == {"generate": [5], "score": [5]}
+    assert found == [guard.invoke(question).content for question in QUESTIONS]
 
 
 def test_without_meeting_it_is_langchain_s_own_batch(chat):
