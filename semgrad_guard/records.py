@@ -37,13 +37,25 @@ class GenerationBatch:
     boundary_layer: int = 0
 
 
+@dataclass(frozen=True)
+class TokenLogProb:
+    """A response token's log-probability under the unwarped distribution, in nats, <= 0.
+
+    `top` holds the likeliest tokens there with theirs, the likeliest first.
+    """
+
+    token: int
+    log_prob: float
+    top: tuple[tuple[int, float], ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Generation:
     """A response as the model produced it.
 
     `response_ids` holds the end-of-turn token when it was produced. `finish_reason` is "stop" (the model ended its
     turn) or "length" (cut off at the token limit). The key-value cache of the generation is kept alive with it, so
-    that scoring need not read the prompt again.
+    that scoring need not read the prompt again. `log_probs`, one per response token, are there if they were asked for.
     """
 
     prompt_ids: tuple[int, ...]
@@ -52,6 +64,7 @@ class Generation:
     finish_reason: FinishReason
     batch: GenerationBatch | None = field(default=None, repr=False)
     row: int = field(default=0, repr=False)
+    log_probs: tuple[TokenLogProb, ...] | None = field(default=None, repr=False)
 
 
 class Score(BaseModel):

@@ -77,6 +77,9 @@ class Scripted(ChatSemGrad):
         message = AIMessage(text, response_metadata={"semgrad": record})
         return ChatResult(generations=[ChatGeneration(message=message)])
 
+    async def _agenerate(self, messages, stop=None, run_manager=None, **kwargs):
+        return self._generate(messages, stop, run_manager, **kwargs)
+
     def _stream(self, messages, stop=None, run_manager=None, **kwargs):
         message = self._generate(messages, stop, run_manager, **kwargs).generations[0].message
         if message.content:

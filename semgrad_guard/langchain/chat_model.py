@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
+from langchain_core.language_models import LangSmithParams, LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from pydantic import ConfigDict, Field, PrivateAttr
-from transformers import LogitsProcessorList
 
+from semgrad_guard.langchain.batching import BatchedChatModel
+from semgrad_guard.langchain.logprobs import asked_for
 from semgrad_guard.langchain.messages import to_template
+from semgrad_guard.langchain.request import Request, joint_settings
 from semgrad_guard.langchain.scored_messages import scored_messages
 from semgrad_guard.langchain.source import local_model
-from semgrad_guard.langchain.streaming import Running, last_chunk
+from semgrad_guard.langchain.streaming import Running, Shown, last_chunk
 from semgrad_guard.langchain.tools import offered
 from semgrad_guard.model.chat_template import encode_chat, generation_prompt_position, user_text_position
 from semgrad_guard.model.forcing import forced_call
-from semgrad_guard.model.load import fingerprint
+from semgrad_guard.model.generate import check_prompt
+from semgrad_guard.model.load import fingerprint, revision, template_fingerprint
 from semgrad_guard.scoring.budget import Budget
 from semgrad_guard.scoring.gradients import Norm
 from semgrad_guard.scoring.objective import Reduction
@@ -32,21 +34,18 @@ from semgrad_guard.scoring.scorer import SemGradScorer
 SCORING = ("token_position", "span", "reduction", "norm", "tau", "beta", "unweighted", "later")
 
 
-@dataclass(frozen=True)
-class Request:
-    """One call of the model: prompt ids, schemas of the tools on offer, and settings of the generation."""
-
-    prompt: list[int]
-    tools: list[dict[str, Any]]
-    settings: dict[str, Any]
-
-
-class ChatSemGrad(BaseChatModel):
+class ChatSemGrad(BatchedChatModel):
     """A local chat model whose messages carry their uncertainty.
 
     `response_metadata["semgrad"]` of every message is `{"scores": ..., "failure": ..., "tool_calls": ...}`: the scores
     (*higher = more uncertain*; None if scoring failed), why the answer must not be trusted whatever its scores ("" if
     it may), and by their ids the tool calls, with scores of each over its name and values, and of each argument.
+    `logprobs=True` and `top_logprobs=k`, bound or with a call, add `response_metadata["logprobs"]` in OpenAI's shape.
+
+    Rows of a batch go through the model together, at most `batch_size` at a time. What a model thinks before it answers
+    is in `additional_kwargs["reasoning_content"]`; only the answer is scored.
+
+    It holds a live model, so LangChain's `dumps` writes it as "not_implemented"; its messages are written in full.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -79,7 +78,7 @@ class ChatSemGrad(BaseChatModel):
             revision: for a hub id: commit, tag or branch.
             generation: keywords of `model.generate`; what is not given is the source's own setting.
             settings: `token_position`, `span`, `reduction`, `norm`, `tau`, `beta`, `unweighted`, `later` and `budget`
-                of `SemGradScorer`.
+                of `SemGradScorer`; `stop`, texts to stop before; `batch_size`.
 
         Raises:
             UnsupportedModelError: there is no local model behind the source, or it cannot be scored exactly.
@@ -128,9 +127,13 @@ class ChatSemGrad(BaseChatModel):
         return {
             "model": self.model.config.name_or_path,
             "fingerprint": self._fingerprint,
-            "revision": getattr(self.model.config, "_commit_hash", None),
-            "stop": self.stop,
-            "generation": {key: str(value) for key, value in sorted(self.generation.items())},
+            "dtype": str(self.model.dtype),
+            "template": template_fingerprint(self.tokenizer),
+            "revision": revision(self.model),
+            "default_stop": self.stop,  # "stop" is the call's own, which LangChain puts in
+            "defaults": _plain(vars(self.model.generation_config)),
+            "generation": _plain(self.generation),
+            "budget": str(self.budget),
             **self._scoring() | {"span": str(self.span)},
         }
 
@@ -169,18 +172,9 @@ class ChatSemGrad(BaseChatModel):
         """
         return self.bind(**offered(tools, tool_choice), **kwargs)
 
-    def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        stop = stop or self.stop
-        request = self._request(messages, stop, kwargs)
-        generations = self.scorer.generate([request.prompt], **request.settings)
-        (message,) = scored_messages(self.scorer, generations, stop or (), request.tools)
-        return ChatResult(generations=[ChatGeneration(message=message)])
+    def _answers(self, requests: Sequence[Request]) -> list[AIMessage]:
+        generations = self.scorer.generate([request.prompt for request in requests], **joint_settings(requests))
+        return scored_messages(self.scorer, generations, requests[0].stop, requests[0].tools)
 
     def _stream(
         self,
@@ -190,15 +184,18 @@ class ChatSemGrad(BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         """Yield text as it comes; scores, usage and tool calls are on the last chunk. With tools, all of it is."""
-        stop = stop or self.stop
         request = self._request(messages, stop, kwargs)
-        running = Running(self.scorer, request.prompt, request.settings)
-        shown = ""
-        for text in running.texts(stop or (), hold=bool(request.tools)):
-            shown += text
-            yield self._chunk(AIMessageChunk(content=text), run_manager)
-        (message,) = scored_messages(self.scorer, [running.generation()], stop or (), request.tools)
-        yield self._chunk(last_chunk(message, shown), run_manager)
+        running = Running(self.scorer, request)
+        shown = Shown()
+        try:
+            for now in running.shown():
+                if any(new := now.after(shown)):
+                    shown = now
+                    yield self._chunk(new.chunk(), run_manager)
+            (message,) = scored_messages(self.scorer, [running.generation()], request.stop, request.tools)
+            yield self._chunk(last_chunk(message, shown.answer, shown.reasoning), run_manager)
+        finally:
+            running.abandon()  # the consumer may have gone before the end
 
     def _chunk(self, message: AIMessageChunk, run_manager: CallbackManagerForLLMRun | None) -> ChatGenerationChunk:
         chunk = ChatGenerationChunk(message=message)
@@ -207,14 +204,28 @@ class ChatSemGrad(BaseChatModel):
         return chunk
 
     def _request(self, messages: list[BaseMessage], stop: list[str] | None, given: dict[str, Any]) -> Request:
-        """Sort what a call was given into the prompt, the tools on offer, and settings of the generation."""
+        """Sort what a call was given into the prompt, the tools on offer, and settings of the generation.
+
+        Raises:
+            ConfigurationError: messages or settings that this model cannot take.
+            PromptTooLongError: the prompt does not fit.
+        """
         choice, schemas = given.pop("tool_choice", None), list(given.pop("tools", None) or ())
         given.pop("stream", None)
         given.pop("ls_structured_output_format", None)
+        most = asked_for(given)
+        marks = tuple(stop or self.stop or ())
+        settings = self.generation | given | ({"stop_strings": list(marks)} if marks else {})
+        if most is not None:
+            settings["top_logprobs"] = most
         turns = to_template(messages)
-        settings = self.generation | given | ({"stop_strings": stop} if stop else {})
         prompt = encode_chat(self.tokenizer, turns, tools=schemas)
+        check_prompt(self.model, prompt, settings)
+        forced = None
         if choice is not None and schemas:
             forced = forced_call(self.model, self.tokenizer, turns, schemas, choice or None, prompt)
-            settings["logits_processor"] = LogitsProcessorList([*settings.get("logits_processor", ()), forced])
-        return Request(prompt, schemas, settings)
+        return Request(prompt, marks, schemas, settings, forced)
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, str]:
+    return {name: str(value) for name, value in sorted(settings.items()) if value is not None}

@@ -24,7 +24,8 @@ _ROLES: dict[type[BaseMessage], str] = {
     SystemMessage: "system",
     ToolMessage: "tool",
 }
-_CALLS = ("tool_use", "tool_call")  # content parts that only repeat what `tool_calls` holds
+# Content parts of an answer that are not its text: calls, which `tool_calls` holds as well, and reasoning.
+_BESIDE = ("tool_use", "tool_call", "reasoning", "thinking")
 
 
 def to_messages(given: LanguageModelInput) -> list[BaseMessage]:
@@ -33,18 +34,17 @@ def to_messages(given: LanguageModelInput) -> list[BaseMessage]:
         return [HumanMessage(given)]
     if isinstance(given, PromptValue):
         return given.to_messages()
-    messages = convert_to_messages(given)
-    if not messages:
-        raise ConfigurationError("No messages were given; expected at least one.")
-    return messages
+    return convert_to_messages(given)
 
 
 def to_template(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
     """Turn messages into what a chat template reads.
 
     Raises:
-        ConfigurationError: a message type or a content part that a text model cannot read.
+        ConfigurationError: there is no message, or one of a type or with a content part that a text model cannot read.
     """
+    if not messages:
+        raise ConfigurationError("No messages were given; expected at least one.")
     return [_plain(message) for message in messages]
 
 
@@ -56,11 +56,12 @@ def text_of(message: BaseMessage) -> str:
     for part in message.content:
         if isinstance(part, str):
             parts.append(part)
-        elif part.get("type") == "text":
+        elif part.get("type") == "text" and isinstance(part.get("text"), str):
             parts.append(part["text"])
-        elif not (isinstance(message, AIMessage) and part.get("type") in _CALLS):
+        elif not (isinstance(message, AIMessage) and part.get("type") in _BESIDE):
             raise ConfigurationError(
-                f"A {message.type} message has a part of type {part.get('type')!r}; this model reads text only."
+                f"A {message.type} message has a part of type {part.get('type')!r} that is no text; this model reads "
+                "text only."
             )
     return "".join(parts)
 
@@ -86,6 +87,10 @@ def _plain(message: BaseMessage) -> dict[str, Any]:
             {"type": "function", "id": call["id"], "function": {"name": call["name"], "arguments": call["args"]}}
             for call in message.tool_calls
         ]
+    if "reasoning_content" in message.additional_kwargs:
+        plain["reasoning_content"] = message.additional_kwargs[
+            "reasoning_content"
+        ]  # shown or not as the template likes
     if isinstance(message, ToolMessage):
         plain |= {"name": message.name, "tool_call_id": message.tool_call_id}
     return plain

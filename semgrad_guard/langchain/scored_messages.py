@@ -1,4 +1,4 @@
-"""From generations to `AIMessage`s: their text, their tool calls, and the scores of the whole and of every call."""
+"""From generations to `AIMessage`s: their text, their tool calls, and the scores of the answer and of every call."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from langchain_core.messages import AIMessage
-from langchain_core.messages.ai import UsageMetadata
+from langchain_core.messages.ai import OutputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import invalid_tool_call, tool_call
 
+from semgrad_guard.langchain.logprobs import as_openai
+from semgrad_guard.model.load import revision
+from semgrad_guard.model.responses import Response, take_apart
 from semgrad_guard.model.text_spans import token_spans
-from semgrad_guard.model.tool_calls import ParsedResponse, ToolCall, parse_tool_calls
+from semgrad_guard.model.tool_calls import ParsedResponse, ToolCall
 from semgrad_guard.records import Generation, Score
 from semgrad_guard.scoring.scorer import SemGradScorer
 from semgrad_guard.scoring.spans import TokenSpan
@@ -31,32 +34,28 @@ def scored_messages(
         stop: texts a response is cut before.
         tools: schemas of the tools that may be called; without any, calls are text like any other.
     """
-    texts = [_before(generation.text, stop) for generation in generations]
-    parsed = [parse_tool_calls(text) if tools else ParsedResponse(text, (), ()) for text in texts]
-    answers = [(g, text, found) for g, text, found in zip(generations, texts, parsed, strict=True)]
-    scored = _scores(scorer, [answer for answer in answers if answer[1].strip()])
+    said = [take_apart(scorer.tokenizer, generation, stop, tools) for generation in generations]
+    answers = list(zip(generations, said, strict=True))
+    scored = iter(_scores(scorer, [answer for answer in answers if _failed(answer[1]) == ""]))
     messages = []
-    for generation, text, found in answers:
-        scores, failure = scored.pop(0) if text.strip() else ([], "the response is empty")
-        messages.append(_message(scorer, generation, found, scores, failure or _misfit(found, tools)))
+    for generation, response in answers:
+        failure = _failed(response)
+        scores, doubt = ([], failure) if failure else next(scored)
+        messages.append(_message(scorer, generation, response, scores, doubt or _misfit(response.parsed, tools)))
     return messages
 
 
-def _before(text: str, stop: Sequence[str]) -> str:
-    for mark in stop:
-        text = text.split(mark, 1)[0]
-    return text
+def _failed(response: Response) -> str:
+    return response.failure or ("" if response.text.strip() else "the response is empty")
 
 
-def _scores(
-    scorer: SemGradScorer, answers: Sequence[tuple[Generation, str, ParsedResponse]]
-) -> list[tuple[list[Score], str]]:
-    """Score each whole response, its calls and their arguments; what goes wrong is a reason not to trust the answer."""
-    generations = [generation for generation, _, _ in answers]
+def _scores(scorer: SemGradScorer, answers: Sequence[tuple[Generation, Response]]) -> list[tuple[list[Score], str]]:
+    """Score each whole answer, its calls and their arguments; what goes wrong is a reason not to trust the answer."""
+    generations = [generation for generation, _ in answers]
     try:
         spans: list[list[TokenSpan]] = [
-            [(0, len(generation.response_ids)), *_spans(scorer, generation, text, parsed.calls)]
-            for generation, text, parsed in answers
+            [(response.start, len(generation.response_ids)), *_spans(scorer, generation, response)]
+            for generation, response in answers
         ]
         found = scorer.score(generations, spans=spans)
     except Exception as error:  # fail closed: an answer without a score is withheld, and says why
@@ -76,33 +75,48 @@ def _doubt(generation: Generation, scores: Sequence[Score]) -> str:
 
 
 def _message(
-    scorer: SemGradScorer, generation: Generation, parsed: ParsedResponse, scores: Sequence[Score], failure: str
+    scorer: SemGradScorer, generation: Generation, response: Response, scores: Sequence[Score], failure: str
 ) -> AIMessage:
+    parsed = response.parsed
     ids = [f"call_{uuid.uuid4().hex[:24]}" for _ in parsed.calls]
-    read, written = len(generation.prompt_ids), len(generation.response_ids)
+    metadata = {
+        "model_name": scorer.model.config.name_or_path,
+        "revision": revision(scorer.model),
+        "finish_reason": generation.finish_reason,
+        "semgrad": _record(scores, failure, parsed.calls, ids),
+    }
+    if generation.log_probs is not None:
+        metadata["logprobs"] = as_openai(scorer.tokenizer, generation.log_probs[response.start :])
     return AIMessage(
         content=parsed.content.strip(),
+        additional_kwargs={"reasoning_content": response.reasoning} if response.reasoning else {},
         tool_calls=[
             tool_call(name=call.name, args=call.arguments, id=id_) for call, id_ in zip(parsed.calls, ids, strict=True)
         ],
         invalid_tool_calls=[
             invalid_tool_call(name=None, args=call.text, id=None, error=call.reason) for call in parsed.broken
         ],
-        response_metadata={
-            "model_name": scorer.model.config.name_or_path,
-            "finish_reason": generation.finish_reason,
-            "semgrad": _record(scores, failure, parsed.calls, ids),
-        },
-        usage_metadata=UsageMetadata(input_tokens=read, output_tokens=written, total_tokens=read + written),
+        response_metadata=metadata,
+        usage_metadata=_usage(generation, response),
     )
 
 
-def _spans(scorer: SemGradScorer, generation: Generation, text: str, calls: Sequence[ToolCall]) -> list[TokenSpan]:
+def _usage(generation: Generation, response: Response) -> UsageMetadata:
+    read, written = len(generation.prompt_ids), len(generation.response_ids)
+    usage = UsageMetadata(input_tokens=read, output_tokens=written, total_tokens=read + written)
+    if response.reasoning:
+        usage["output_token_details"] = OutputTokenDetails(reasoning=response.start)
+    return usage
+
+
+def _spans(scorer: SemGradScorer, generation: Generation, response: Response) -> list[TokenSpan]:
     """List each call's tokens, name and values without the JSON around them, and then each of its values."""
     spans: list[TokenSpan] = []
-    for call in calls:
+    answer = generation.response_ids[response.start :]
+    for call in response.parsed.calls:
         places = [call.name_at, *call.values_at.values()]
-        pieces = token_spans(scorer.tokenizer, generation.response_ids, text, places)
+        found = token_spans(scorer.tokenizer, answer, response.text, places)
+        pieces = [(start + response.start, stop + response.start) for start, stop in found]
         spans += [pieces, *pieces[1:]]
     return spans
 

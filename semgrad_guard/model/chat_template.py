@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from semgrad_guard.errors import ConfigurationError, TokenPositionError
@@ -21,21 +22,29 @@ def encode_chat(
 
     Raises:
         TokenPositionError: there is no chat template.
-        ConfigurationError: tools are given, and the template has no place for them.
+        ConfigurationError: tools are given, and the template has no place for them; it refuses the messages; or their
+            text cannot be encoded.
     """
     if tokenizer.chat_template is None:
         raise TokenPositionError(
             "The tokenizer has no chat template, so messages cannot be turned into a prompt. "
             "Use an instruction-tuned model, or set tokenizer.chat_template."
         )
-    text = tokenizer.apply_chat_template(
-        list(messages), tools=list(tools) or None, tokenize=False, add_generation_prompt=add_generation_prompt
-    )
+    try:
+        text = str(
+            tokenizer.apply_chat_template(
+                list(messages), tools=list(tools) or None, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        )
+    except TemplateError as error:
+        raise ConfigurationError(f"The model's chat template does not take these messages: {error}") from error
     if any(tool["function"]["name"] not in text for tool in tools):
         raise ConfigurationError(
             "The chat template does not show the tools to the model, so it cannot call them. "
             "Use a model that was trained to call tools, or set a tokenizer.chat_template that lists them."
         )
+    if any("\ud800" <= sign <= "\udfff" for sign in text):
+        raise ConfigurationError("The messages hold half of a surrogate pair, which is no character. Repair the text.")
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
 

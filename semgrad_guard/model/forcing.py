@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal, cast
@@ -65,6 +66,26 @@ class Skeleton(LogitsProcessor):
             return False
         scores[:, ruled_out] = -torch.inf
         return True
+
+
+class RowByRow(LogitsProcessor):
+    """Applies to each row of a batch its own processor, which sees the row without the padding on its left."""
+
+    def __init__(self, processors: Sequence[LogitsProcessor | None], lengths: Sequence[int]) -> None:
+        """Take the processors of the rows, and the lengths of their prompts."""
+        # A processor counts how far it is: a copy begins anew.
+        self._rows = [None if processor is None else copy.copy(processor) for processor in processors]
+        self._paddings = [max(lengths) - length for length in lengths]
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """Rule out in each row what does not fit there."""
+        found = scores.clone()
+        width = len(scores) // len(self._rows)  # several beams of a row lie together
+        for row, (processor, padding) in enumerate(zip(self._rows, self._paddings, strict=True)):
+            if processor is not None:
+                own = slice(row * width, (row + 1) * width)
+                found[own] = processor(cast(torch.LongTensor, input_ids[own, padding:]), found[own])
+        return cast(torch.FloatTensor, found)
 
 
 class ForcedBeginning(LogitsProcessor):

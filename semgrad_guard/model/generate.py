@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from semgrad_guard.errors import ConfigurationError, PromptTooLongError
 from semgrad_guard.model.boundary import Boundary
-from semgrad_guard.records import FinishReason, Generation, GenerationBatch
+from semgrad_guard.records import FinishReason, Generation, GenerationBatch, TokenLogProb
 
 _DEFAULT_NEW_TOKENS = 256  # where neither the call nor the model's configuration sets a limit
 
@@ -23,22 +24,34 @@ def context_length(model: PreTrainedModel) -> int | None:
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
+def check_prompt(model: PreTrainedModel, prompt: Sequence[int], settings: dict[str, Any]) -> None:
+    """Refuse a prompt that could not be answered, before it shares a batch with others.
+
+    Raises:
+        PromptTooLongError: with the tokens to generate it does not fit into the context.
+    """
+    _check_length(model, len(prompt), _most(model, settings))
+
+
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     *,
     keep: tuple[int, int] | None = None,
+    top_logprobs: int | None = None,
     **settings: Any,
 ) -> list[Generation]:
     """Generate one response per prompt; prompts are padded on the left here, whatever the tokenizer's own side is.
 
     With `keep`, a layer and a number of prompt columns, the hidden states at that layer's input are kept from those
-    columns on, so that the layers below need not be run again for scoring.
+    columns on, so that the layers below need not be run again for scoring. With `top_logprobs`, which may be 0, each
+    response token comes with its log-probability under the unwarped distribution, and that many of the likeliest.
 
     Raises:
         PromptTooLongError: a prompt with the tokens to generate does not fit into the context.
-        ConfigurationError: an empty prompt, or a setting that gives several responses per prompt.
+        ConfigurationError: an empty prompt, or a setting that gives several responses per prompt; log-probabilities of
+            beams.
     """
     if not prompts:
         return []
@@ -47,17 +60,21 @@ def generate(
             raise ConfigurationError(f"Prompt {index} has no tokens; expected the ids of a rendered chat template.")
     if settings.get("stop_strings") is not None:
         settings.setdefault("tokenizer", tokenizer)
+    most = _most(model, settings)
     config = copy.deepcopy(settings.pop("generation_config", None) or model.generation_config)
     others = config.update(**settings)  # what is no generation setting: a streamer, processors, the tokenizer
-    most = config.max_new_tokens or _DEFAULT_NEW_TOKENS
+    beams = config.num_beams or 1
     if (config.num_return_sequences or 1) != 1:
         raise ConfigurationError(
             f"num_return_sequences={config.num_return_sequences}: expected 1. Repeat the prompt for several."
         )
+    if top_logprobs is not None and beams > 1:
+        raise ConfigurationError(f"logprobs with num_beams={beams}: expected 1 beam. Leave logprobs or num_beams out.")
     width = max(len(prompt) for prompt in prompts)
     _check_length(model, width, most)
     pad = _pad_id(tokenizer, config.pad_token_id)
     config.update(max_new_tokens=most, pad_token_id=pad, return_dict_in_generate=True)
+    config.update(output_logits=top_logprobs is not None)
     boundary = None if keep is None else Boundary(model, *keep)
     device, generator = model.device, cast(Any, model if boundary is None else boundary.model)
     with torch.inference_mode(False), torch.no_grad():  # a cache made in inference mode could not be scored on
@@ -68,19 +85,39 @@ def generate(
             **others,
         )
     cache = output.get("past_key_values")
-    reusable = isinstance(cache, Cache) and (config.num_beams or 1) == 1
+    reusable = isinstance(cache, Cache) and beams == 1
     total = output.sequences.shape[1]
     batch = GenerationBatch(cache, width, total) if reusable else None
     if batch is not None and keep is not None and boundary is not None:
         batch = replace(batch, boundary=boundary.states(keep[1] + total - 1 - width), boundary_layer=keep[0])
-    stoppable = bool(config.stop_strings or others.get("stopping_criteria"))
-    ends = _end_ids(config.eos_token_id)
+    ends = _Ends.of(tokenizer, config, others, padding=pad if len(prompts) * beams > 1 else None)
     generations = []
     for row, prompt in enumerate(prompts):
-        response, finish = _trim(output.sequences[row, width:].tolist(), ends, pad, most, stoppable)
+        response, finish = ends.trim(output.sequences[row, width:].tolist())
         text = str(tokenizer.decode(response, skip_special_tokens=True))
-        generations.append(Generation(tuple(prompt), tuple(response), text, finish, batch, row))
+        generation = Generation(tuple(prompt), tuple(response), text, finish, batch, row)
+        if top_logprobs is not None:
+            logits = [step[row] for step in output.logits[: len(response)]]
+            generation = replace(generation, log_probs=_log_probs(logits, response, top_logprobs))
+        generations.append(generation)
     return generations
+
+
+def _most(model: PreTrainedModel, settings: dict[str, Any]) -> int:
+    """Give the limit of new tokens in force."""
+    config = settings.get("generation_config") or model.generation_config
+    return settings.get("max_new_tokens", config.max_new_tokens) or _DEFAULT_NEW_TOKENS
+
+
+def _log_probs(logits: Sequence[Tensor], response: Sequence[int], most: int) -> tuple[TokenLogProb, ...]:
+    """Read each token's log-probability, in nats, and those of the likeliest tokens there."""
+    found = []
+    for token, row in zip(response, logits, strict=True):
+        log_p = torch.log_softmax(row.float(), dim=-1)
+        values, ids = log_p.topk(min(most, len(log_p)))
+        top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+        found.append(TokenLogProb(token, float(log_p[token]), top))
+    return tuple(found)
 
 
 def _check_length(model: PreTrainedModel, width: int, new_tokens: int) -> None:
@@ -105,13 +142,53 @@ def _end_ids(configured: Any) -> set[int]:
     return {int(token) for token in (configured if isinstance(configured, list | tuple) else [configured])}
 
 
-def _trim(tokens: list[int], ends: set[int], pad: int, most: int, stoppable: bool) -> tuple[list[int], FinishReason]:
-    """Cut a row after its end-of-turn token; one without was stopped by the limit, or by a stop string or criterion."""
-    for index, token in enumerate(tokens):
-        if token in ends:
-            return tokens[: index + 1], "stop"
-    if not stoppable or (len(tokens) >= most and tokens[-1] != pad):
-        return tokens, "length"
-    while tokens and tokens[-1] == pad:
-        tokens.pop()
-    return tokens, "stop"
+@dataclass(frozen=True)
+class _Ends:
+    """Where a row of the output ends: at an end-of-turn token, where something else stopped it, or at the limit.
+
+    `padding` fills up rows of a batch that ended before the others. It may be an end-of-turn token itself; a row that
+    holds a stop text by then did not write it.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    ids: set[int]
+    padding: int | None
+    most: int
+    marks: Sequence[str]
+    criteria: bool
+
+    @classmethod
+    def of(
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        config: GenerationConfig,
+        others: dict[str, Any],
+        *,
+        padding: int | None,
+    ) -> _Ends:
+        marks = config.stop_strings or ()
+        return cls(
+            tokenizer,
+            _end_ids(config.eos_token_id),
+            padding,
+            cast(int, config.max_new_tokens),
+            [marks] if isinstance(marks, str) else marks,
+            bool(others.get("stopping_criteria")),
+        )
+
+    def trim(self, tokens: list[int]) -> tuple[list[int], FinishReason]:
+        """Cut what is not of the response off its end, and say why it ended."""
+        for index, token in enumerate(tokens):
+            if token in self.ids:
+                stopped = token == self.padding and self._holds_mark(tokens[:index])
+                return tokens[: index + (not stopped)], "stop"
+        kept = list(tokens)
+        while kept and kept[-1] == self.padding:
+            kept.pop()
+        if len(kept) < len(tokens) and (self.criteria or self._holds_mark(kept)):
+            return kept, "stop"
+        return tokens, "stop" if (self.criteria or self.marks) and len(tokens) < self.most else "length"
+
+    def _holds_mark(self, tokens: list[int]) -> bool:
+        text = str(self.tokenizer.decode(tokens, skip_special_tokens=True)) if self.marks else ""
+        return any(mark in text for mark in self.marks)

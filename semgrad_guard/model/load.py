@@ -47,6 +47,12 @@ def without_adapter_shell(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def revision(model: PreTrainedModel) -> str | None:
+    """Give the commit of the hub that a model was loaded from; None where it came from elsewhere."""
+    commit: str | None = getattr(model.config, "_commit_hash", None)
+    return commit
+
+
 def fingerprint(model: PreTrainedModel) -> str:
     """Hash the names, shapes and a sample of the values of all weights, in float32 whatever precision they are held in.
 

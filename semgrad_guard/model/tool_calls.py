@@ -54,6 +54,30 @@ def parse_tool_calls(text: str) -> ParsedResponse:
     return ParsedResponse(_TAGGED.sub("", text), tuple(calls), tuple(broken))
 
 
+def placed_call(text: str, start: int, name: Any, arguments: Any) -> ToolCall:
+    """Find a call that something else has read, in whatever syntax, in the text that holds it from `start` on.
+
+    Raises:
+        ValueError: its name, or a value behind its key, does not stand there.
+    """
+    if not (isinstance(name, str) and name and isinstance(arguments, dict)):
+        raise ValueError("a call needs a name, a string, and arguments, an object")
+    name_at = _found(text, start, name)
+    place, values_at = name_at[1], {}
+    for key, value in arguments.items():
+        written = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
+        values_at[key] = _found(text, _found(text, place, key)[1], written)
+        place = values_at[key][1]
+    return ToolCall(name, arguments, name_at, values_at)
+
+
+def _found(text: str, start: int, part: str) -> TextSpan:
+    place = text.find(part, start)
+    if place < 0:
+        raise ValueError(f"{part!r} does not stand in the response where the call should hold it")
+    return place, place + len(part)
+
+
 def _call(text: str, start: int) -> ToolCall:
     """Read the call that begins at a place of the text and ends with it."""
     found = {key: (value, place) for key, value, place in _members(text, start)}

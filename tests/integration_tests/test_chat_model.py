@@ -1,10 +1,12 @@
 """`ChatSemGrad` on the embedded model: streaming, forced calls, and nothing of a draft before the verdict."""
 
 import asyncio
+import time
 
 import pytest
-from langchain_core.messages import AIMessageChunk
+from langchain_core.messages import AIMessageChunk, HumanMessage
 from pydantic import BaseModel
+from transformers import LogitsProcessor
 
 from semgrad_guard import ChatSemGrad, ConfigurationError, PromptTooLongError, SemGradGuard
 from semgrad_guard.demo import embedded_model, embedded_profile
@@ -63,6 +65,43 @@ def test_a_call_comes_whole_on_the_last_chunk(chat):
     message = joined(chunks)
     assert isinstance(message, AIMessageChunk)
     assert [call["name"] for call in message.tool_calls] == ["Booking"]
+
+
+class Slowly(LogitsProcessor):
+    """Counts the tokens of a generation and takes its time over each."""
+
+    def __init__(self):
+        self.tokens = 0
+
+    def __call__(self, input_ids, scores):
+        self.tokens += 1
+        time.sleep(0.02)
+        return scores
+
+
+async def first_of(stream):
+    return await anext(stream)
+
+
+@pytest.mark.parametrize("how", ["stream", "astream", "generator", "consumer fails"])
+def test_a_stream_that_is_left_stops_generating(chat, how):
+    slowly = Slowly()
+    long = {"logits_processor": [slowly], "min_new_tokens": 100, "max_new_tokens": 100}
+    asked = ("Write a story about a cat.",)
+    if how == "stream":
+        stream = chat.stream(*asked, **long)
+        next(stream)
+        stream.close()
+    elif how == "generator":
+        next(iter(chat._stream([HumanMessage(*asked)], **long)))
+    elif how == "astream":
+        asyncio.run(first_of(chat.astream(*asked, **long)))
+    else:
+        with pytest.raises(ZeroDivisionError):
+            [1 / 0 for _ in chat.stream(*asked, **long)]
+    left = slowly.tokens
+    time.sleep(0.5)
+    assert slowly.tokens <= left + 2 < 50
 
 
 def test_a_stream_that_fails_does_not_hang(chat):

@@ -1,6 +1,9 @@
 """LangChain's own standard tests, on the embedded model."""
 
+import re
+from collections import Counter
 from functools import cache
+from pathlib import Path
 
 import pytest
 from langchain_tests.integration_tests import ChatModelIntegrationTests
@@ -44,3 +47,12 @@ class TestIntegration(OnTheEmbeddedModel, ChatModelIntegrationTests):
     @pytest.mark.xfail(reason="the embedded model knows no Chinese or Japanese, so it cannot copy the customer's name")
     def test_unicode_tool_call_integration(self, model):
         super().test_unicode_tool_call_integration(model)
+
+
+def test_the_readme_s_counts_are_these(outcomes):
+    readme = " ".join((Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").split())
+    stated = re.search(r"standard tests for chat models .*?: (\d+) passed, (\d+) xfailed, (\d+) skipped", readme)
+    found = Counter(outcomes.values())
+    assert stated is not None
+    assert [int(number) for number in stated.groups()] == [found["passed"], found["xfailed"], found["skipped"]]
+    assert len(outcomes) == found["passed"] + found["xfailed"] + found["skipped"]

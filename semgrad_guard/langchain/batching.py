@@ -1,0 +1,275 @@
+"""Batches: rows that come to the model together go through it in one `generate` and one scoring pass.
+
+LangChain leads every row through configuration, callbacks, rate limit and cache in private methods of `BaseChatModel`,
+one row at a time, and `_generate` is the only hook in there. So this is where the rows meet: each is invoked in a
+thread or a task of its own, as LangChain does it too, and waits in `_generate` until no other is still on its way.
+Rows that never get there, found in the cache or failed, are not waited for. Nothing of LangChain's is done again here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import abstractmethod
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from contextvars import ContextVar
+from threading import Lock, Thread
+from typing import Any, TypeVar
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun, Callbacks
+from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatResult, LLMResult
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import ContextThreadPoolExecutor, get_config_list, run_in_executor
+from pydantic import Field
+
+from semgrad_guard.langchain.request import Request
+
+T = TypeVar("T")
+Answers = Callable[[Sequence[Request]], list[AIMessage | BaseException]]
+
+
+class Meeting:
+    """Where the rows of a batch wait for each other.
+
+    A row is on its way from the start, and again when it has its answer, until it leaves. Whenever none is on its way,
+    those that wait are answered together.
+    """
+
+    def __init__(self, owner: object, rows: int, answers: Answers) -> None:
+        """Expect so many rows of a chat model's batch."""
+        self.owner = owner
+        self._answers = answers
+        self._on_their_way = rows
+        self._waiting: list[tuple[Request, Future[AIMessage]]] = []
+        self._lock = Lock()
+
+    @contextmanager
+    def row(self) -> Iterator[None]:
+        """Take part, in a context of one's own."""
+        _MEETING.set(self)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._on_their_way -= 1
+                self._begin_if_complete()
+
+    def join(self, request: Request) -> Future[AIMessage]:
+        """Ask for an answer; it comes when every other row has asked, or left."""
+        future: Future[AIMessage] = Future()
+        with self._lock:
+            self._waiting.append((request, future))
+            self._on_their_way -= 1
+            self._begin_if_complete()
+        return future
+
+    def _begin_if_complete(self) -> None:
+        if self._on_their_way <= 0 and self._waiting:
+            together, self._waiting = self._waiting, []
+            self._on_their_way += len(together)
+            Thread(target=self._answer, args=(together,)).start()  # not the row's own: a task must not be held up
+
+    def _answer(self, together: Sequence[tuple[Request, Future[AIMessage]]]) -> None:
+        wanted = [(request, future) for request, future in together if future.set_running_or_notify_cancel()]
+        answers: Sequence[AIMessage | BaseException]
+        try:
+            answers = self._answers([request for request, _ in wanted])
+        except BaseException as error:  # whatever happens, nobody waits for ever
+            answers = [error] * len(wanted)
+        for (_, future), answer in zip(wanted, answers, strict=True):
+            if isinstance(answer, BaseException):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
+
+
+_MEETING: ContextVar[Meeting | None] = ContextVar("semgrad_guard_meeting", default=None)
+
+
+class BatchedChatModel(BaseChatModel):
+    """A chat model whose batches are batches of the model itself: `batch`, `abatch`, `generate` and `agenerate`."""
+
+    batch_size: int = Field(default=16, ge=1)
+
+    @abstractmethod
+    def _request(self, messages: list[BaseMessage], stop: list[str] | None, given: dict[str, Any]) -> Request:
+        """Make a request of what a call was given."""
+
+    @abstractmethod
+    def _answers(self, requests: Sequence[Request]) -> list[AIMessage]:
+        """Answer requests that agree in all but their prompts, in one batch."""
+
+    def batch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[AIMessage]:
+        """Answer inputs together, `batch_size` or the configuration's `max_concurrency` at a time.
+
+        Each has its own configuration and run. One that fails does not take the others of its batch with it; without
+        `return_exceptions` the first failure is raised when they have ended, and no further batch is begun.
+        """
+        if len(inputs) < 2:
+            return super().batch(inputs, config, return_exceptions=return_exceptions, **kwargs)
+        configs = get_config_list(config, len(inputs))
+
+        def row(index: int) -> AIMessage:
+            return self.invoke(inputs[index], configs[index], **kwargs)
+
+        return self.together(row, len(inputs), configs[0].get("max_concurrency"), return_exceptions)
+
+    async def abatch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[AIMessage]:
+        """Async twin of `batch`."""
+        if len(inputs) < 2:
+            return await super().abatch(inputs, config, return_exceptions=return_exceptions, **kwargs)
+        configs = get_config_list(config, len(inputs))
+
+        async def row(index: int) -> AIMessage:
+            return await self.ainvoke(inputs[index], configs[index], **kwargs)
+
+        return await self.atogether(row, len(inputs), configs[0].get("max_concurrency"), return_exceptions)
+
+    def generate(
+        self,
+        messages: list[list[BaseMessage]],
+        stop: list[str] | None = None,
+        callbacks: Callbacks = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        """Answer conversations together; what is given beside them is LangChain's."""
+        one, first = super().generate, kwargs.pop("run_id", None)
+        if len(messages) < 2:
+            return one(messages, stop, callbacks, run_id=first, **kwargs)
+
+        def row(index: int) -> LLMResult:
+            return one([messages[index]], stop, callbacks, run_id=None if index else first, **kwargs)
+
+        return self._joined(self.together(row, len(messages)))
+
+    async def agenerate(
+        self,
+        messages: list[list[BaseMessage]],
+        stop: list[str] | None = None,
+        callbacks: Callbacks = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        """Async twin of `generate`."""
+        one, first = super().agenerate, kwargs.pop("run_id", None)
+        if len(messages) < 2:
+            return await one(messages, stop, callbacks, run_id=first, **kwargs)
+
+        async def row(index: int) -> LLMResult:
+            return await one([messages[index]], stop, callbacks, run_id=None if index else first, **kwargs)
+
+        return self._joined(await self.atogether(row, len(messages)))
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        request, meeting = self._request(messages, stop, kwargs), self._meeting()
+        message = self._answers([request])[0] if meeting is None else meeting.join(request).result()
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        meeting = self._meeting()
+        if meeting is None:
+            return await super()._agenerate(messages, stop, run_manager, **kwargs)
+        request = await run_in_executor(None, self._request, messages, stop, kwargs)
+        message = await asyncio.wrap_future(meeting.join(request))
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    def _meeting(self) -> Meeting | None:
+        meeting = _MEETING.get()  # a row may ask another model on its way, in a callback
+        return meeting if meeting is not None and meeting.owner is self else None
+
+    def _isolated(self, requests: Sequence[Request]) -> list[AIMessage | BaseException]:
+        """Answer requests that belong together in one batch; where that fails, each by itself."""
+        found: dict[int, AIMessage | BaseException] = {}
+        groups: dict[str, list[int]] = {}
+        for index, request in enumerate(requests):
+            groups.setdefault(request.kind, []).append(index)
+        for indices in groups.values():
+            try:
+                found |= zip(indices, self._answers([requests[index] for index in indices]), strict=True)
+            except Exception as error:
+                alone = [error] if len(indices) == 1 else [self._isolated([requests[index]])[0] for index in indices]
+                found |= zip(indices, alone, strict=True)
+        return [found[index] for index in range(len(requests))]
+
+    def together(
+        self, row: Callable[[int], T], rows: int, most: int | None = None, return_exceptions: bool = False
+    ) -> list[T]:
+        """Call `row` with every index in a thread of its own; what the rows ask this model, they ask it together.
+
+        `batch_size` rows at a time, or `most` if that is fewer. Whatever a row does beside asking, the others wait for.
+        """
+        done: list[T] = []
+        for batch in self._batches(rows, most):
+            meeting = Meeting(self, len(batch), self._isolated)
+
+            def taking_part(index: int, meeting: Meeting = meeting) -> T:
+                with meeting.row():
+                    return row(index)
+
+            with ContextThreadPoolExecutor(max_workers=len(batch)) as pool:
+                futures = [pool.submit(taking_part, index) for index in batch]
+            done += _settled([future.exception() or future.result() for future in futures], return_exceptions)
+        return done
+
+    async def atogether(
+        self, row: Callable[[int], Awaitable[T]], rows: int, most: int | None = None, return_exceptions: bool = False
+    ) -> list[T]:
+        """Async twin of `together`."""
+        done: list[T] = []
+        for batch in self._batches(rows, most):
+            meeting = Meeting(self, len(batch), self._isolated)
+
+            async def taking_part(index: int, meeting: Meeting = meeting) -> T:
+                with meeting.row():
+                    return await row(index)
+
+            found = await asyncio.gather(*map(taking_part, batch), return_exceptions=True)
+            done += _settled(found, return_exceptions)
+        return done
+
+    def _batches(self, rows: int, most: int | None) -> list[range]:
+        size = min(self.batch_size, most or self.batch_size)
+        return [range(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+    def _joined(self, results: Sequence[LLMResult]) -> LLMResult:
+        return LLMResult(
+            generations=[own for result in results for own in result.generations],
+            llm_output=self._combine_llm_outputs([result.llm_output for result in results]),
+            run=[info for result in results for info in result.run or ()] or None,
+        )
+
+
+def _settled(found: Sequence[Any], return_exceptions: bool) -> list[Any]:
+    """Raise the first failure, unless exceptions are to be given back like answers."""
+    for outcome in found:
+        if isinstance(outcome, BaseException) and not (return_exceptions and isinstance(outcome, Exception)):
+            raise outcome
+    return list(found)
