@@ -30,7 +30,7 @@ def test_time(benchmark, chat, how, questions):
 
 @pytest.mark.parametrize("questions", [QUESTIONS, STORIES], ids=["short answers", "long answers"])
 def test_a_batch_is_two_and_a_half_times_as_fast(chat, questions, capsys):
-    """Rounds are taken in turn, and the fastest of each compared; with short answers a busy machine may not get there."""
+    """Rounds are taken in turn, and the fastest of each compared; with short answers a busy machine may miss it."""
     times = {singly: [], ChatSemGrad.batch: []}
     for _ in range(15):
         for ask, rounds in times.items():
