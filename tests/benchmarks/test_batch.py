@@ -1,6 +1,5 @@
 """A batch of 8 beside 8 single calls, scores included: `make benchmarks`. What counts is the ratio."""
 
-import statistics
 import time
 
 import pytest
@@ -30,18 +29,15 @@ def test_time(benchmark, chat, how, questions):
 
 
 @pytest.mark.parametrize("questions", [QUESTIONS, STORIES], ids=["short answers", "long answers"])
-def test_a_batch_is_two_and_a_half_times_as_fast(chat, questions, record_property, capsys):
-    """Rounds of the two are taken in turn, so that what else the machine does falls on both."""
-    ratios = []
-    for _ in range(9):
-        times = []
-        for ask in (singly, ChatSemGrad.batch):
+def test_a_batch_is_two_and_a_half_times_as_fast(chat, questions, capsys):
+    """Rounds are taken in turn, and the fastest of each compared; with short answers a busy machine may miss it."""
+    times = {singly: [], ChatSemGrad.batch: []}
+    for _ in range(15):
+        for ask, rounds in times.items():
             begin = time.perf_counter()
             ask(chat, questions)
-            times.append(time.perf_counter() - begin)
-        ratios.append(times[0] / times[1])
-    ratio = statistics.median(ratios)
-    record_property("ratio", ratio)
+            rounds.append(time.perf_counter() - begin)
+    ratio = min(times[singly]) / min(times[ChatSemGrad.batch])
     with capsys.disabled():
         print(f"\nbatch of 8: {ratio:.2f} times as fast as 8 single calls")
     assert ratio >= 2.5
