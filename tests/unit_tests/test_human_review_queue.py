@@ -9,7 +9,7 @@ import pytest
 from langchain_core.messages import AIMessage, HumanMessage
 from scripted import calling, profile, scripted
 
-from semgrad_guard import Abstain, ConfigurationError, HumanReview, ReviewAnswer, SemGradGuard
+from semgrad_guard import Abstain, ConfigurationError, Escalate, HumanReview, ReviewAnswer, SemGradGuard
 from semgrad_guard.review import ReviewQueue
 from semgrad_guard.routing.routes import DEFAULT_PENDING, Queue
 
@@ -124,6 +124,13 @@ def test_an_approved_tool_call_goes_out_as_it_was(ask, queue):
     (item,) = queue.items()
     assert item.request.draft == "f(x=1)"
     assert [call.name for call in item.request.tool_calls.values()] == ["f"]
+
+
+def test_the_review_of_a_guard_that_was_escalated_to_is_known(ask, queue):
+    outer = SemGradGuard(scripted(0.3), profile=profile(), routes=[Escalate(guard(queue))])
+    message = ask(outer, "Where?")
+    assert (message.content, record(message)["decision"]) == (DEFAULT_PENDING, "escalate")
+    assert queue.get(record(message)["review_id"]).status == "pending"
 
 
 def test_a_queue_that_fails_does_not_settle(ask, url, tmp_path):

@@ -285,6 +285,17 @@ def test_a_database_that_stays_locked_is_an_error_without_any_text(queue, url, t
     assert impatient.submit(request("a secret"))
 
 
+def test_a_full_disk_is_an_error_and_keeps_what_was_there(queue):
+    id_ = queue.submit(request())
+    with queue._database.engine.connect() as connection:  # the one that the queue goes on to use
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(ReviewError, match="full"):
+        queue.submit(request("Who?", "draft " * 10_000))
+    assert [item.id for item in queue.items()] == [id_]
+    assert queue.decide(id_, "approve", "ann").status == "decided"
+
+
 _KILLED = """
 import sys
 from semgrad_guard import ReviewRequest
