@@ -9,6 +9,8 @@ SemGradError
 ├── DataError                  labelled questions are malformed, or too few
 ├── ProfileError               a profile is malformed or belongs to another model
 ├── ConfigurationError         settings contradict each other or are missing
+├── ReviewError                the review queue cannot do what it was asked: no such review, database out of reach
+│   └── ReviewConflictError    a review is decided otherwise already, expired, or in somebody else's hands
 └── LowConfidenceError         an answer is not sure enough, and the route `Raise` was to say so
 """
 
@@ -54,6 +56,14 @@ class ProfileError(SemGradError):
 
 class ConfigurationError(SemGradError):
     """Settings contradict each other, are missing, or are out of range."""
+
+
+class ReviewError(SemGradError):
+    """The review queue cannot do what it was asked: there is no such review, or its database is out of reach."""
+
+
+class ReviewConflictError(ReviewError):
+    """A review is decided otherwise already, has expired, or is in somebody else's hands."""
 
 
 class LowConfidenceError(SemGradError):

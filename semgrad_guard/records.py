@@ -204,7 +204,10 @@ class Verdict(BaseModel):
 
 
 class Decision(BaseModel):
-    """What became of an answer: the content of `response_metadata["semgrad"]`; `tool_calls` go by their ids."""
+    """What became of an answer: the content of `response_metadata["semgrad"]`; `tool_calls` go by their ids.
+
+    `review_id` names the review in the queue that an answer was handed to; None without one.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -218,3 +221,4 @@ class Decision(BaseModel):
     sources: tuple[Source, ...] = ()
     tool_calls: dict[str, CallConfidence] = Field(default_factory=dict)
     guarantee: dict[str, float] | None = None
+    review_id: str | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, Literal
 
 from langchain_core.messages import AIMessage
@@ -104,7 +105,8 @@ def _outcome(given: object) -> Outcome:
         method=theirs.method,
         reason=f"escalated: {theirs.decision}: {theirs.reason}",
     )
-    return _settled_by(Answer(str(message.text), verdict, message, theirs.tool_calls), theirs.sources)
+    answer = Answer(str(message.text), verdict, message, theirs.tool_calls)
+    return replace(_settled_by(answer, theirs.sources), review_id=theirs.review_id)
 
 
 def _settled_by(answer: Answer, sources: tuple[Source, ...]) -> Outcome:

@@ -51,7 +51,7 @@ class Outcome:
 
     `answer` is the model's new answer where the route got one; `sources` are passages it found. `as_drafted` sends the
     answer out as the model gave it, tool calls included; with `raises`, the caller gets an error instead, and `text`
-    is what it may know of the draft.
+    is what it may know of the draft. `review_id` names the review in a queue, if the route put one there.
     """
 
     settled: bool
@@ -61,6 +61,7 @@ class Outcome:
     sources: tuple[Source, ...] = ()
     as_drafted: bool = False
     raises: bool = False
+    review_id: str | None = None
 
 
 @runtime_checkable
@@ -145,5 +146,6 @@ def _resolve(
         sources=sources,
         tool_calls=answer.tool_calls,
         guarantee=verdict.guarantee if outcome.as_drafted else None,
+        review_id=outcome.review_id,
     )
     return Resolution(outcome.text, answer, decision, outcome.as_drafted, outcome.raises)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Literal
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from semgrad_guard.errors import ConfigurationError
-from semgrad_guard.records import Score, Source
+from semgrad_guard.records import CallConfidence, Score, Source
 from semgrad_guard.routing.ladder import DEFAULT_ABSTENTION, Outcome, Situation
 from semgrad_guard.routing.timeouts import await_within, call_within
+
+DEFAULT_PENDING = "I am not sure enough to answer that by myself; a human has been asked. Please come back later."
 
 
 class Abstain(BaseModel):
@@ -55,7 +58,11 @@ class Raise(BaseModel):
 
 
 class ReviewRequest(BaseModel):
-    """What a human, or another model, is asked: the question, the draft held back, tool calls included, and why."""
+    """What a human, or another model, is asked: the question, the draft held back, tool calls included, and why.
+
+    `conversation` holds what was said in words, line by line, where that is more than the question; `tool_calls` tells
+    how sure each call of the draft is, by its id.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -65,6 +72,8 @@ class ReviewRequest(BaseModel):
     scores: Score | None
     reason: str
     sources: tuple[Source, ...] = ()
+    tool_calls: dict[str, CallConfidence] = Field(default_factory=dict)
+    conversation: tuple[str, ...] = ()
 
 
 class ReviewAnswer(BaseModel):
@@ -85,18 +94,47 @@ class ReviewAnswer(BaseModel):
             raise ValueError(f"decision {self.decision!r} needs a text")
         return self
 
+    @classmethod
+    def of(cls, given: object) -> ReviewAnswer:
+        """Take a decision's name alone, or whatever can be read as an answer.
+
+        Raises:
+            ValidationError: (of pydantic) it is neither.
+        """
+        return cls.model_validate({"decision": given} if isinstance(given, str) else given)
+
+
+@runtime_checkable
+class Queue(Protocol):
+    """Where reviews wait for a human; `semgrad_guard.review.ReviewQueue` is one."""
+
+    def submit(self, request: ReviewRequest) -> str:
+        """Put a request into the queue, once however often it is asked, and give the review's id."""
+
+    def wait(self, id_: str, timeout: float) -> ReviewAnswer | None:
+        """Give what was decided, waiting up to `timeout` seconds; None if nothing was."""
+
+    async def await_(self, id_: str, timeout: float) -> ReviewAnswer | None:
+        """Async twin of `wait`."""
+
 
 class HumanReview(BaseModel):
     """Hand the held-back answer to a human; settles with what they decide.
 
-    The callback answers with a `ReviewAnswer`, or its decision alone where that needs no text. One that raises, times
+    A callback answers with a `ReviewAnswer`, or its decision alone where that needs no text. One that raises, times
     out, or answers anything else does not settle.
+
+    With a queue the answer waits there, and its record carries the `review_id`. If nobody decides in time, the route
+    settles with the text `pending`; what is decided later is in the queue. A queue that fails does not settle.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     callback: Callable[[ReviewRequest], ReviewAnswer | str] | None = None
     acallback: Callable[[ReviewRequest], Awaitable[ReviewAnswer | str]] | None = None
+    queue: Queue | None = None
+    wait: float = Field(default=0.0, ge=0)
+    pending: str = DEFAULT_PENDING
     below: float | None = Field(default=None, ge=0, le=1)
     timeout: float | None = Field(default=None, gt=0)
     decision: Literal["review"] = "review"
@@ -106,36 +144,71 @@ class HumanReview(BaseModel):
         callback: Callable[[ReviewRequest], ReviewAnswer | str] | None = None,
         acallback: Callable[[ReviewRequest], Awaitable[ReviewAnswer | str]] | None = None,
         *,
+        queue: Queue | None = None,
+        wait: float = 0.0,
+        pending: str = DEFAULT_PENDING,
         below: float | None = None,
         timeout: float | None = None,
     ) -> None:
-        """Set who is asked.
+        """Set who is asked: a callback of either kind, or whoever reads the queue.
 
         Args:
             callback: gets a `ReviewRequest`, gives a `ReviewAnswer`; async callers run it in a thread.
             acallback: the same for async callers, awaited.
+            queue: keeps the request until a human takes it.
+            wait: seconds to wait for a decision on what is in the queue, >= 0.
+            pending: the text that goes out when there is none by then.
             below: confidence under which the route applies; None for the guard's threshold.
-            timeout: seconds to wait.
+            timeout: seconds to wait for a callback.
+
+        Raises:
+            ConfigurationError: there is nobody to ask, or both a queue and a callback.
         """
-        super().__init__(callback=callback, acallback=acallback, below=below, timeout=timeout)
-        if callback is None and acallback is None:
-            raise ConfigurationError("HumanReview has nobody to ask: pass callback=... or acallback=....")
+        super().__init__(
+            callback=callback,
+            acallback=acallback,
+            queue=queue,
+            wait=wait,
+            pending=pending,
+            below=below,
+            timeout=timeout,
+        )
+        if callback is None and acallback is None and queue is None:
+            raise ConfigurationError(
+                "HumanReview has nobody to ask: pass callback=..., acallback=... or queue=ReviewQueue(...)."
+            )
+        if queue is not None and (callback is not None or acallback is not None or timeout is not None):
+            raise ConfigurationError("HumanReview(queue=...) takes wait=..., and no callback or timeout beside it.")
+        if queue is None and wait:
+            raise ConfigurationError(f"wait={wait:g} is for a queue; callbacks have timeout=....")
 
     def attempt(self, situation: Situation) -> Outcome:
         """Ask and wait."""
+        request = review_request(situation)
+        if self.queue is not None:
+            id_ = self.queue.submit(request)
+            return self._queued(id_, self.queue.wait(id_, self.wait), situation)
         if self.callback is None:
             return Outcome(False, "HumanReview has an acallback only; call the guard with ainvoke")
-        callback, request = self.callback, review_request(situation)
+        callback = self.callback
         return _outcome(call_within(self.timeout, lambda: callback(request)), situation)
 
     async def aattempt(self, situation: Situation) -> Outcome:
         """Ask and await."""
         request = review_request(situation)
+        if self.queue is not None:
+            id_ = await asyncio.to_thread(self.queue.submit, request)
+            return self._queued(id_, await self.queue.await_(id_, self.wait), situation)
         if self.acallback is not None:
             return _outcome(await await_within(self.timeout, self.acallback(request)), situation)
         if self.callback is None:  # __init__ refuses this; for the type checker
             return Outcome(False, "HumanReview has nobody to ask")
         return _outcome(await await_within(self.timeout, asyncio.to_thread(self.callback, request)), situation)
+
+    def _queued(self, id_: str, answer: ReviewAnswer | None, situation: Situation) -> Outcome:
+        if answer is None:
+            return Outcome(True, f"pending: review {id_}", self.pending, review_id=id_)
+        return replace(_outcome(answer, situation), review_id=id_)
 
 
 def review_request(situation: Situation) -> ReviewRequest:
@@ -148,11 +221,22 @@ def review_request(situation: Situation) -> ReviewRequest:
         scores=verdict.scores,
         reason=verdict.reason,
         sources=situation.sources,
+        tool_calls=situation.draft.tool_calls,
+        conversation=_in_words(situation.conversation),
+    )
+
+
+def _in_words(conversation: Sequence[Any]) -> tuple[str, ...]:
+    """Show messages by who said what; a question alone needs no showing."""
+    if len(conversation) < 2:
+        return ()
+    return tuple(
+        f"{getattr(message, 'type', 'message')}: {getattr(message, 'content', message)}" for message in conversation
     )
 
 
 def _outcome(given: object, situation: Situation) -> Outcome:
-    answer = ReviewAnswer.model_validate({"decision": given} if isinstance(given, str) else given)
+    answer = ReviewAnswer.of(given)
     reason = f"reviewer: {answer.decision}"
     if answer.decision == "approve":
         return Outcome(True, reason, situation.draft.text, as_drafted=True)

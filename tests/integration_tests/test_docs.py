@@ -11,7 +11,8 @@ BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encod
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
-def test_the_readme_s_blocks_run_in_order(capsys):
+def test_the_readme_s_blocks_run_in_order(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some write files
     namespace = {}
     for number, block in enumerate(BLOCKS):
         exec(compile(block, f"README block {number}", "exec"), namespace)
@@ -19,8 +20,9 @@ def test_the_readme_s_blocks_run_in_order(capsys):
     assert printed[:2] == ["Paris", "I am not sure."]
     assert printed[2].startswith("pass confidence")
     assert printed[3] == "Thomas Edison"
-    assert printed[4] == "{'place': 'Zubrovia'}"
-    assert printed[6] == "Where? []"
+    assert printed[4] == "There is no such place."
+    assert printed[5] == "{'place': 'Zubrovia'}"
+    assert printed[7] == "Where? []"
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)

@@ -19,6 +19,7 @@ STAGES = [
     "scoring",
     "calibration",
     "routing",
+    "review",
     "langchain",
     "agents",
     "evaluation",
@@ -28,8 +29,9 @@ STAGES = [
 # routing judges nothing and scores nothing: it knows the records only.
 ALLOWED = {stage: set(STAGES[:place]) for place, stage in enumerate(STAGES)}
 ALLOWED["routing"] = {"errors", "records"}
+ALLOWED["review"] = {"errors", "records", "routing"}
 # The stages that know nothing of LangChain.
-PURE = ["errors", "records", "model", "scoring", "calibration", "routing"]
+PURE = ["errors", "records", "model", "scoring", "calibration", "routing", "review"]
 
 
 def imports():

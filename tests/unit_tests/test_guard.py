@@ -69,6 +69,7 @@ def test_a_sure_answer_passes():
         "sources",
         "tool_calls",
         "guarantee",
+        "review_id",
     }
 
 

@@ -1,0 +1,221 @@
+"""The queue's other side: what was asked and decided, for looking at, learning from, and deleting."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TypeVar, get_args
+
+from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+from sqlalchemy.orm.exc import StaleDataError
+
+from semgrad_guard.errors import ConfigurationError, ReviewConflictError, ReviewError
+from semgrad_guard.review.database import Database
+from semgrad_guard.review.items import ReviewEvent, ReviewItem, ReviewStatistics, Status, labelled_examples
+from semgrad_guard.review.tables import Event, Review, having
+
+T = TypeVar("T")
+_TRIES = 10
+
+
+class ReviewArchive:
+    """All reviews, in a database that any number of processes may share."""
+
+    def __init__(
+        self,
+        url: str = "sqlite:///reviews.db",
+        *,
+        lifetime: float | None = None,
+        busy_timeout: float = 30.0,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """Open the queue; its tables are made, or brought up to date.
+
+        Args:
+            url: "sqlite:///file.db", or "postgresql+psycopg://user@host/name".
+            lifetime: seconds after which a review that nobody decided on expires; None for never.
+            busy_timeout: seconds to wait for another writer (SQLite).
+            clock: tells the time, aware.
+
+        Raises:
+            ConfigurationError: another kind of database, or a lifetime or timeout without length.
+            ReviewError: the database cannot be opened.
+        """
+        if not busy_timeout > 0 or (lifetime is not None and not lifetime > 0):
+            raise ConfigurationError(f"lifetime={lifetime}, busy_timeout={busy_timeout}: expected seconds > 0.")
+        self._lifetime = None if lifetime is None else timedelta(seconds=lifetime)
+        self._clock = clock
+        self._database = Database(url, busy_timeout=busy_timeout)
+
+    def __repr__(self) -> str:
+        """Show where it is, without the password."""
+        return f"ReviewQueue({str(self._database)!r})"
+
+    def get(self, id_: str) -> ReviewItem:
+        """Give a review.
+
+        Raises:
+            ReviewError: there is none of that id, or no longer.
+        """
+        with self._database.session() as session:
+            return found(session, id_).item(self._clock())
+
+    def items(
+        self,
+        *,
+        status: Status | None = None,
+        decision: str | None = None,
+        reviewer: str | None = None,
+        contains: str | None = None,
+        limit: int | None = 100,
+        offset: int = 0,
+    ) -> list[ReviewItem]:
+        """List reviews, oldest first.
+
+        Args:
+            status: only those that are "pending", "claimed", "decided" or "expired".
+            decision: only those decided so.
+            reviewer: only those that this reviewer claimed or decided last.
+            contains: only those with this in their question or draft, case aside.
+            limit: at most so many; None for all.
+            offset: leave out so many before.
+        """
+        if status is not None and status not in get_args(Status):
+            raise ConfigurationError(f"status={status!r}: expected one of {', '.join(get_args(Status))}.")
+        with self._database.session() as session:
+            now = self._clock()
+            query = select(Review).order_by(Review.number).limit(limit).offset(offset)
+            if status is not None:
+                query = query.where(having(status, now))
+            if decision is not None:
+                query = query.where(Review.decision == decision)
+            if reviewer is not None:
+                query = query.where(Review.reviewer == reviewer)
+            if contains is not None:
+                query = query.where(
+                    Review.question.icontains(contains, autoescape=True)
+                    | Review.draft.icontains(contains, autoescape=True)
+                )
+            return [review.item(now) for review in session.scalars(query)]
+
+    def trail(self, id_: str) -> list[ReviewEvent]:
+        """Tell who did what to a review, in order; also of one that was deleted."""
+        with self._database.session() as session:
+            events = session.scalars(select(Event).where(Event.review_id == id_).order_by(Event.number))
+            return [event.record() for event in events]
+
+    def statistics(self) -> ReviewStatistics:
+        """Tell how the queue stands."""
+        with self._database.session() as session:
+            now = self._clock()
+            counts: dict[Status, int] = {
+                status: session.scalar(select(func.count()).where(having(status, now))) or 0
+                for status in get_args(Status)
+            }
+            grouped = select(Review.decision, func.count()).where(having("decided", now)).group_by(Review.decision)
+            decisions = {str(decision): count for decision, count in session.execute(grouped)}
+            waiting = having("pending", now) | having("claimed", now)
+            oldest = session.scalar(select(Review.created).where(waiting).order_by(Review.number).limit(1))
+        decided = counts["decided"]
+        return ReviewStatistics(
+            counts=counts,
+            decisions=decisions,
+            oldest=None if oldest is None else (now - oldest).total_seconds(),
+            approved=decisions.get("approve", 0) / decided if decided else None,
+        )
+
+    def delete(self, id_: str, who: str) -> None:
+        """Delete a review; of its text nothing is left in an SQLite file. The trail keeps that it was deleted, by whom.
+
+        Raises:
+            ReviewError: there is none of that id, or the file is in use and could not be rewritten.
+        """
+        check(who)
+
+        def work(session: Session, now: datetime) -> None:
+            session.delete(found(session, id_))
+            note(session, id_, now, who, "deleted")
+
+        self._write(work)
+        self._database.clean()
+
+    def purge(self, older_than: float, who: str) -> int:
+        """Delete all reviews that were submitted more than so many seconds ago, decided or not; give their number.
+
+        Raises:
+            ReviewError: the file is in use and could not be rewritten.
+        """
+        check(who)
+
+        def work(session: Session, now: datetime) -> int:
+            created_before = Review.created < now - timedelta(seconds=older_than)
+            reviews = session.scalars(select(Review).where(created_before)).all()
+            for review in reviews:
+                session.delete(review)
+                note(session, review.id, now, who, "purged")
+            return len(reviews)
+
+        purged = self._write(work)
+        self._database.clean()
+        return purged
+
+    def export(self, path: str | Path) -> int:
+        """Write decided reviews as labelled questions, which `semgrad-guard calibrate --data` reads; give their number.
+
+        Reviews are about answers that were held back. A promise for all answers needs questions of all kinds beside.
+        """
+        decided = sorted(self.items(status="decided", limit=None), key=_when)
+        examples = labelled_examples(decided)
+        Path(path).write_text("".join(json.dumps(example) + "\n" for example in examples), encoding="utf-8")
+        return len(examples)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._database.close()
+
+    def _write(self, work: Callable[[Session, datetime], T]) -> T:
+        """Do something in a transaction, and again if somebody else was faster."""
+        for _ in range(_TRIES):
+            try:
+                with self._database.session(write=True) as session:
+                    return work(session, self._clock())
+            except (StaleDataError, IntegrityError):
+                continue
+        raise ReviewConflictError(f"The review was changed by others {_TRIES} times in a row; try again.")
+
+
+def found(session: Session, id_: str) -> Review:
+    """Find a review.
+
+    Raises:
+        ReviewError: there is none of that id.
+    """
+    review = session.scalar(select(Review).where(Review.id == id_))
+    if review is None:
+        raise ReviewError(f"There is no review {id_!r}, or no longer.")
+    return review
+
+
+def note(session: Session, id_: str, at: datetime, who: str, action: str) -> None:
+    """Add an entry to the trail."""
+    session.add(Event(review_id=id_, at=at, who=who, action=action))
+
+
+def check(reviewer: str, lease: float = 1.0) -> None:
+    """Refuse a reviewer without a name, and a lease without length.
+
+    Raises:
+        ConfigurationError: it is one of these.
+    """
+    if not reviewer.strip() or len(reviewer) > 200:
+        raise ConfigurationError(f"reviewer={reviewer[:20]!r}: expected a name of 1 to 200 letters.")
+    if not lease > 0:
+        raise ConfigurationError(f"lease={lease}: expected seconds > 0.")
+
+
+def _when(item: ReviewItem) -> datetime:
+    return item.decided or item.created

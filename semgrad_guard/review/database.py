@@ -1,0 +1,156 @@
+"""The queue's database: opened with what keeps writers apart, brought up to date, and cleaned of what was deleted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
+from sqlalchemy.orm import Session
+
+from semgrad_guard.errors import ConfigurationError, ReviewError
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
+_LOCK = 7_305_264_633  # any number: PostgreSQL's advisory lock under which the schema is upgraded
+
+
+class Database:
+    """An engine whose sessions are transactions, and whose failures are `ReviewError`s without any text of a review."""
+
+    def __init__(self, url: str, *, busy_timeout: float) -> None:
+        """Open the database, make it if need be, and bring its schema up to date.
+
+        Args:
+            url: "sqlite:///file.db" or "postgresql+psycopg://...".
+            busy_timeout: seconds to wait for another writer (SQLite).
+
+        Raises:
+            ConfigurationError: another kind of database, one in memory, or its driver is not installed.
+            ReviewError: the database cannot be opened, or is of a later version.
+        """
+        self.url, self._patience = _parsed(url), busy_timeout
+        self.sqlite = self.url.get_backend_name() == "sqlite"
+        arguments: dict[str, Any] = {"connect_args": {"timeout": busy_timeout}} if self.sqlite else {}
+        try:
+            # parameters stay out of messages: they are what people asked and what was answered
+            self.engine = create_engine(self.url, hide_parameters=True, pool_pre_ping=not self.sqlite, **arguments)
+        except ImportError as error:
+            raise ConfigurationError(
+                f"{self}: its driver is not installed ({error}); for PostgreSQL: pip install 'psycopg[binary]'."
+            ) from error
+        if self.sqlite:
+            _keep_writers_apart(self.engine)
+            self._set_journal()
+        self._upgrade()
+
+    @contextmanager
+    def session(self, *, write: bool = False) -> Iterator[Session]:
+        """Give a session that is one transaction: committed at the end, or rolled back by an exception.
+
+        Raises:
+            ReviewError: the database failed, such as locked for too long, full or gone. An `IntegrityError` is passed
+                on: it tells that somebody else was faster.
+        """
+        engine = self.engine.execution_options(begin="BEGIN IMMEDIATE") if write else self.engine
+        try:
+            with Session(engine) as session, session.begin():
+                yield session
+        except IntegrityError:
+            raise
+        except DBAPIError as error:
+            raise self._failed(error) from error
+
+    def clean(self) -> None:
+        """Rewrite an SQLite file, so that nothing deleted is left in it or its log; PostgreSQL has its own vacuum.
+
+        Raises:
+            ReviewError: it is in use and could not be rewritten in time.
+        """
+        if not self.sqlite:
+            return
+        try:
+            connection: Any = self.engine.raw_connection()
+            try:
+                connection.execute("VACUUM")
+                (blocked, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            finally:
+                connection.close()
+        except self.engine.dialect.loaded_dbapi.Error as error:
+            raise self._unclean(error) from error
+        if blocked:
+            raise self._unclean("its log is being read")
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+    def __repr__(self) -> str:
+        """Show where it is, without the password."""
+        return self.url.render_as_string(hide_password=True)
+
+    def _set_journal(self) -> None:
+        """Write ahead, so that readers and a writer do not block each other; SQLite does not wait its turn here."""
+        deadline = time.monotonic() + self._patience
+        while True:
+            try:
+                with self.engine.connect() as connection:
+                    connection.connection.cursor().execute("PRAGMA journal_mode=WAL")
+                return
+            except (DBAPIError, self.engine.dialect.loaded_dbapi.Error) as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise self._failed(error) from error
+                time.sleep(0.02)
+
+    def _upgrade(self) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+        with self.session(write=True) as session:
+            connection = session.connection()
+            if not self.sqlite:
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
+            config.attributes["connection"] = connection
+            try:
+                command.upgrade(config, "head")
+            except CommandError as error:
+                raise ReviewError(f"{self} is of a later version of semgrad-guard, or not ours: {error}") from error
+
+    def _failed(self, error: Exception) -> ReviewError:
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        return ReviewError(f"The review queue {self} failed: {type(cause).__name__}: {cause}")
+
+    def _unclean(self, why: object) -> ReviewError:
+        return ReviewError(
+            f"Deleted, but {self} could not be rewritten ({why}), so that texts may be left in it. Call purge again."
+        )
+
+
+def _parsed(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise ConfigurationError("The queue's url is malformed; expected sqlite:///reviews.db or alike.") from error
+    kind = parsed.get_backend_name()
+    if kind not in ("sqlite", "postgresql"):
+        raise ConfigurationError(f"The queue's database is {kind!r}; expected sqlite or postgresql.")
+    if kind == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise ConfigurationError("A queue in memory is lost with its thread; expected a file: sqlite:///reviews.db.")
+    return parsed
+
+
+def _keep_writers_apart(engine: Engine) -> None:
+    """Take SQLite's lock when a writing transaction begins, not in its middle, where waiting would be a deadlock."""
+
+    @event.listens_for(engine, "connect")
+    def connected(connection: Any, record: Any) -> None:
+        connection.isolation_level = None  # the driver would begin transactions by itself
+
+    @event.listens_for(engine, "begin")
+    def begun(connection: Connection) -> None:
+        connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN"))

@@ -1,0 +1,80 @@
+"""The review queue on PostgreSQL. Runs where SEMGRAD_GUARD_POSTGRES is the URL of a database that it may use."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from uuid import uuid4
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy.exc import DBAPIError
+
+from semgrad_guard import ReviewAnswer, ReviewConflictError, ReviewRequest
+from semgrad_guard.review import ReviewQueue
+from semgrad_guard.review.tables import Base
+
+URL = os.environ.get("SEMGRAD_GUARD_POSTGRES", "")
+pytestmark = pytest.mark.skipif(not URL, reason="needs a PostgreSQL server")
+REVIEWERS = 8
+
+
+@pytest.fixture(scope="module")
+def queues():
+    """One queue for each reviewer, opened at once, so that all want to make the tables."""
+    with ThreadPoolExecutor(REVIEWERS) as threads:
+        opened = list(threads.map(lambda _: ReviewQueue(URL), range(REVIEWERS)))
+    yield opened
+    opened[0].purge(0, "the test")
+    for queue in opened:
+        queue.close()
+
+
+def request(question):
+    return ReviewRequest(question=question, draft="draft", confidence=0.3, scores=None, reason="unsure")
+
+
+def test_reviewers_claim_everything_once(queues):
+    questions = [f"{uuid4()}?" for _ in range(200)]
+    with ThreadPoolExecutor(REVIEWERS) as threads:  # each twice, by different queues
+        twice = list(threads.map(lambda n: queues[n % 7].submit(request(questions[n // 2])), range(400)))
+    assert len(set(twice)) == 200
+
+    def work(number):
+        claimed = []
+        while (item := queues[number].claim(f"reviewer {number}")) is not None:
+            queues[number].decide(item.id, "approve", f"reviewer {number}")
+            claimed.append(item.id)
+        return claimed
+
+    with ThreadPoolExecutor(REVIEWERS) as threads:
+        claimed = [id_ for share in threads.map(work, range(REVIEWERS)) for id_ in share]
+    assert len(claimed) == 200
+    assert set(claimed) == set(twice)
+
+
+def test_one_of_many_decisions_at_once_stands(queues):
+    def decide(number):
+        try:
+            queues[number].decide(id_, ReviewAnswer(decision="respond", text=str(number)), f"reviewer {number}")
+        except ReviewConflictError:
+            return None
+        return number
+
+    for _ in range(10):
+        id_ = queues[0].submit(request(f"{uuid4()}?"))
+        with ThreadPoolExecutor(REVIEWERS) as threads:
+            (stands,) = [number for number in threads.map(decide, range(REVIEWERS)) if number is not None]
+        assert queues[0].get(id_).text == str(stands)
+        assert [event.action for event in queues[0].trail(id_)] == ["submitted", "respond"]
+
+
+@pytest.mark.parametrize("change", ["UPDATE review_events SET who = 'nobody'", "DELETE FROM review_events"])
+def test_the_trail_can_only_grow(queues, change):
+    with pytest.raises(DBAPIError, match="can only grow"), queues[0]._database.engine.begin() as connection:
+        connection.exec_driver_sql(change)
+
+
+def test_the_migrations_make_what_the_models_say(queues):
+    with queues[0]._database.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, Base.metadata) == []
