@@ -71,19 +71,22 @@ def calibrated_profile(
         raise DataError(
             'No question has a label. Give "truthful answer" or "correct" with each, or set a coverage instead.'
         )
-    scorer, answers, source = _placed(scorer, answers, preservation, wide=method in ("auto", "fused"))
+    scorer, source = _placed(scorer, preservation, wide=method in ("auto", "fused"))
     first, second = _halves(answers, seed) if retry is not None else (answers, [])
     candidates: list[Candidate] = []
     if search:
         also = () if preservation is None else (preservation.position(scorer.span),)
         scorer, first, candidates = searched(scorer, first, method=method, also=also, seed=seed)
-        second, source = rescored(scorer, second), "labels"
+        source = "labels"
+    else:
+        first = rescored(scorer, first)
     tau, beta = tuned_hybrid(first, seed) if method in ("auto", "hybridgrad") else (scorer.tau, scorer.beta)
     scorer = scorer.adjusted(tau=tau, beta=beta)
     found = _calibrated(with_hybrid(first, tau, beta), method, risk, delta, seed)
     grounded = None
     if retry is not None:
-        held = [item.example for item in with_hybrid(second, tau, beta) if not found.section.passes(item.score)]
+        second = with_hybrid(rescored(scorer, second), tau, beta)
+        held = [item.example for item in second if not found.section.passes(item.score)]
         again = with_hybrid(rescored(scorer, retry(held)), tau, beta)
         same: Method = "fused" if found.method == "fused" else method
         grounded = _calibrated(again, same, risk, delta, seed).section
@@ -118,8 +121,8 @@ def covering_profile(
         ConfigurationError: coverage is not in (0, 1], or the method needs labels.
     """
     single: Method = "semgrad" if method == "auto" else method
-    scorer, answers, source = _placed(scorer, answers, preservation, wide=False)
-    section = cover_section([item.score for item in answers], coverage=coverage, method=single)
+    scorer, source = _placed(scorer, preservation, wide=False)
+    section = cover_section([item.score for item in rescored(scorer, answers)], coverage=coverage, method=single)
     profile = Profile(
         package=VERSION,
         method=single,
@@ -153,15 +156,14 @@ def bind(scorer: SemGradScorer, model: str, *sections: Section | None) -> Bindin
 
 
 def _placed(
-    scorer: SemGradScorer, answers: Sequence[Answered], preservation: Preservation | None, *, wide: bool
-) -> tuple[SemGradScorer, list[Answered], PositionSource]:
-    """Score at the preservation score's token, if there is one; a fused score needs all layers and the tokens after."""
+    scorer: SemGradScorer, preservation: Preservation | None, *, wide: bool
+) -> tuple[SemGradScorer, PositionSource]:
+    """Move to the preservation score's token, if there is one; a fused score needs all layers and the tokens after."""
     position, source = scorer.token_position, _source(scorer)
     if preservation is not None:
         position, source = preservation.position(scorer.span), "preservation"
     wanted = {"token_position": position} | ({"span": "all", "later": True} if wide else {})
-    moved = scorer.adjusted(**wanted)
-    return moved, rescored(moved, answers), source
+    return scorer.adjusted(**wanted), source
 
 
 def _source(scorer: SemGradScorer) -> PositionSource:
