@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from semgrad_guard.agents.calls import FilteredCalls, HeldCall, confidence_gate, filter_tool_calls, low_confidence
 from semgrad_guard.agents.judging import model_node
-from semgrad_guard.errors import ConfigurationError
+from semgrad_guard.extras import needs
 
 if TYPE_CHECKING:
     from semgrad_guard.agents.middleware import ConfidenceMiddleware
@@ -24,10 +24,6 @@ def __getattr__(name: str) -> Any:
     """Import the middleware on use: everything else here works without the extra."""
     if name != "ConfidenceMiddleware":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
+    with needs("agents", "ConfidenceMiddleware needs langchain"):
         from semgrad_guard.agents.middleware import ConfidenceMiddleware
-    except ImportError as error:
-        raise ConfigurationError(
-            'ConfidenceMiddleware needs langchain; install the extra: pip install "semgrad-guard[agents]"'
-        ) from error
     return ConfidenceMiddleware

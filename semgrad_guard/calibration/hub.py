@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from semgrad_guard.errors import ConfigurationError, DataError
+from semgrad_guard.errors import DataError
+from semgrad_guard.extras import needs
 
 HUB = "hub:"
 _COLUMNS = ("question", "answer")
@@ -53,12 +54,8 @@ def _parts(source: str) -> tuple[str, str, str, str]:
 
 
 def _load(source: str, *place: str, split: str) -> Iterable[dict[str, Any]]:
-    try:
+    with needs("hub", "Data sets on the hub need datasets"):
         from datasets import load_dataset
-    except ImportError as error:
-        raise ConfigurationError(
-            'Data sets on the hub need datasets; install the extra: pip install "semgrad-guard[hub]"'
-        ) from error
     try:
         rows: Iterable[dict[str, Any]] = load_dataset(*place, split=split)
     except (OSError, ValueError) as error:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from semgrad_guard.errors import ConfigurationError
+from semgrad_guard.extras import needs
 
 # A wrong answer that is called right lets a promise be broken, a right one that is called wrong only costs coverage.
 _THRESHOLD = 0.8
@@ -50,12 +51,8 @@ def _parts(source: str) -> tuple[str, float | None]:
 
 
 def _encoder(name: str) -> Any:
-    try:
+    with needs("similarity", "Similarity needs sentence-transformers"):
         from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise ConfigurationError(
-            'Similarity needs sentence-transformers; install the extra: pip install "semgrad-guard[similarity]"'
-        ) from error
     try:
         return SentenceTransformer(name, trust_remote_code=False, model_kwargs={"use_safetensors": True})
     except (OSError, ValueError) as error:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.evaluation.metrics import Numbers, risk_coverage
+from semgrad_guard.extras import needs
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -19,12 +19,8 @@ def new_figure(width: float, height: float) -> Any:
     Raises:
         ConfigurationError: matplotlib is not installed.
     """
-    try:
+    with needs("plot", "Plots need matplotlib"):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigurationError(
-            'Plots need matplotlib; install the extra: pip install "semgrad-guard[plot]"'
-        ) from error
     return Figure(figsize=(width, height), layout="constrained")
 
 

@@ -27,6 +27,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.evaluation.attempts import Attempts
+from semgrad_guard.extras import needs
 from semgrad_guard.records import Generation
 from semgrad_guard.scoring.scorer import SemGradScorer
 
@@ -225,10 +226,6 @@ def _library() -> tuple[Any, Any]:
     Raises:
         ConfigurationError: it is not installed.
     """
-    try:
+    with needs("bench", "Methods of lm-polygraph need it installed"):
         from lm_polygraph import estimators, stat_calculators
-    except ImportError as error:
-        raise ConfigurationError(
-            'Methods of lm-polygraph need it installed; install the extra: pip install "semgrad-guard[bench]"'
-        ) from error
     return estimators, stat_calculators

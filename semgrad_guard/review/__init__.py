@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from semgrad_guard.errors import ConfigurationError
+from semgrad_guard.extras import needs
 from semgrad_guard.review.items import ReviewEvent, ReviewItem, ReviewStatistics
 
 if TYPE_CHECKING:
@@ -15,10 +15,6 @@ def __getattr__(name: str) -> Any:
     """Import the queue on use: everything else works without the extra."""
     if name != "ReviewQueue":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
+    with needs("review", "ReviewQueue needs sqlalchemy and alembic"):
         from semgrad_guard.review.queue import ReviewQueue
-    except ImportError as error:
-        raise ConfigurationError(
-            'ReviewQueue needs sqlalchemy and alembic; install the extra: pip install "semgrad-guard[review]"'
-        ) from error
     return ReviewQueue

@@ -14,24 +14,29 @@ PACKAGE = Path(semgrad_guard.__file__).parent
 STAGES = [
     "version",
     "errors",
+    "extras",
     "records",
     "model",
     "scoring",
     "calibration",
     "routing",
+    "web",
     "review",
+    "observability",
     "langchain",
     "agents",
     "evaluation",
     "demo",
+    "serving",
     "cli",
 ]
 # routing judges nothing and scores nothing: it knows the records only.
 ALLOWED = {stage: set(STAGES[:place]) for place, stage in enumerate(STAGES)}
 ALLOWED["routing"] = {"errors", "records"}
-ALLOWED["review"] = {"errors", "records", "routing"}
+ALLOWED["web"] = {"errors"}
+ALLOWED["review"] = {"errors", "extras", "records", "routing", "web"}
 # The stages that know nothing of LangChain.
-PURE = ["errors", "records", "model", "scoring", "calibration", "routing", "review"]
+PURE = ["errors", "extras", "records", "model", "scoring", "calibration", "routing", "web", "review"]
 
 
 def imports():
