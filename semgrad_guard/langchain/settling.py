@@ -10,6 +10,7 @@ from typing import Any
 from langchain_core.callbacks import adispatch_custom_event, dispatch_custom_event
 from langchain_core.messages import AIMessage
 
+from semgrad_guard.errors import described
 from semgrad_guard.langchain.asking import Asking
 from semgrad_guard.langchain.child_runs import astep, step
 from semgrad_guard.langchain.outgoing import outgoing
@@ -62,7 +63,7 @@ async def asettled(asking: Asking, draft: Answer, routes: Sequence[Route]) -> AI
 
 
 def _broken(route: Route, error: Exception) -> Outcome:
-    logger.warning("The route %s failed: %s", route.decision, error)
+    logger.warning("The route %s failed: %s", route.decision, described(error))
     return Outcome(False, f"{type(error).__name__}: {error}")
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Literal, get_args
 
+from semgrad_guard.errors import described
 from semgrad_guard.extras import needs
 from semgrad_guard.records import DecisionName
 from semgrad_guard.review.items import ReviewStatistics, Status
@@ -144,7 +145,7 @@ class _Reviews(Collector):
         try:
             found = self._statistics()
         except Exception as error:  # whatever the database may raise; the other metrics are wanted all the more
-            logger.warning("The review queue cannot be asked: %s", type(error).__name__)
+            logger.warning("The review queue cannot be asked: %s", described(error))
             up.add_metric([], 0)
             yield up
             return
@@ -168,7 +169,7 @@ def _gauge(name: str, about: str, value: Callable[[], float], registry: Collecto
         try:
             return value()
         except Exception as error:  # one gauge must not break the scrape
-            logger.warning("%s cannot be told: %s", name, type(error).__name__)
+            logger.warning("%s cannot be told: %s", name, described(error))
             return math.nan
 
     Gauge(name, about, registry=registry).set_function(safely)

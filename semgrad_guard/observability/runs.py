@@ -15,6 +15,7 @@ from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.tracers.context import register_configure_hook
 
+from semgrad_guard.errors import described
 from semgrad_guard.langchain.settling import DECIDED
 
 logger = logging.getLogger(__name__)
@@ -173,7 +174,7 @@ class RunTree(BaseCallbackHandler, Generic[R]):
         try:
             work()
         except Exception as error:  # LangChain would log it in full, and it may quote what was asked
-            logger.warning("%s failed: %s", type(self).__name__, type(error).__name__)
+            logger.warning("%s failed: %s", type(self).__name__, described(error))
 
 
 def attach(handler: BaseCallbackHandler) -> None:

@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 
+from semgrad_guard.errors import described
 from semgrad_guard.records import Generation, Path, Score
 
 logger = logging.getLogger(__name__)
@@ -84,4 +85,4 @@ def _tell(happened: ScoringPass) -> None:
         try:
             listener(happened)
         except Exception as error:  # whoever listens must not break scoring
-            logger.warning("A listener to scoring failed: %s", type(error).__name__)
+            logger.warning("A listener to scoring failed: %s", described(error))
