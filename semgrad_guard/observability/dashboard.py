@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import CollectorRegistry
-
 from semgrad_guard.observability.metrics import Metrics
 from semgrad_guard.review.items import ReviewStatistics
 
@@ -104,11 +102,13 @@ def dashboard() -> dict[str, Any]:
 
 def metrics_table() -> str:
     """List every metric of ours, with its labels and its help, as Markdown."""
-    metrics = Metrics(CollectorRegistry())
+    metrics = Metrics()
     metrics.watch_queue(lambda: 0, lambda: 0.0)
     metrics.watch_reviews(lambda: ReviewStatistics(counts={}, decisions={}, oldest=None, approved=None))
     rows = []
     for family in metrics.registry.collect():
+        if not family.name.startswith("semgrad_"):
+            continue
         values: dict[str, set[str]] = {}
         for sample in family.samples:
             for label in set(sample.labels) - {"le"}:

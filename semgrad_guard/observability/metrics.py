@@ -1,7 +1,7 @@
 """Metrics for Prometheus: what is decided, how sure answers are, how long they take, and what waits. Extra `server`.
 
-No label tells of users, prompts or texts: each takes its values from a fixed list, and whatever is not on it counts as
-"other".
+No label tells of users, prompts or texts: each takes its values from a fixed list, and what is not on it counts as
+"other" or, of failures, as "error".
 """
 
 from __future__ import annotations

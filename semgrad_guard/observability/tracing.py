@@ -49,6 +49,8 @@ _STEPS: dict[str, tuple[str, tuple[bool | str, ...], tuple[str, ...]]] = {
     "score": ("grounded", (True, False), ("passed", "confidence", "threshold", "method")),
     "route": ("route", get_args(DecisionName), ("settled",)),
 }
+# What ends a run and is no failure: LangGraph's interrupts, by name since it may not be there; consumers that leave.
+_ON_PURPOSE = ("GraphBubbleUp", "GeneratorExit", "CancelledError")
 
 
 @dataclass(eq=False)
@@ -193,6 +195,9 @@ class Tracing(RunTree[_Run]):
 
     def _fail(self, span: Span, error: BaseException) -> None:
         kind = type(error).__qualname__
+        if any(base.__name__ in _ON_PURPOSE for base in type(error).__mro__):
+            span.add_event("interrupted", {"exception.type": kind})
+            return
         if self._content:
             span.record_exception(error)
         else:

@@ -11,6 +11,8 @@ from langchain_core.documents import Document
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableLambda, RunnableParallel
 from langchain_core.tracers import context as hooks
+from langgraph.errors import GraphInterrupt
+from langgraph.types import Interrupt
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -215,6 +217,7 @@ def test_a_stream_that_is_left_ends_its_spans(spans):
     next(stream)
     stream.close()
     assert sorted(spans.names) == ["chat tiny", "semgrad.generate"]
+    assert {span.status.status_code for span in spans.all} == {StatusCode.UNSET}
 
 
 def test_the_caller_s_span_is_above(spans):
@@ -252,6 +255,19 @@ def test_a_model_that_fails(spans):
         guard(ValueError(CANARY)).invoke("Where?", spans.config)
     assert spans.named("semgrad.generate").attributes["error.type"] == "ValueError"
     assert spans.named("chat tiny").attributes["error.type"] == "ValueError"
+    assert CANARY not in spans.text()
+
+
+@pytest.mark.parametrize("error", [GraphInterrupt([Interrupt(CANARY)]), asyncio.CancelledError()])
+def test_what_ends_a_run_on_purpose_is_no_error(spans, error):
+    def leave(question):
+        raise error
+
+    with pytest.raises(type(error)):
+        (guard(0.9) | RunnableLambda(leave)).invoke("Where?", spans.config)
+    chain = spans.named("RunnableSequence")
+    assert chain.status.status_code == StatusCode.UNSET
+    assert chain.events[0].attributes["exception.type"] == type(error).__name__
     assert CANARY not in spans.text()
 
 
