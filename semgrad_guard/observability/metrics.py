@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 Failure = Literal["scoring", "out_of_memory", "overloaded", "deadline", "cancelled", "error"]
 
 OTHER = "other"
+DECISIONS = (*get_args(DecisionName), "unscored", OTHER)  # "unscored" is a service's, with scoring off
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _CONFIDENCE = tuple(step / 20 for step in range(1, 21))
 _SCORE = tuple(mantissa * 10.0**exponent for exponent in range(-6, 2) for mantissa in (1, 3))  # scores span decades
@@ -71,7 +72,7 @@ class Metrics:
         )
         self._scored = Counter("semgrad_scored_rows", "Rows of scoring passes.", registry=registry)
         self._batch = Histogram("semgrad_batch_rows", "Answers generated together.", buckets=_ROWS, registry=registry)
-        for decision in (*get_args(DecisionName), OTHER):  # a rate needs a zero to begin with
+        for decision in DECISIONS:  # a rate needs a zero to begin with
             self._decisions.labels(decision)
         for kind in get_args(Failure):
             self._failures.labels(kind)
@@ -83,7 +84,8 @@ class Metrics:
             record: its `response_metadata["semgrad"]`; one without a decision, of a chat model alone, counts as other.
             seconds: how long it took.
         """
-        self._decisions.labels(_of(get_args(DecisionName), record.get("decision"))).inc()
+        decision = record.get("decision")
+        self._decisions.labels(decision if decision in DECISIONS else OTHER).inc()
         self._latency.observe(seconds)
         _observe(self._confidence, record.get("confidence"))
         _observe(self._score, (record.get("scores") or {}).get("semgrad"))
@@ -173,10 +175,6 @@ def _gauge(name: str, about: str, value: Callable[[], float], registry: Collecto
             return math.nan
 
     Gauge(name, about, registry=registry).set_function(safely)
-
-
-def _of(known: tuple[str, ...], value: object) -> str:
-    return value if isinstance(value, str) and value in known else OTHER
 
 
 def _observe(histogram: Histogram, value: object) -> None:

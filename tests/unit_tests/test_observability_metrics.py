@@ -21,7 +21,7 @@ STATISTICS = ReviewStatistics(
     counts={"pending": 3, "claimed": 1, "decided": 5, "expired": 0}, decisions={}, oldest=90.0, approved=0.4
 )
 LABELS = {
-    "decision": {"pass", "retrieve", "escalate", "review", "abstain", OTHER},
+    "decision": {"pass", "retrieve", "escalate", "review", "abstain", "unscored", OTHER},
     "kind": {"scoring", "out_of_memory", "overloaded", "deadline", "cancelled", "error"},
     "status": {"pending", "claimed", "decided", "expired"},
 }
