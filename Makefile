@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 EVALUATION := .cache/evaluation
 
-.PHONY: demo test lint bench benchmarks embedded-model examine evaluation clean
+.PHONY: demo test lint audit bench benchmarks embedded-model examine evaluation clean
 
 demo: $(READY)
 	$(BIN)/semgrad-guard demo
@@ -18,6 +18,14 @@ lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# Report what is known about holes in the pinned packages; a report, which fails nothing.
+audit: $(READY)
+	mkdir -p .cache
+	-$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off \
+	    > .cache/audit.txt 2> /dev/null
+	@grep -v 'could not be audited' .cache/audit.txt || true
+	@echo "$$(grep -c 'could not be audited' .cache/audit.txt) of $$(grep -c == constraints.txt) packages could not be looked up"
 
 # Time scoring beside generation and beside other ways of scoring, and write the page about it; takes some minutes.
 bench: $(READY)
