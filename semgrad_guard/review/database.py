@@ -11,6 +11,7 @@ from typing import Any
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
+from pydantic_core import to_json
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
@@ -37,7 +38,9 @@ class Database:
         """
         self.url, self._patience = _parsed(url), busy_timeout
         self.sqlite = self.url.get_backend_name() == "sqlite"
-        arguments: dict[str, Any] = {"connect_args": {"timeout": busy_timeout}} if self.sqlite else {}
+        arguments: dict[str, Any] = {"json_serializer": _json}
+        if self.sqlite:
+            arguments["connect_args"] = {"timeout": busy_timeout}
         try:
             # parameters stay out of messages: they are what people asked and what was answered
             self.engine = create_engine(self.url, hide_parameters=True, pool_pre_ping=not self.sqlite, **arguments)
@@ -129,6 +132,11 @@ class Database:
         return ReviewError(
             f"Deleted, but {self} could not be rewritten ({why}), so that texts may be left in it. Call purge again."
         )
+
+
+def _json(value: object) -> str:
+    """Write numbers that are not finite as texts, which are read as numbers again; PostgreSQL takes no NaN in JSON."""
+    return to_json(value, inf_nan_mode="strings").decode()
 
 
 def _parsed(url: str) -> URL:
