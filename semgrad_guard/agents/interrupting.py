@@ -45,17 +45,17 @@ class InterruptReview(BaseModel):
         """Interrupt the run; when it resumes, take the decision."""
         if not _can_resume():
             return Outcome(True, _NO_GRAPH, error=ConfigurationError(_NO_GRAPH))
-        return _decided(situation, _remembered(_plain(situation)).result())
+        return _decided(situation, held_back(_plain(situation)).result())
 
     async def aattempt(self, situation: Situation) -> Outcome:
         """Async twin of `attempt`."""
         if not _can_resume():
             return Outcome(True, _NO_GRAPH, error=ConfigurationError(_NO_GRAPH))
-        return _decided(situation, await _remembered(_plain(situation)))
+        return _decided(situation, await held_back(_plain(situation)))
 
 
-@task(name="held_back")
-def _remembered(held: dict[str, Any]) -> dict[str, Any]:
+@task
+def held_back(held: dict[str, Any]) -> dict[str, Any]:
     """Give what is held back now; in a run that resumes, LangGraph gives what was held back at first."""
     return held
 
@@ -69,9 +69,7 @@ def _decided(situation: Situation, held: dict[str, Any]) -> Outcome:
     request = ReviewRequest.model_validate(held["request"])
     now = review_request(situation)
     if (request.question, request.conversation) != (now.question, now.conversation):
-        return Outcome(
-            False, "the node asks another question than when it was interrupted; interrupt one guard at a time in a node"
-        )
+        return Outcome(False, "the node asks another question than when the run was interrupted")
     answer = interrupt(held["request"], response_schema=ReviewAnswer)
     draft = _answer(held)
     return replace(review_outcome(answer, replace(situation, draft=draft)), answer=draft)
