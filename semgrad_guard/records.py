@@ -185,7 +185,8 @@ class Verdict(BaseModel):
     """How sure an answer is, against what, and why not surer; `confidence` is None without a profile.
 
     `guarantee` is what the threshold promises of answers that pass: at most the share `risk` are wrong, with certainty
-    1 - `delta`, shown on `n` that passed. None where nothing is promised.
+    1 - `delta`, shown on `n` that passed. None where nothing is promised. `policy` tells in words what answers of this
+    kind must reach, and what that promises of those that do.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -197,6 +198,7 @@ class Verdict(BaseModel):
     method: str
     reason: str
     guarantee: dict[str, float] | None = None
+    policy: str = ""
 
     def about(self, tool: str) -> Verdict:
         """Name the tool whose call this is about."""

@@ -116,7 +116,7 @@ class Judge:
         passed = verdict.passed and not held
         step = Step(name="answer", settled=passed, confidence=verdict.confidence, reason=verdict.reason)
         plain = {
-            **verdict.model_dump(mode="json", exclude={"passed"}),
+            **verdict.model_dump(mode="json", exclude={"passed", "policy"}),
             "decision": "pass" if passed else None,
             "steps": [step.model_dump(mode="json")],
             "sources": [],

@@ -117,7 +117,25 @@ class Standard:
             method=self.method,
             reason=reason,
             guarantee=self._promise(kind) if passed else None,
+            policy=self._policy(kind, threshold),
         )
+
+    def _policy(self, kind: AnswerKind, threshold: float | None) -> str:
+        """Say in words what an answer must reach, and what that promises of those that do."""
+        if threshold is None:
+            return "nothing passes: there is no threshold"
+        if self.profile is None:
+            return f"{self.method} of at most {threshold:.4g}, a raw score, which promises nothing"
+        promise = self._promise(kind)
+        if promise is None:
+            promised = "nothing is promised of what passes"
+        else:
+            risk, certainty = 100 * promise["risk"], 100 - 100 * promise["delta"]
+            promised = (
+                f"of what passes at most {risk:g} % is wrong, with {certainty:g} % certainty, for questions like those "
+                "of the calibration"
+            )
+        return f"confidence of at least {threshold:.3f}, from {self.method}; {promised}"
 
     def _promise(self, kind: AnswerKind) -> dict[str, float] | None:
         """Give what the profile's own threshold promises; one that the caller has set promises nothing."""

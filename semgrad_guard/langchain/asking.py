@@ -18,7 +18,7 @@ from semgrad_guard.langchain.child_runs import astep, step
 from semgrad_guard.langchain.drafts import Draft
 from semgrad_guard.langchain.judged import judged, watched_score
 from semgrad_guard.langchain.messages import last_question, reads_tool_results
-from semgrad_guard.records import Source
+from semgrad_guard.records import Source, TokenDoubt
 from semgrad_guard.routing.ladder import Answer, Situation
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,14 @@ class Asking:
     def situation(self, draft: Answer, sources: tuple[Source, ...]) -> Situation:
         """Give what a route may know and do."""
         return Situation(
-            self._question, draft, sources, self._ask, self._aask, self._messages, self._manner.record_drafts
+            self._question,
+            draft,
+            sources,
+            self._ask,
+            self._aask,
+            self._messages,
+            self._manner.record_drafts,
+            doubt=lambda: self._doubt(draft),
         )
 
     def first(self) -> Answer:
@@ -119,6 +126,16 @@ class Asking:
         except _ANSWERING_FAILURES as error:
             return self._failed(error)
         return await self._ascored(message, grounded)
+
+    def _doubt(self, draft: Answer) -> tuple[TokenDoubt, ...]:
+        """Tell where the doubt of a draft sits; a reviewer who cannot be shown it must still get the draft."""
+        if draft.message is None:
+            return ()
+        try:
+            return self._manner.llm.doubt(draft.message, self._messages, **self._settings)
+        except Exception as error:
+            logger.warning("Where the doubt of a draft sits cannot be told: %s: %s", type(error).__name__, error)
+            return ()
 
     def _draft(self) -> Draft:
         llm = self._manner.llm

@@ -25,6 +25,7 @@ from semgrad_guard.model.chat_template import encode_chat, generation_prompt_pos
 from semgrad_guard.model.forcing import forced_call
 from semgrad_guard.model.generate import check_prompt
 from semgrad_guard.model.load import fingerprint, revision, template_fingerprint
+from semgrad_guard.records import Generation, TokenDoubt
 from semgrad_guard.scoring.budget import Budget
 from semgrad_guard.scoring.gradients import Norm
 from semgrad_guard.scoring.objective import Reduction
@@ -40,6 +41,7 @@ class ChatSemGrad(BatchedChatModel):
     `response_metadata["semgrad"]` of every message is `{"scores": ..., "failure": ..., "tool_calls": ...}`: the scores
     (*higher = more uncertain*; None if scoring failed), why the answer must not be trusted whatever its scores ("" if
     it may), and by their ids the tool calls, with scores of each over its name and values, and of each argument.
+    `tokens` holds the response ids beside them, and `answer_from` the place where reasoning ends among them.
     `logprobs=True` and `top_logprobs=k`, bound or with a call, add `response_metadata["logprobs"]` in OpenAI's shape.
 
     Rows of a batch go through the model together, at most `batch_size` at a time. What a model thinks before it answers
@@ -171,6 +173,24 @@ class ChatSemGrad(BatchedChatModel):
             ConfigurationError: a tool is to be called that is not among the tools.
         """
         return self.bind(**offered(tools, tool_choice), **kwargs)
+
+    def doubt(self, message: AIMessage, messages: list[BaseMessage], **settings: Any) -> tuple[TokenDoubt, ...]:
+        """Tell of an answer it gave where the doubt sits, token by token; nothing of one without tokens.
+
+        Costs a pass and one backward per token.
+
+        Args:
+            message: the answer.
+            messages: what it answers.
+            settings: those of the call that gave it: tools, stop and settings of the generation.
+        """
+        record = message.response_metadata["semgrad"]
+        tokens, start = record.get("tokens", ()), record.get("answer_from", 0)
+        if not tokens[start:]:
+            return ()
+        prompt = self._request(messages, settings.pop("stop", None), settings).prompt
+        generation = Generation(tuple(prompt), tuple(tokens), str(message.text), "stop")
+        return tuple(self._scorer.attribute(generation, start))
 
     def _answers(self, requests: Sequence[Request]) -> list[AIMessage]:
         generations = self.scorer.generate([request.prompt for request in requests], **joint_settings(requests))

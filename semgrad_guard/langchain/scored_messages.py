@@ -83,7 +83,8 @@ def _message(
         "model_name": scorer.model.config.name_or_path,
         "revision": revision(scorer.model),
         "finish_reason": generation.finish_reason,
-        "semgrad": _record(scores, failure, parsed.calls, ids),
+        "semgrad": _record(scores, failure, parsed.calls, ids)
+        | {"tokens": list(generation.response_ids), "answer_from": response.start},
     }
     if generation.log_probs is not None:
         metadata["logprobs"] = as_openai(scorer.tokenizer, generation.log_probs[response.start :])

@@ -51,6 +51,16 @@ def token_spans(
     return found
 
 
+def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """Give the text of each token where it stands, blanks before it included; joined they are the whole text.
+
+    A character made of several tokens belongs to the last of them.
+    """
+    whole = str(tokenizer.decode(list(ids)))
+    starts = [_common(str(tokenizer.decode(list(ids[:count]))), whole) for count in range(len(ids))]
+    return [whole[start:stop] for start, stop in zip(starts, [*starts[1:], len(whole)], strict=True)]
+
+
 def _common(first: str, second: str) -> int:
     """Count the characters two texts begin with alike: half a character at the end of the first is not one yet."""
     length = 0

@@ -15,8 +15,17 @@ from sqlalchemy.orm.exc import StaleDataError
 
 from semgrad_guard.errors import ConfigurationError, ReviewConflictError, ReviewError
 from semgrad_guard.review.database import Database
-from semgrad_guard.review.items import ReviewEvent, ReviewItem, ReviewStatistics, Status, labelled_examples
-from semgrad_guard.review.tables import Event, Review, having
+from semgrad_guard.review.items import (
+    Order,
+    ReviewEvent,
+    ReviewFilter,
+    ReviewItem,
+    ReviewStatistics,
+    ReviewVerdict,
+    Status,
+    labelled_examples,
+)
+from semgrad_guard.review.tables import Event, Review, having, matching
 
 T = TypeVar("T")
 _TRIES = 10
@@ -71,36 +80,61 @@ class ReviewArchive:
         decision: str | None = None,
         reviewer: str | None = None,
         contains: str | None = None,
+        only: ReviewFilter | None = None,
+        order: Order = "oldest",
         limit: int | None = 100,
         offset: int = 0,
     ) -> list[ReviewItem]:
-        """List reviews, oldest first.
+        """List reviews.
 
         Args:
             status: only those that are "pending", "claimed", "decided" or "expired".
             decision: only those decided so.
             reviewer: only those that this reviewer claimed or decided last.
             contains: only those with this in their question or draft, case aside.
+            only: all of that in one record, and more; in place of them.
+            order: "oldest" first, or "least confident" first, those without a confidence before them.
             limit: at most so many; None for all.
             offset: leave out so many before.
         """
-        if status is not None and status not in get_args(Status):
-            raise ConfigurationError(f"status={status!r}: expected one of {', '.join(get_args(Status))}.")
+        only = only or ReviewFilter(status=status, decision=decision, reviewer=reviewer, contains=contains)
+        first = [Review.confidence.asc().nulls_first()] if order == "least confident" else []
         with self._database.session() as session:
             now = self._clock()
-            query = select(Review).order_by(Review.number).limit(limit).offset(offset)
-            if status is not None:
-                query = query.where(having(status, now))
-            if decision is not None:
-                query = query.where(Review.decision == decision)
-            if reviewer is not None:
-                query = query.where(Review.reviewer == reviewer)
-            if contains is not None:
-                query = query.where(
-                    Review.question.icontains(contains, autoescape=True)
-                    | Review.draft.icontains(contains, autoescape=True)
-                )
-            return [review.item(now) for review in session.scalars(query)]
+            query = select(Review).where(*matching(only, now)).order_by(*first, Review.number)
+            return [review.item(now) for review in session.scalars(query.limit(limit).offset(offset))]
+
+    def count(self, only: ReviewFilter) -> int:
+        """Tell how many reviews there are of those."""
+        with self._database.session() as session:
+            return session.scalar(select(func.count()).where(*matching(only, self._clock()))) or 0
+
+    def neighbours(self, id_: str) -> tuple[str | None, str | None]:
+        """Give the undecided reviews that were submitted next before one and next after it; None at an end.
+
+        Raises:
+            ReviewError: there is none of that id, or no longer.
+        """
+        with self._database.session() as session:
+            now = self._clock()
+            number = found(session, id_).number
+            undecided = select(Review.id).where(having("pending", now) | having("claimed", now))
+            before = undecided.where(Review.number < number).order_by(Review.number.desc())
+            after = undecided.where(Review.number > number).order_by(Review.number)
+            return session.scalar(before.limit(1)), session.scalar(after.limit(1))
+
+    def verdicts(self) -> list[ReviewVerdict]:
+        """Tell of every decision, in the order they were made, what statistics need to know."""
+        with self._database.session() as session:
+            claims = select(Event.review_id, Event.who, func.max(Event.at)).where(Event.action == "claimed")
+            claimed = {(id_, who): at for id_, who, at in session.execute(claims.group_by(Event.review_id, Event.who))}
+            decided = select(
+                Review.id, Review.decision, Review.reviewer, Review.confidence, Review.created, Review.decided
+            ).where(Review.decision.is_not(None))
+            return [
+                ReviewVerdict.model_validate({**row, "claimed": claimed.get((row["id"], row["reviewer"]))})
+                for row in session.execute(decided.order_by(Review.decided, Review.number)).mappings()
+            ]
 
     def trail(self, id_: str) -> list[ReviewEvent]:
         """Tell who did what to a review, in order; also of one that was deleted."""

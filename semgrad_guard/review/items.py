@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
+from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.routing.routes import ReviewAnswer, ReviewRequest
 
 Status = Literal["pending", "claimed", "decided", "expired"]
+Order = Literal["oldest", "least confident"]
 
 
 class ReviewItem(BaseModel):
@@ -49,6 +51,48 @@ class ReviewEvent(BaseModel):
     at: datetime
     who: str
     action: str
+
+
+class ReviewFilter(BaseModel):
+    """Which reviews are meant; None is all of them.
+
+    `contains` is looked for in question and draft, case aside; `tool_calls` tells whether the draft has any; `least`
+    and `most` are confidences in [0, 1], and leave out what has none.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    status: Status | None = None
+    decision: str | None = None
+    reviewer: str | None = None
+    contains: str | None = None
+    tool_calls: bool | None = None
+    least: float | None = None
+    most: float | None = None
+
+    @field_validator("status", mode="before")
+    @classmethod
+    def _known(cls, status: object) -> object:
+        if status is not None and status not in get_args(Status):
+            raise ConfigurationError(f"status={status!r}: expected one of {', '.join(get_args(Status))}.")
+        return status
+
+
+class ReviewVerdict(BaseModel):
+    """A decision, as statistics see it: how sure the draft was, who decided what, and when they took it up.
+
+    `claimed` is None where they decided without having claimed it.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    decision: Literal["approve", "edit", "reject", "respond"]
+    reviewer: str
+    confidence: float | None
+    created: datetime
+    claimed: datetime | None
+    decided: datetime
 
 
 class ReviewStatistics(BaseModel):

@@ -57,13 +57,21 @@ class ReviewQueue(ReviewArchive):
 
         return self._write(work)
 
-    def claim(self, reviewer: str, lease: float = 900.0) -> ReviewItem | None:
-        """Hand the oldest pending review to a reviewer, for so many seconds; None if none is pending."""
+    def claim(self, reviewer: str, lease: float = 900.0, *, id_: str | None = None) -> ReviewItem | None:
+        """Hand the oldest pending review to a reviewer, for so many seconds, or that of an id; None if none is pending.
+
+        Raises:
+            ReviewConflictError: that of the id is not pending.
+            ReviewError: there is none of that id, or no longer.
+        """
         check(reviewer, lease)
 
         def work(session: Session, now: datetime) -> ReviewItem | None:
             oldest = select(Review).where(having("pending", now)).order_by(Review.number).limit(1)
-            review = session.scalar(oldest.with_for_update(skip_locked=True))  # SQLite has locked everything already
+            if id_ is None:  # SQLite has locked everything already
+                review = session.scalar(oldest.with_for_update(skip_locked=True))
+            elif (status := (review := found(session, id_)).status(now)) != "pending":
+                raise ReviewConflictError(_conflict(review, status))
             if review is None:
                 return None
             review.reviewer, review.lease_until = reviewer, now + timedelta(seconds=lease)

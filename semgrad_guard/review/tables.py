@@ -6,12 +6,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pydantic_core import to_jsonable_python
-from sqlalchemy import JSON, ColumnElement, DateTime, Dialect, Float, Index, String, Text, and_, or_
+from sqlalchemy import JSON, ColumnElement, DateTime, Dialect, Float, Index, String, Text, and_, cast, not_, or_
 from sqlalchemy import text as sql
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
-from semgrad_guard.review.items import ReviewEvent, ReviewItem, Status
+from semgrad_guard.review.items import ReviewEvent, ReviewFilter, ReviewItem, Status
 from semgrad_guard.routing.routes import ReviewAnswer, ReviewRequest
 
 
@@ -66,6 +66,9 @@ class Review(Base):
     decision: Mapped[str | None] = mapped_column(String(10))
     text: Mapped[str | None] = mapped_column(Text)
     decided: Mapped[datetime | None] = mapped_column(Moment)
+    doubt: Mapped[list[Any] | None] = mapped_column(JSON(none_as_null=True))  # none of what is older than the column
+    policy: Mapped[str | None] = mapped_column(Text)
+    threshold: Mapped[float | None] = mapped_column(Float)
 
     __mapper_args__ = {"version_id_col": version}  # noqa: RUF012 - SQLAlchemy reads it from the class
 
@@ -88,6 +91,7 @@ class Review(Base):
         status = self.status(now)
         held = status in ("claimed", "decided")
         asked = {name: getattr(self, name) for name in ReviewRequest.model_fields}
+        asked |= {"doubt": self.doubt or (), "policy": self.policy or ""}
         return ReviewItem(
             id=self.id,
             request=ReviewRequest.model_validate(asked),
@@ -132,3 +136,23 @@ def having(status: Status, now: datetime) -> ColumnElement[bool]:
     if status == "claimed":
         return and_(alive, Review.lease_until > now)
     return and_(alive, or_(Review.lease_until.is_(None), Review.lease_until <= now))
+
+
+def matching(only: ReviewFilter, now: datetime) -> list[ColumnElement[bool]]:
+    """Say in SQL which reviews a filter means."""
+    conditions = [] if only.status is None else [having(only.status, now)]
+    if only.decision is not None:
+        conditions.append(Review.decision == only.decision)
+    if only.reviewer is not None:
+        conditions.append(Review.reviewer == only.reviewer)
+    if only.contains is not None:
+        texts = (Review.question, Review.draft)
+        conditions.append(or_(*(text.icontains(only.contains, autoescape=True) for text in texts)))
+    if only.tool_calls is not None:
+        without = cast(Review.tool_calls, Text) == "{}"  # JSON itself cannot be compared everywhere
+        conditions.append(not_(without) if only.tool_calls else without)
+    if only.least is not None:
+        conditions.append(Review.confidence >= only.least)
+    if only.most is not None:
+        conditions.append(Review.confidence <= only.most)
+    return conditions

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from semgrad_guard.records import CallConfidence, Decision, DecisionName, Source, Step, Verdict
+from semgrad_guard.records import CallConfidence, Decision, DecisionName, Source, Step, TokenDoubt, Verdict
 
 DEFAULT_ABSTENTION = "I am not sure enough to answer that."
 
@@ -34,6 +34,7 @@ class Situation:
 
     `ask` puts another wording in the question's place and judges the new answer as one given from passages; `aask` is
     its async twin. `conversation` is what the guard was given; `record_drafts` tells whether traces may see drafts.
+    `doubt` finds out which tokens of the draft the doubt sits on, which takes about as long as another answer.
     """
 
     question: str
@@ -43,6 +44,7 @@ class Situation:
     aask: Callable[[str], Awaitable[Answer]]
     conversation: Sequence[Any] = ()
     record_drafts: bool = False
+    doubt: Callable[[], tuple[TokenDoubt, ...]] = tuple
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from semgrad_guard.errors import ConfigurationError
-from semgrad_guard.records import CallConfidence, Score, Source
+from semgrad_guard.records import CallConfidence, Score, Source, TokenDoubt
 from semgrad_guard.routing.ladder import DEFAULT_ABSTENTION, Outcome, Situation
 from semgrad_guard.routing.timeouts import await_within, call_within
 
@@ -61,7 +61,9 @@ class ReviewRequest(BaseModel):
     """What a human, or another model, is asked: the question, the draft held back, tool calls included, and why.
 
     `conversation` holds what was said in words, line by line, where that is more than the question; `tool_calls` tells
-    how sure each call of the draft is, by its id.
+    how sure each call of the draft is, by its id. `doubt` tells where the doubt sits in the draft as the model wrote
+    it, token by token; empty where that is not known. `policy` says in words what the draft had to reach, and
+    `threshold` is the number in it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -74,6 +76,9 @@ class ReviewRequest(BaseModel):
     sources: tuple[Source, ...] = ()
     tool_calls: dict[str, CallConfidence] = Field(default_factory=dict)
     conversation: tuple[str, ...] = ()
+    doubt: tuple[TokenDoubt, ...] = ()
+    policy: str = ""
+    threshold: float | None = None
 
 
 class ReviewAnswer(BaseModel):
@@ -184,7 +189,7 @@ class HumanReview(BaseModel):
 
     def attempt(self, situation: Situation) -> Outcome:
         """Ask and wait."""
-        request = review_request(situation)
+        request = review_request(situation, situation.doubt())
         if self.queue is not None:
             id_ = self.queue.submit(request)
             return self._queued(id_, self.queue.wait(id_, self.wait), situation)
@@ -195,7 +200,7 @@ class HumanReview(BaseModel):
 
     async def aattempt(self, situation: Situation) -> Outcome:
         """Ask and await."""
-        request = review_request(situation)
+        request = review_request(situation, await asyncio.to_thread(situation.doubt))
         if self.queue is not None:
             id_ = await asyncio.to_thread(self.queue.submit, request)
             return self._queued(id_, await self.queue.await_(id_, self.wait), situation)
@@ -211,7 +216,7 @@ class HumanReview(BaseModel):
         return replace(review_outcome(answer, situation), review_id=id_)
 
 
-def review_request(situation: Situation) -> ReviewRequest:
+def review_request(situation: Situation, doubt: tuple[TokenDoubt, ...] = ()) -> ReviewRequest:
     """Tell of a situation what a reviewer needs."""
     verdict = situation.draft.verdict
     return ReviewRequest(
@@ -223,6 +228,9 @@ def review_request(situation: Situation) -> ReviewRequest:
         sources=situation.sources,
         tool_calls=situation.draft.tool_calls,
         conversation=_in_words(situation.conversation),
+        doubt=doubt,
+        policy=verdict.policy,
+        threshold=verdict.threshold,
     )
 
 

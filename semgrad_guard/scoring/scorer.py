@@ -15,6 +15,7 @@ from semgrad_guard.model.generate import generate
 from semgrad_guard.model.head import Head
 from semgrad_guard.model.load import without_adapter_shell
 from semgrad_guard.model.replay import Layout
+from semgrad_guard.model.text_spans import pieces
 from semgrad_guard.records import Generation, Score, TokenDoubt
 from semgrad_guard.scoring.budget import Budget
 from semgrad_guard.scoring.engine import Pass
@@ -204,25 +205,26 @@ class SemGradScorer:
         generations = [Generation(tuple(prompt), tuple(response), "", "stop") for prompt, response in pairs]
         return self.score(generations, parameters=parameters)
 
-    def attribute(self, generation: Generation) -> list[TokenDoubt]:
-        """Tell where the doubt sits: the share of each response token in SemGrad.
+    def attribute(self, generation: Generation, start: int = 0) -> list[TokenDoubt]:
+        """Tell where the doubt sits: the share of each response token, from token `start` on, in SemGrad of those.
 
         Costs one backward per token, so ask for it where somebody is going to look.
         """
         with torch.inference_mode(False):
             replayed = self._pass([generation])
-            tokens = range(len(generation.response_ids))
+            tokens = range(start, len(generation.response_ids))
             gradients = torch.stack([replayed.token_gradients(token)[0] for token in tokens])
         parts, terms = shares(gradients, self.norm), replayed.terms
+        texts = pieces(self.tokenizer, generation.response_ids[start:])
         return [
             TokenDoubt(
                 token=generation.response_ids[token],
-                text=str(self.tokenizer.decode([generation.response_ids[token]])),
+                text=text,
                 log_prob=float(terms.log_probs[0, token]),
                 entropy=float(terms.entropies[0, token]),
-                share=float(parts[token]),
+                share=float(parts[token - start]),
             )
-            for token in tokens
+            for token, text in zip(tokens, texts, strict=True)
         ]
 
     def _score(
