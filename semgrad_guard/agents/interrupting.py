@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -45,19 +46,19 @@ class InterruptReview(BaseModel):
         """Interrupt the run; when it resumes, take the decision."""
         if not _can_resume():
             return Outcome(True, _NO_GRAPH, error=ConfigurationError(_NO_GRAPH))
-        return _decided(situation, held_back(_plain(situation)).result())
+        return _decided(situation, held_back(lambda: _plain(situation)).result())
 
     async def aattempt(self, situation: Situation) -> Outcome:
         """Async twin of `attempt`."""
         if not _can_resume():
             return Outcome(True, _NO_GRAPH, error=ConfigurationError(_NO_GRAPH))
-        return _decided(situation, await held_back(_plain(situation)))
+        return _decided(situation, await held_back(lambda: _plain(situation)))
 
 
 @task
-def held_back(held: dict[str, Any]) -> dict[str, Any]:
+def held_back(now: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Give what is held back now; in a run that resumes, LangGraph gives what was held back at first."""
-    return held
+    return now()
 
 
 def _can_resume() -> bool:
@@ -77,7 +78,7 @@ def _decided(situation: Situation, held: dict[str, Any]) -> Outcome:
 
 def _plain(situation: Situation) -> dict[str, Any]:
     """Put what is held back, and what a human is asked about it, into what any checkpointer can keep."""
-    draft, request = situation.draft, review_request(situation).model_dump()
+    draft, request = situation.draft, review_request(situation, situation.doubt()).model_dump()
     return {
         "request": from_json(to_json(request, inf_nan_mode="strings", fallback=str)),
         "verdict": draft.verdict.model_dump(mode="json"),

@@ -256,26 +256,27 @@ def _named(url: str) -> str:
 _PAGE = """\
 # The review queue under load
 
-Written by `python tests/production/queue_figures.py --items {items} --reviewers {reviewers} --page docs/queue.md`, which fails if
-anything below is not so.
+Written by `python tests/production/queue_figures.py --items {items} --reviewers {reviewers} --page docs/queue.md`, which
+fails if anything below is not so.
 
-{reviewers} processes submit {items:,} requests, each request twice and by two of them; then {reviewers} processes, each a
-reviewer, work them off at once, as fast as they can. A reviewer has {hand} reviews at a time, and decides with approve, edit,
-reject and respond in turn. One review in {released} is given back undecided; one in {overdue} is kept until its lease of {short} s
-is over, and decided on only then, which is refused if somebody else has it by then. Every reviewer notes what was claimed, when,
-what was decided, and what the queue answered. Afterwards these notes are held against the database and its trail:
+{reviewers} processes submit {items:,} requests, each request twice and by two of them; then {reviewers} processes, each
+a reviewer, work them off at once, as fast as they can. A reviewer has {hand} reviews at a time, and decides with
+approve, edit, reject and respond in turn. One review in {released} is given back undecided; one in {overdue} is kept
+until its lease of {short} s is over, and decided on only then, which is refused if somebody else has had it meanwhile.
+Every reviewer notes what was claimed, when, what was decided, and what the queue answered. Afterwards these notes are
+held against the database and its trail:
 
 - every request became one review, however often it was submitted;
 - every review is decided, exactly once, and as the one reviewer noted who was told that the decision stands;
-- nobody was handed a review while somebody else had it: by the reviewers' own clocks no two holds of a review overlap;
+- nobody was handed a review while somebody else had it: by the reviewers' clocks no two holds of a review overlap;
 - the trail of each review has these claims, returns and decisions, and no others.
 
 | | {databases} |
 |---|{rule}
 {rows}
 
-Run on {cores} cores, {machine}, Python {python}, SQLAlchemy {sqlalchemy}. The databases have their default settings: each step
-is on the disk before it counts. PostgreSQL ran on the same machine, over a socket.
+Run on {cores} cores, {machine}, Python {python}, SQLAlchemy {sqlalchemy}. The databases have their default settings:
+each step is on the disk before it counts. PostgreSQL ran on the same machine, over a socket.
 """
 
 
