@@ -135,7 +135,7 @@ class Standard:
                 f"of what passes at most {risk:g} % is wrong, with {certainty:g} % certainty, for questions like those "
                 "of the calibration"
             )
-        return f"confidence of at least {threshold:.3f}, from {self.method}; {promised}"
+        return f"confidence of at least {threshold:.3f} (method: {self.method}); {promised}"
 
     def _promise(self, kind: AnswerKind) -> dict[str, float] | None:
         """Give what the profile's own threshold promises; one that the caller has set promises nothing."""

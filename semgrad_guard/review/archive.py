@@ -107,7 +107,7 @@ class ReviewArchive:
     def count(self, only: ReviewFilter) -> int:
         """Tell how many reviews there are of those."""
         with self._database.session() as session:
-            return session.scalar(select(func.count()).where(*matching(only, self._clock()))) or 0
+            return session.scalar(select(func.count(Review.number)).where(*matching(only, self._clock()))) or 0
 
     def neighbours(self, id_: str) -> tuple[str | None, str | None]:
         """Give the undecided reviews that were submitted next before one and next after it; None at an end.
@@ -206,6 +206,10 @@ class ReviewArchive:
         examples = labelled_examples(decided)
         Path(path).write_text("".join(json.dumps(example) + "\n" for example in examples), encoding="utf-8")
         return len(examples)
+
+    def now(self) -> datetime:
+        """Tell the queue's time, in UTC."""
+        return self._clock()
 
     def close(self) -> None:
         """Close all connections."""
