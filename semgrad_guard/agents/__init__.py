@@ -1,4 +1,7 @@
-"""Agents: low-confidence tool calls never run unseen. `ConfidenceMiddleware` needs the extra `agents`."""
+"""Agents: low-confidence tool calls never run unseen.
+
+`ConfidenceMiddleware` and `InterruptReview` need the extra `agents`.
+"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,12 +10,14 @@ from semgrad_guard.agents.judging import model_node
 from semgrad_guard.extras import needs
 
 if TYPE_CHECKING:
+    from semgrad_guard.agents.interrupting import InterruptReview
     from semgrad_guard.agents.middleware import ConfidenceMiddleware
 
 __all__ = [
     "ConfidenceMiddleware",
     "FilteredCalls",
     "HeldCall",
+    "InterruptReview",
     "confidence_gate",
     "filter_tool_calls",
     "low_confidence",
@@ -21,9 +26,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import the middleware on use: everything else here works without the extra."""
-    if name != "ConfidenceMiddleware":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    with needs("agents", "ConfidenceMiddleware needs langchain"):
-        from semgrad_guard.agents.middleware import ConfidenceMiddleware
-    return ConfidenceMiddleware
+    """Import on use what needs the extra: everything else here works without."""
+    if name == "ConfidenceMiddleware":
+        with needs("agents", "ConfidenceMiddleware needs langchain"):
+            from semgrad_guard.agents.middleware import ConfidenceMiddleware
+        return ConfidenceMiddleware
+    if name == "InterruptReview":
+        with needs("agents", "InterruptReview needs langgraph"):
+            from semgrad_guard.agents.interrupting import InterruptReview
+        return InterruptReview
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

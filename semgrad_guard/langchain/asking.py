@@ -134,7 +134,7 @@ class Asking:
         try:
             return self._manner.llm.doubt(draft.message, self._messages, **self._settings)
         except Exception as error:
-            logger.warning("Where the doubt of a draft sits cannot be told: %s: %s", type(error).__name__, error)
+            logger.warning("Where the doubt of a draft sits cannot be told: %s", described(error))
             return ()
 
     def _draft(self) -> Draft:

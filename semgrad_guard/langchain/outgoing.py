@@ -15,7 +15,10 @@ def outgoing(resolution: Resolution) -> AIMessage:
 
     Raises:
         LowConfidenceError: the route that settled it wants that.
+        Exception: whatever that route has given to be raised.
     """
+    if resolution.error is not None:
+        raise resolution.error
     if resolution.raises:
         raise LowConfidenceError(resolution.decision, resolution.text or None)
     message: AIMessage = resolution.answer.message or AIMessage("")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -63,8 +64,19 @@ async def asettled(asking: Asking, draft: Answer, routes: Sequence[Route]) -> AI
 
 
 def _broken(route: Route, error: Exception) -> Outcome:
+    if _steers(error):
+        return Outcome(True, "the run is interrupted", error=error)
     logger.warning("The route %s failed: %s", route.decision, described(error))
     return Outcome(False, f"{type(error).__name__}: {error}")
+
+
+def _steers(error: Exception) -> bool:
+    """Tell whether this is no failure but LangGraph's way to steer a run: an interrupt, or an answer refused by one.
+
+    LangGraph need not be installed; nobody can raise its exceptions without having imported it.
+    """
+    theirs = sys.modules.get("langgraph.errors")
+    return theirs is not None and (isinstance(error, theirs.GraphBubbleUp) or theirs.is_invalid_resume(error))
 
 
 def _told(outcome: Outcome) -> dict[str, Any]:

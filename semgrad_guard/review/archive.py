@@ -47,7 +47,7 @@ class ReviewArchive:
         Args:
             url: "sqlite:///file.db", or "postgresql+psycopg://user@host/name".
             lifetime: seconds after which a review that nobody decided on expires; None for never.
-            busy_timeout: seconds to wait for another writer (SQLite).
+            busy_timeout: seconds to wait for another writer (SQLite), or for the server (PostgreSQL).
             clock: tells the time, aware.
 
         Raises:
@@ -220,6 +220,7 @@ class ReviewArchive:
         for _ in range(_TRIES):
             try:
                 with self._database.session(write=True) as session:
+                    session.connection()  # on SQLite it is here that others are waited for, so the time is told after
                     return work(session, self._clock())
             except (StaleDataError, IntegrityError):
                 continue
@@ -243,13 +244,18 @@ def note(session: Session, id_: str, at: datetime, who: str, action: str) -> Non
     session.add(Event(review_id=id_, at=at, who=who, action=action))
 
 
+def storable(text: str) -> str:
+    """Replace what PostgreSQL cannot keep in a text."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
 def check(reviewer: str, lease: float = 1.0) -> None:
     """Refuse a reviewer without a name, and a lease without length.
 
     Raises:
         ConfigurationError: it is one of these.
     """
-    if not reviewer.strip() or len(reviewer) > 200:
+    if not reviewer.strip() or len(reviewer) > 200 or "\0" in reviewer:
         raise ConfigurationError(f"reviewer={reviewer[:20]!r}: expected a name of 1 to 200 letters.")
     if not lease > 0:
         raise ConfigurationError(f"lease={lease}: expected seconds > 0.")

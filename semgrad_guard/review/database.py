@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import random
+import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +14,7 @@ from typing import Any
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
+from pydantic_core import to_json
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
@@ -19,6 +23,7 @@ from semgrad_guard.errors import ConfigurationError, ReviewError
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _LOCK = 7_305_264_633  # any number: PostgreSQL's advisory lock under which the schema is upgraded
+_TURN = (0.0005, 0.003)  # seconds between tries to write to SQLite
 
 
 class Database:
@@ -29,7 +34,7 @@ class Database:
 
         Args:
             url: "sqlite:///file.db" or "postgresql+psycopg://...".
-            busy_timeout: seconds to wait for another writer (SQLite).
+            busy_timeout: seconds to wait for another writer (SQLite) or for the server (PostgreSQL).
 
         Raises:
             ConfigurationError: another kind of database, one in memory, or its driver is not installed.
@@ -37,7 +42,11 @@ class Database:
         """
         self.url, self._patience = _parsed(url), busy_timeout
         self.sqlite = self.url.get_backend_name() == "sqlite"
-        arguments: dict[str, Any] = {"connect_args": {"timeout": busy_timeout}} if self.sqlite else {}
+        arguments: dict[str, Any] = {"json_serializer": _json}
+        if self.sqlite:
+            arguments["connect_args"] = {"timeout": busy_timeout}
+        elif "connect_timeout" not in self.url.query:
+            arguments["connect_args"] = {"connect_timeout": math.ceil(busy_timeout)}
         try:
             # parameters stay out of messages: they are what people asked and what was answered
             self.engine = create_engine(self.url, hide_parameters=True, pool_pre_ping=not self.sqlite, **arguments)
@@ -46,7 +55,7 @@ class Database:
                 f"{self}: its driver is not installed ({error}); for PostgreSQL: pip install 'psycopg[binary]'."
             ) from error
         if self.sqlite:
-            _keep_writers_apart(self.engine)
+            _keep_writers_apart(self.engine, busy_timeout)
             self._set_journal()
         self._upgrade()
 
@@ -58,13 +67,13 @@ class Database:
             ReviewError: the database failed, such as locked for too long, full or gone. An `IntegrityError` is passed
                 on: it tells that somebody else was faster.
         """
-        engine = self.engine.execution_options(begin="BEGIN IMMEDIATE") if write else self.engine
+        engine = self.engine.execution_options(writes=True) if write else self.engine
         try:
             with Session(engine) as session, session.begin():
                 yield session
         except IntegrityError:
             raise
-        except DBAPIError as error:
+        except (DBAPIError, sqlite3.Error) as error:
             raise self._failed(error) from error
 
     def clean(self) -> None:
@@ -123,12 +132,17 @@ class Database:
 
     def _failed(self, error: Exception) -> ReviewError:
         cause = error.orig if isinstance(error, DBAPIError) else error
-        return ReviewError(f"The review queue {self} failed: {type(cause).__name__}: {cause}")
+        return ReviewError(f"The review queue {self} failed: {type(cause).__name__}: {' '.join(str(cause).split())}")
 
     def _unclean(self, why: object) -> ReviewError:
         return ReviewError(
             f"Deleted, but {self} could not be rewritten ({why}), so that texts may be left in it. Call purge again."
         )
+
+
+def _json(value: object) -> str:
+    """Write numbers that are not finite as texts, which are read as numbers again; PostgreSQL takes no NaN in JSON."""
+    return to_json(value, inf_nan_mode="strings").decode()
 
 
 def _parsed(url: str) -> URL:
@@ -144,7 +158,7 @@ def _parsed(url: str) -> URL:
     return parsed
 
 
-def _keep_writers_apart(engine: Engine) -> None:
+def _keep_writers_apart(engine: Engine, patience: float) -> None:
     """Take SQLite's lock when a writing transaction begins, not in its middle, where waiting would be a deadlock."""
 
     @event.listens_for(engine, "connect")
@@ -153,4 +167,29 @@ def _keep_writers_apart(engine: Engine) -> None:
 
     @event.listens_for(engine, "begin")
     def begun(connection: Connection) -> None:
-        connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN"))
+        if connection.get_execution_options().get("writes"):
+            _take_turn(connection, patience)
+        else:
+            connection.exec_driver_sql("BEGIN")
+
+
+def _take_turn(connection: Connection, patience: float) -> None:
+    """Begin to write, as soon as nobody else does.
+
+    SQLite itself would wait longer and longer between tries, up to a tenth of a second for what takes two thousandths:
+    whoever came last would be served first, and nobody most of the time.
+    """
+    deadline = time.monotonic() + patience
+    driver: Any = connection.connection.dbapi_connection  # nothing between: most tries fail, and errors are dear
+    driver.execute("PRAGMA busy_timeout = 0")
+    try:
+        while True:
+            try:
+                driver.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+            time.sleep(random.uniform(*_TURN))
+    finally:
+        driver.execute(f"PRAGMA busy_timeout = {int(1000 * patience)}")

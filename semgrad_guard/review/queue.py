@@ -14,7 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from semgrad_guard.errors import ReviewConflictError
-from semgrad_guard.review.archive import ReviewArchive, check, found, note
+from semgrad_guard.review.archive import ReviewArchive, check, found, note, storable
 from semgrad_guard.review.items import ReviewItem, Status
 from semgrad_guard.review.tables import Review, having
 from semgrad_guard.routing.routes import ReviewAnswer, ReviewRequest
@@ -39,6 +39,8 @@ class ReviewQueue(ReviewArchive):
             key: what makes it the same; by default the question, draft, sources and conversation.
         """
         digest = _digest(request if key is None else key)
+        texts = {name: storable(getattr(request, name)) for name in ("question", "draft", "reason")}
+        request = request.model_copy(update=texts)
 
         def work(session: Session, now: datetime) -> str:
             review = session.scalar(select(Review).where(Review.key == digest))
@@ -117,6 +119,8 @@ class ReviewQueue(ReviewArchive):
             ValidationError: (of pydantic) the decision is none, or lacks the text it needs.
         """
         answer = ReviewAnswer.of(decision)
+        if answer.text is not None:
+            answer = answer.model_copy(update={"text": storable(answer.text)})
         check(reviewer)
 
         def work(session: Session, now: datetime) -> ReviewItem:

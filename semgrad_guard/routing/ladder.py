@@ -53,7 +53,8 @@ class Outcome:
 
     `answer` is the model's new answer where the route got one; `sources` are passages it found. `as_drafted` sends the
     answer out as the model gave it, tool calls included; with `raises`, the caller gets an error instead, and `text`
-    is what it may know of the draft. `review_id` names the review in a queue, if the route put one there.
+    is what it may know of the draft. `review_id` names the review in a queue, if the route put one there. `error` is
+    raised as it is in the place of any answer, such as what interrupts a graph.
     """
 
     settled: bool
@@ -64,6 +65,7 @@ class Outcome:
     as_drafted: bool = False
     raises: bool = False
     review_id: str | None = None
+    error: Exception | None = None
 
 
 @runtime_checkable
@@ -94,7 +96,7 @@ class Resolution:
     """How it ended: the text to return, the model's answer it is about, and the decision to record.
 
     `as_drafted` tells that the answer goes out as the model gave it; else nothing of it does but `text`. With `raises`,
-    nothing goes out.
+    or an `error`, nothing goes out.
     """
 
     text: str
@@ -102,6 +104,7 @@ class Resolution:
     decision: Decision
     as_drafted: bool
     raises: bool
+    error: Exception | None
 
 
 def climb(draft: Answer, routes: Sequence[Route]) -> Generator[tuple[Route, tuple[Source, ...]], Outcome, Resolution]:
@@ -150,4 +153,4 @@ def _resolve(
         guarantee=verdict.guarantee if outcome.as_drafted else None,
         review_id=outcome.review_id,
     )
-    return Resolution(outcome.text, answer, decision, outcome.as_drafted, outcome.raises)
+    return Resolution(outcome.text, answer, decision, outcome.as_drafted, outcome.raises, outcome.error)

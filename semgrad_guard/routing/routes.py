@@ -196,7 +196,7 @@ class HumanReview(BaseModel):
         if self.callback is None:
             return Outcome(False, "HumanReview has an acallback only; call the guard with ainvoke")
         callback = self.callback
-        return _outcome(call_within(self.timeout, lambda: callback(request)), situation)
+        return review_outcome(call_within(self.timeout, lambda: callback(request)), situation)
 
     async def aattempt(self, situation: Situation) -> Outcome:
         """Ask and await."""
@@ -205,15 +205,15 @@ class HumanReview(BaseModel):
             id_ = await asyncio.to_thread(self.queue.submit, request)
             return self._queued(id_, await self.queue.await_(id_, self.wait), situation)
         if self.acallback is not None:
-            return _outcome(await await_within(self.timeout, self.acallback(request)), situation)
+            return review_outcome(await await_within(self.timeout, self.acallback(request)), situation)
         if self.callback is None:  # __init__ refuses this; for the type checker
             return Outcome(False, "HumanReview has nobody to ask")
-        return _outcome(await await_within(self.timeout, asyncio.to_thread(self.callback, request)), situation)
+        return review_outcome(await await_within(self.timeout, asyncio.to_thread(self.callback, request)), situation)
 
     def _queued(self, id_: str, answer: ReviewAnswer | None, situation: Situation) -> Outcome:
         if answer is None:
             return Outcome(True, f"pending: review {id_}", self.pending, review_id=id_)
-        return replace(_outcome(answer, situation), review_id=id_)
+        return replace(review_outcome(answer, situation), review_id=id_)
 
 
 def review_request(situation: Situation, doubt: tuple[TokenDoubt, ...] = ()) -> ReviewRequest:
@@ -243,7 +243,12 @@ def _in_words(conversation: Sequence[Any]) -> tuple[str, ...]:
     )
 
 
-def _outcome(given: object, situation: Situation) -> Outcome:
+def review_outcome(given: object, situation: Situation) -> Outcome:
+    """Settle with what a human decides about the situation's draft.
+
+    Raises:
+        ValidationError: (of pydantic) that is no decision.
+    """
     answer = ReviewAnswer.of(given)
     reason = f"reviewer: {answer.decision}"
     if answer.decision == "approve":

@@ -1,28 +1,27 @@
-"""The review queue on PostgreSQL. Runs where SEMGRAD_GUARD_POSTGRES is the URL of a database that it may use."""
+"""The review queue on PostgreSQL: on a server of its own, or in the database that SEMGRAD_GUARD_POSTGRES names."""
 
-import os
+import math
 from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from scripted import score
 from sqlalchemy.exc import DBAPIError
 
 from semgrad_guard import ReviewAnswer, ReviewConflictError, ReviewRequest
 from semgrad_guard.review import ReviewQueue
 from semgrad_guard.review.tables import Base
 
-URL = os.environ.get("SEMGRAD_GUARD_POSTGRES", "")
-pytestmark = pytest.mark.skipif(not URL, reason="needs a PostgreSQL server")
 REVIEWERS = 8
 
 
 @pytest.fixture(scope="module")
-def queues():
+def queues(postgres_url):
     """One queue for each reviewer, opened at once, so that all want to make the tables."""
     with ThreadPoolExecutor(REVIEWERS) as threads:
-        opened = list(threads.map(lambda _: ReviewQueue(URL), range(REVIEWERS)))
+        opened = list(threads.map(lambda _: ReviewQueue(postgres_url), range(REVIEWERS)))
     yield opened
     opened[0].purge(0, "the test")
     for queue in opened:
@@ -66,6 +65,20 @@ def test_one_of_many_decisions_at_once_stands(queues):
             (stands,) = [number for number in threads.map(decide, range(REVIEWERS)) if number is not None]
         assert queues[0].get(id_).text == str(stands)
         assert [event.action for event in queues[0].trail(id_)] == ["submitted", "respond"]
+
+
+def test_numbers_that_are_not_finite_and_texts_with_nul_are_kept(queues):
+    asked = request("a\0b").model_copy(update={"draft": "c\0", "scores": score(math.nan, nll=math.inf)})
+    id_ = queues[0].submit(asked)
+    assert queues[0].submit(asked) == id_
+    kept = queues[1].get(id_).request
+    assert (kept.question, kept.draft) == ("a\N{REPLACEMENT CHARACTER}b", "c\N{REPLACEMENT CHARACTER}")
+    assert math.isnan(kept.scores.semgrad)
+    assert kept.scores.nll == math.inf
+    for _ in range(2):
+        decided = queues[0].decide(id_, ReviewAnswer(decision="edit", text="d\0"), "ann")
+    assert decided.text == "d\N{REPLACEMENT CHARACTER}"
+    assert [event.action for event in queues[0].trail(id_)] == ["submitted", "edit"]
 
 
 @pytest.mark.parametrize("change", ["UPDATE review_events SET who = 'nobody'", "DELETE FROM review_events"])
