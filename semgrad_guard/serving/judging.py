@@ -1,0 +1,134 @@
+"""How sure answers are: the record beside an answer of the model, and answers from elsewhere, scored."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from langchain_core.messages import convert_to_messages
+
+from semgrad_guard.calibration.verdict import Standard
+from semgrad_guard.errors import BudgetError, ConfigurationError, EmptyResponseError, PromptTooLongError, SemGradError
+from semgrad_guard.langchain.guard import SemGradGuard
+from semgrad_guard.langchain.messages import to_template
+from semgrad_guard.model.chat_template import encode_chat
+from semgrad_guard.model.check import check_sequences
+from semgrad_guard.records import Decision, Generation, Score, TokenDoubt, Verdict
+from semgrad_guard.scoring.scorer import SemGradScorer
+from semgrad_guard.serving.work import Judgement, Limits, ScoreAnswer, ScoreJob, Usage
+from semgrad_guard.version import VERSION
+
+logger = logging.getLogger(__name__)
+
+_MOST_ATTRIBUTED = 256  # response tokens; each costs a backward
+
+
+def judgement(guard: SemGradGuard, decision: Decision) -> Judgement:
+    """Give the record beside an answer of a guard."""
+    unscored = not guard.llm.scored
+    return Judgement(
+        score=_score(decision.scores, decision.method),
+        confidence=None if unscored else decision.confidence,
+        calibrated=guard.profile is not None,
+        decision="unscored" if unscored else decision.decision,
+        version=VERSION,
+        **decision.model_dump(
+            include={"threshold", "method", "reason", "guarantee", "sources", "tool_calls", "review_id"}
+        ),
+    )
+
+
+def scored(guard: SemGradGuard, jobs: Sequence[ScoreJob], limits: Limits) -> list[ScoreAnswer | SemGradError]:
+    """Score answers from elsewhere in one pass, and judge each; what cannot be scored is not sure, and says why.
+
+    Gives the error where a job cannot be scored as it was given.
+    """
+    given = [_generation(guard, job, limits) for job in jobs]
+    sound = [generation for generation in given if isinstance(generation, Generation)]
+    scores = iter(_scores(guard.llm.scorer, sound))
+    return [
+        generation if isinstance(generation, SemGradError) else _answer(guard, job, generation, *next(scores))
+        for job, generation in zip(jobs, given, strict=True)
+    ]
+
+
+def _generation(guard: SemGradGuard, job: ScoreJob, limits: Limits) -> Generation | SemGradError:
+    tokenizer = guard.llm.tokenizer
+    try:
+        if not guard.llm.scored:
+            raise ConfigurationError("The service was started without scoring.")
+        if job.threshold is not None and guard.profile is None:
+            raise ConfigurationError("A threshold is on confidence, and this model is served without a profile.")
+        if job.prompt_ids is not None:
+            prompt = list(job.prompt_ids)
+        elif job.prompt is not None:
+            prompt = tokenizer(job.prompt, add_special_tokens=False)["input_ids"]
+        else:
+            prompt = encode_chat(tokenizer, to_template(convert_to_messages(list(job.messages or ()))))
+        response = list(job.response_ids or ())
+        if job.response is not None:
+            ids, end = tokenizer(job.response, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id
+            response = [*ids, *([end] if ids and end is not None else [])]
+        if not response:
+            raise EmptyResponseError("The response is empty; expected some text or ids.")
+        most = min(limits.response_tokens, _MOST_ATTRIBUTED) if job.tokens else limits.response_tokens
+        for what, ids, allowed in (("prompt", prompt, limits.prompt_tokens), ("response", response, most)):
+            if len(ids) > allowed:
+                raise PromptTooLongError(f"The {what} has {len(ids)} tokens; at most {allowed} are allowed here.")
+        check_sequences(guard.llm.model, [prompt], [response])
+    except SemGradError as error:
+        return error
+    return Generation(tuple(prompt), tuple(response), job.response or "", "stop")
+
+
+def _scores(scorer: SemGradScorer, generations: Sequence[Generation]) -> list[tuple[Score | None, Exception | None]]:
+    try:
+        return [(score, None) for score in scorer.score(generations)]
+    except Exception as error:  # fail closed; one of them must not take the others with it
+        if len(generations) > 1:
+            return [found for generation in generations for found in _scores(scorer, [generation])]
+        logger.warning("Scoring failed: %s", type(error).__name__)
+        return [(None, error)]
+
+
+def _answer(
+    guard: SemGradGuard, job: ScoreJob, generation: Generation, score: Score | None, error: Exception | None
+) -> ScoreAnswer | SemGradError:
+    if isinstance(error, SemGradError) and not isinstance(error, BudgetError):
+        return error
+    threshold = guard.threshold if job.threshold is None else job.threshold
+    standard = Standard(guard.profile, threshold, guard.score_threshold, guard.method)
+    failure = "" if error is None else f"scoring failed: {type(error).__name__}: {error}"
+    verdict = standard.judge(score, failure, "grounded" if job.grounded else "answer")
+    return ScoreAnswer(
+        judgement=_judgement(guard, verdict),
+        scores=None if score is None else score.model_dump(mode="json"),
+        tokens=_doubts(guard.llm.scorer, generation) if job.tokens and score is not None else None,
+        usage=Usage(prompt=len(generation.prompt_ids), completion=len(generation.response_ids)),
+    )
+
+
+def _judgement(guard: SemGradGuard, verdict: Verdict) -> Judgement:
+    return Judgement(
+        score=_score(verdict.scores, verdict.method),
+        calibrated=guard.profile is not None,
+        decision="pass" if verdict.passed else "abstain",
+        version=VERSION,
+        **verdict.model_dump(include={"confidence", "threshold", "method", "reason", "guarantee"}),
+    )
+
+
+def _doubts(scorer: SemGradScorer, generation: Generation) -> tuple[TokenDoubt, ...] | None:
+    try:
+        return tuple(scorer.attribute(generation))
+    except Exception as error:  # the answer is judged already; where its doubt sits is an extra
+        logger.warning("No attribution: %s", type(error).__name__)
+        return None
+
+
+def _score(scores: Score | None, method: str) -> float | None:
+    """Give the raw score that a method names, or SemGrad; None where there is none, or it is not finite."""
+    value: Any = None if scores is None else getattr(scores, method, scores.semgrad)
+    return value if value is not None and math.isfinite(value) else None
