@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from langchain_core.messages import convert_to_messages
+from transformers import PreTrainedTokenizerBase
 
 from semgrad_guard.calibration.verdict import Standard
 from semgrad_guard.errors import BudgetError, ConfigurationError, EmptyResponseError, PromptTooLongError, SemGradError
@@ -23,6 +24,9 @@ from semgrad_guard.version import VERSION
 logger = logging.getLogger(__name__)
 
 _MOST_ATTRIBUTED = 256  # response tokens; each costs a backward
+# An answer's surprise beyond the entropy met on its way, in nats: below 0 for whatever the model finds likeliest, token
+# by token. Confidence is about the model's own answers, so one that it would hardly give has none.
+_MOST_SURPRISING = 3.0
 
 
 def judgement(guard: SemGradGuard, decision: Decision) -> Judgement:
@@ -61,16 +65,14 @@ def _generation(guard: SemGradGuard, job: ScoreJob, limits: Limits) -> Generatio
             raise ConfigurationError("The service was started without scoring.")
         if job.threshold is not None and guard.profile is None:
             raise ConfigurationError("A threshold is on confidence, and this model is served without a profile.")
+        turns = to_template(convert_to_messages(list(job.messages))) if job.messages is not None else []
         if job.prompt_ids is not None:
             prompt = list(job.prompt_ids)
         elif job.prompt is not None:
             prompt = tokenizer(job.prompt, add_special_tokens=False)["input_ids"]
         else:
-            prompt = encode_chat(tokenizer, to_template(convert_to_messages(list(job.messages or ()))))
-        response = list(job.response_ids or ())
-        if job.response is not None:
-            ids, end = tokenizer(job.response, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id
-            response = [*ids, *([end] if ids and end is not None else [])]
+            prompt = encode_chat(tokenizer, turns)
+        response = list(job.response_ids or ()) if job.response is None else _written(tokenizer, turns, job.response)
         if not response:
             raise EmptyResponseError("The response is empty; expected some text or ids.")
         most = min(limits.response_tokens, _MOST_ATTRIBUTED) if job.tokens else limits.response_tokens
@@ -81,6 +83,21 @@ def _generation(guard: SemGradGuard, job: ScoreJob, limits: Limits) -> Generatio
     except SemGradError as error:
         return error
     return Generation(tuple(prompt), tuple(response), job.response or "", "stop")
+
+
+def _written(tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, Any]], text: str) -> list[int]:
+    """Encode a response as the model would write it, end of turn included: as the chat template goes on, if it does."""
+    if not text.strip():
+        return []
+    end = tokenizer.eos_token_id
+    if turns:
+        prompt = encode_chat(tokenizer, turns)
+        answer = {"role": "assistant", "content": text}
+        whole = encode_chat(tokenizer, [*turns, answer], add_generation_prompt=False)
+        rest = whole[len(prompt) :]
+        if whole[: len(prompt)] == prompt and end in rest:
+            return rest[: rest.index(end) + 1]
+    return [*tokenizer(text, add_special_tokens=False)["input_ids"], *([] if end is None else [end])]
 
 
 def _scores(scorer: SemGradScorer, generations: Sequence[Generation]) -> list[tuple[Score | None, Exception | None]]:
@@ -100,13 +117,24 @@ def _answer(
         return error
     threshold = guard.threshold if job.threshold is None else job.threshold
     standard = Standard(guard.profile, threshold, guard.score_threshold, guard.method)
-    failure = "" if error is None else f"scoring failed: {type(error).__name__}: {error}"
+    failure = _surprise(score) if error is None else f"scoring failed: {type(error).__name__}: {error}"
     verdict = standard.judge(score, failure, "grounded" if job.grounded else "answer")
     return ScoreAnswer(
         judgement=_judgement(guard, verdict),
         scores=None if score is None else score.model_dump(mode="json"),
         tokens=_doubts(guard.llm.scorer, generation) if job.tokens and score is not None else None,
         usage=Usage(prompt=len(generation.prompt_ids), completion=len(generation.response_ids)),
+    )
+
+
+def _surprise(score: Score | None) -> str:
+    """Say why an answer cannot be the model's own, if it hardly can."""
+    expected = 0.0 if score is None else score.mean_entropy * score.length
+    if score is None or not score.nll - expected > _MOST_SURPRISING:
+        return ""
+    return (
+        f"the model would hardly give this answer itself: its log-probability is {-score.nll:.1f} nats, where about "
+        f"{-expected:.1f} was to be expected"
     )
 
 
