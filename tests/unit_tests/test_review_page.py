@@ -19,7 +19,7 @@ from semgrad_guard.review import ReviewQueue
 from semgrad_guard.review.items import ReviewFilter, ReviewVerdict
 from semgrad_guard.review.page import application, words
 from semgrad_guard.review.page.attempts import Attempts
-from semgrad_guard.review.page.statistics import bands, risk_coverage, shares
+from semgrad_guard.review.page.statistics import bands, risk_coverage, shares, thinned
 
 TOKEN = "a-token-of-some-length"
 HOST = "http://127.0.0.1"
@@ -632,6 +632,14 @@ def test_risk_and_coverage_by_hand():
     # the surest alone: none of 1; two: 1 of 2; both of 0.5 together: 2 of 4; all: 3 of 5
     assert risk_coverage(decided) == [(0.2, 0.0), (0.4, 0.5), (0.8, 0.5), (1.0, 0.6)]
     assert risk_coverage([]) == []
+
+
+def test_a_long_curve_is_thinned_and_keeps_its_end():
+    curve = [(place / 1050, 0.5) for place in range(1, 1051)]
+    assert thinned(curve[:100]) == curve[:100]
+    assert thinned([]) == []
+    assert len(thinned(curve)) == 96
+    assert thinned(curve)[-1] == curve[-1]
 
 
 def test_bands_of_confidence_by_hand():
