@@ -235,12 +235,16 @@ def _serve(built: ASGIApp, listening: socket.socket) -> None:
     """Serve until interrupted; requests that are being answered may end."""
     with needs("review", "The review page needs uvicorn"):
         import uvicorn
+
+        from semgrad_guard.web.patient import Patient
     config = uvicorn.Config(
         built,
         log_level="warning",
         access_log=False,  # addresses hold what was searched for
         server_header=False,
         proxy_headers=False,
+        http=Patient,
+        ws="none",
         limit_concurrency=100,
         timeout_graceful_shutdown=10,
     )

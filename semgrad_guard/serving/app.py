@@ -62,6 +62,7 @@ def application(engine: Engine, terms: Terms | None = None, metrics: Metrics | N
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
     )
     shape_errors(app)
     told_of_one, waits = responses(404), responses(404, 429, 500, 503, 504)

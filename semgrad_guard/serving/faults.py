@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import traceback
-import uuid
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -16,9 +13,8 @@ from semgrad_guard.errors import ConfigurationError, EmptyResponseError, PromptT
 from semgrad_guard.observability.metrics import Failure
 from semgrad_guard.serving.engine import BusyError, StoppingError
 from semgrad_guard.serving.replies import Failed
+from semgrad_guard.web.contained import Contained, logged
 from semgrad_guard.web.shelter import refusal
-
-logger = logging.getLogger(__name__)
 
 # Of what a job can fail with: the job's own fault, whose message is for whoever sent it.
 _OWN_FAULT = (ConfigurationError, EmptyResponseError, PromptTooLongError, TokenPositionError)
@@ -88,22 +84,21 @@ def told(error: Exception) -> Response:
         return refusal(504, "deadline_exceeded", str(error), "server_error")
     if isinstance(error, GoneError):
         return Response(status_code=499)  # nobody reads it
-    id_ = uuid.uuid4().hex
-    # The frames without the error's own text, which may hold what was asked.
-    frames = "".join(traceback.format_tb(error.__traceback__))
-    logger.error("Request %s failed: %s\n%s", id_, type(error).__name__, frames)
-    return refusal(500, "internal_error", f"The service failed; its log has more under {id_}.", "server_error")
+    failed = f"The service failed; its log has more under {logged(error)}."
+    return refusal(500, "internal_error", failed, "server_error")
 
 
 def shape_errors(app: FastAPI) -> None:
     """Let an application answer what it refuses by itself in the same shape."""
+    app.add_middleware(Contained, answer=told)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if part != "body")
+        _, *path = first["loc"] if first["type"] != "json_invalid" else ("body",)
+        place = ".".join(brief(str(part)) for part in path[:_DEEPEST])
         text = _SAID.get(first["type"], str(first["msg"]).removeprefix("Value error, "))
-        return refusal(400, "invalid_request", f"{place}: {text}" if place else text)
+        return refusal(400, "invalid_request", f"{place or 'The body'}: {text}")
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
@@ -116,6 +111,16 @@ def shape_errors(app: FastAPI) -> None:
 _SAID = {
     "extra_forbidden": "this parameter is not known or not supported here; leave it out",
     "missing": "this is required",
-    "json_invalid": "The body is no JSON.",
+    "json_invalid": "this is no JSON",
     "finite_number": "expected a finite number",
+    "model_attributes_type": "expected a JSON object, sent as application/json",
+    "union_tag_invalid": "expected the role system, developer, user, assistant or tool",
+    "union_tag_not_found": "a message needs a role",
+    "string_unicode": "expected text without half surrogate pairs",
 }
+_DEEPEST, _LONGEST = 10, 64
+
+
+def brief(name: str) -> str:
+    """Shorten what a client has named, for it is told again."""
+    return name if len(name) <= _LONGEST else f"{name[:_LONGEST]}…"

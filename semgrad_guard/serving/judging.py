@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from semgrad_guard.errors import (
     PromptTooLongError,
     SemGradError,
     TokenPositionError,
+    described,
 )
 from semgrad_guard.langchain.guard import SemGradGuard
 from semgrad_guard.langchain.messages import to_template
@@ -34,21 +36,29 @@ _MOST_ATTRIBUTED = 256  # response tokens; each costs a backward
 # An answer's surprise beyond the entropy met on its way, in nats: below 0 for whatever the model finds likeliest, token
 # by token. Confidence is about the model's own answers, so one that it would hardly give has none.
 _MOST_SURPRISING = 3.0
+_FAILURE = re.compile(r"((?:no answer|scoring failed): \w+): .*", re.DOTALL)
 
 
-def judgement(guard: SemGradGuard, decision: Decision) -> Judgement:
-    """Give the record beside an answer of a guard."""
+def judgement(guard: SemGradGuard, decision: Decision, *, with_calls: bool) -> Judgement:
+    """Give the record beside an answer of a guard; of tool calls that do not go out, it tells nothing."""
     unscored = not guard.llm.scored
     return Judgement(
         score=_score(decision.scores, decision.method),
         confidence=None if unscored else decision.confidence,
         calibrated=guard.profile is not None,
         decision="unscored" if unscored else decision.decision,
+        reason=_reason(decision),
+        tool_calls=decision.tool_calls if with_calls else {},
         version=VERSION,
-        **decision.model_dump(
-            include={"threshold", "method", "reason", "guarantee", "sources", "tool_calls", "review_id"}
-        ),
+        **decision.model_dump(include={"threshold", "method", "guarantee", "sources", "review_id"}),
     )
+
+
+def _reason(decision: Decision) -> str:
+    """Say why, with the kinds of failures only: their own texts may quote what was asked, or a draft."""
+    reason = _FAILURE.sub(r"\1", decision.reason)
+    failed = [step.reason.partition(":")[0] for step in decision.steps if step.name == "review" and not step.settled]
+    return "; ".join([reason, *(f"no review: {kind}" for kind in failed)])
 
 
 def scored(guard: SemGradGuard, jobs: Sequence[ScoreJob], limits: Limits) -> list[ScoreAnswer | SemGradError]:
@@ -117,7 +127,7 @@ def _scores(scorer: SemGradScorer, generations: Sequence[Generation]) -> list[tu
     except Exception as error:  # fail closed; one of them must not take the others with it
         if len(generations) > 1:
             return [found for generation in generations for found in _scores(scorer, [generation])]
-        logger.warning("Scoring failed: %s", type(error).__name__)
+        logger.warning("Scoring failed: %s", described(error))
         return [(None, error)]
 
 
@@ -128,7 +138,7 @@ def _answer(
         return error
     threshold = guard.threshold if job.threshold is None else job.threshold
     standard = Standard(guard.profile, threshold, guard.score_threshold, guard.method)
-    failure = _surprise(score) if error is None else f"scoring failed: {type(error).__name__}: {error}"
+    failure = _surprise(score) if error is None else f"scoring failed: {type(error).__name__}"
     verdict = standard.judge(score, failure, "grounded" if job.grounded else "answer")
     return ScoreAnswer(
         judgement=_judgement(guard, verdict),
@@ -163,7 +173,7 @@ def _doubts(scorer: SemGradScorer, generation: Generation) -> tuple[TokenDoubt, 
     try:
         return tuple(scorer.attribute(generation))
     except Exception as error:  # the answer is judged already; where its doubt sits is an extra
-        logger.warning("No attribution: %s", type(error).__name__)
+        logger.warning("No attribution: %s", described(error))
         return None
 
 

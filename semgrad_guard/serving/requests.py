@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from semgrad_guard.serving.turns import LONGEST, MOST_TOOLS, Given, NamedTool, Tool, Turns, plain, unsupported
+from semgrad_guard.serving.turns import LONGEST, MOST_TOOLS, Given, NamedTool, Tool, Turns, few, plain, unsupported
 from semgrad_guard.serving.work import ChatJob, Policy, PolicyName, Sampling, ScoreJob
 
 _MOST_STOPS, _MOST_CHOICES = 4, 8
@@ -16,7 +16,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Stop = Annotated[str, Field(min_length=1, max_length=100)]
 Tokens = Annotated[int, Field(ge=1, le=1_000_000)]
-Ids = Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(min_length=1, max_length=LONGEST)]
+Ids = Annotated[
+    list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(min_length=1, max_length=LONGEST, fail_fast=True)
+]
 Words = Annotated[str, Field(min_length=1, max_length=LONGEST)]
 ModelName = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -54,7 +56,7 @@ class ChatRequest(Given):
 
     model: ModelName
     messages: Turns
-    tools: Annotated[list[Tool], Field(min_length=1, max_length=MOST_TOOLS)] | None = None
+    tools: Annotated[list[Tool], Field(min_length=1, max_length=MOST_TOOLS, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     n: Annotated[int, Field(ge=1, le=_MOST_CHOICES)] | None = None
@@ -71,12 +73,12 @@ class ChatRequest(Given):
     response_format: ResponseFormat | None = None
     presence_penalty: Annotated[float | None, unsupported("presence_penalty")] = None
     frequency_penalty: Annotated[float | None, unsupported("frequency_penalty")] = None
-    logit_bias: Annotated[dict[str, float] | None, unsupported("logit_bias")] = None
+    logit_bias: Annotated[dict[str, float] | None, BeforeValidator(few), unsupported("logit_bias")] = None
     modalities: list[Literal["text"]] | None = None
     service_tier: Literal["auto", "default"] | None = None
     store: Annotated[bool | None, unsupported("store")] = None
     user: Annotated[str, Field(max_length=200)] | None = None
-    metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
+    metadata: Annotated[dict[str, str], BeforeValidator(few), Field(max_length=16)] | None = None
     semgrad: SemGradOptions = SemGradOptions()
 
     @model_validator(mode="after")

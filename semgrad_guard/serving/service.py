@@ -16,7 +16,7 @@ from starlette.responses import Response, StreamingResponse
 from semgrad_guard.observability.metrics import Metrics
 from semgrad_guard.serving import replies
 from semgrad_guard.serving.engine import Engine
-from semgrad_guard.serving.faults import DeadlineError, GoneError, RefusedError, failure_of, told
+from semgrad_guard.serving.faults import DeadlineError, GoneError, RefusedError, brief, failure_of, told
 from semgrad_guard.serving.requests import ChatRequest, ScoreRequest
 from semgrad_guard.serving.work import ChatAnswer, ChatJob, Judgement, PolicyName, Record
 
@@ -59,7 +59,7 @@ class Service:
     def check_model(self, name: str) -> None:
         """Refuse any model but the one that is served."""
         if name != (own := self.engine.card.id):
-            raise RefusedError(404, "model_not_found", f"The model {name!r} is not served here; {own!r} is.")
+            raise RefusedError(404, "model_not_found", f"The model {brief(name)!r} is not served here; {own!r} is.")
 
     async def chat(self, asked: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 LONGEST = 200_000  # characters of a text; what counts in the end are tokens
-_MOST_MESSAGES, MOST_TOOLS = 256, 64
+_MOST_MESSAGES, MOST_TOOLS, _MOST_FIELDS, _DEEPEST = 256, 64, 64, 32
 
 
 def unsupported(what: str) -> Any:
@@ -22,6 +22,29 @@ def unsupported(what: str) -> Any:
     return AfterValidator(refuse)
 
 
+def few(value: Any) -> Any:
+    """Refuse more fields than anything here has, before each is looked at; what is wrong with each would be noted."""
+    if isinstance(value, dict) and len(value) > _MOST_FIELDS:
+        raise ValueError(f"there are {len(value)} fields; at most {_MOST_FIELDS} are allowed")
+    return value
+
+
+def _sound(value: dict[str, Any]) -> dict[str, Any]:
+    """Refuse what cannot be written again, for the model to read."""
+    if _deeper(value, _DEEPEST):
+        raise ValueError(f"this is nested too deep; at most {_DEEPEST} levels are allowed")
+    try:
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except ValueError as error:
+        raise ValueError("expected finite numbers, and texts without half surrogate pairs") from error
+    return value
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels < 0 or any(_deeper(part, levels - 1) for part in parts)
+
+
 Text = Annotated[str, Field(max_length=LONGEST)]
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-zA-Z0-9_.-]+$")]
 
@@ -31,6 +54,11 @@ class Given(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _has_few_fields(cls, value: Any) -> Any:
+        return few(value)
+
 
 class TextPart(Given):
     """A part of a message; only texts are read."""
@@ -39,7 +67,7 @@ class TextPart(Given):
     text: Text
 
 
-Content = Text | Annotated[list[TextPart], Field(min_length=1, max_length=_MOST_MESSAGES)]
+Content = Text | Annotated[list[TextPart], Field(min_length=1, max_length=_MOST_MESSAGES, fail_fast=True)]
 
 
 class FunctionCall(Given):
@@ -56,6 +84,7 @@ class FunctionCall(Given):
             raise ValueError("arguments are no JSON") from error
         if not isinstance(found, dict):
             raise ValueError("arguments are no JSON object")
+        _sound(found)
         return self
 
 
@@ -94,7 +123,7 @@ class AssistantTurn(Given):
     annotations: None = None
     audio: None = None
     function_call: None = None
-    tool_calls: Annotated[list[CalledTool], Field(max_length=MOST_TOOLS)] | None = None
+    tool_calls: Annotated[list[CalledTool], Field(max_length=MOST_TOOLS, fail_fast=True)] | None = None
 
     @model_validator(mode="after")
     def _says_something(self) -> AssistantTurn:
@@ -112,7 +141,7 @@ class ToolTurn(Given):
 
 
 Turn = Annotated[SystemTurn | UserTurn | AssistantTurn | ToolTurn, Field(discriminator="role")]
-Turns = Annotated[list[Turn], Field(min_length=1, max_length=_MOST_MESSAGES)]
+Turns = Annotated[list[Turn], Field(min_length=1, max_length=_MOST_MESSAGES, fail_fast=True)]
 
 
 def plain(turns: list[Turn]) -> tuple[dict[str, Any], ...]:
@@ -125,7 +154,7 @@ class Function(Given):
 
     name: Name
     description: Text | None = None
-    parameters: dict[str, JsonValue] | None = None
+    parameters: Annotated[dict[str, Any], AfterValidator(_sound)] | None = None
     strict: Annotated[bool | None, unsupported("strict")] = None
 
 

@@ -226,7 +226,7 @@ class Worker:
         )
         return ChatAnswer(
             text=str(message.content),
-            judgement=judgement(self._guard, Decision.model_validate(metadata["semgrad"])),
+            judgement=judgement(self._guard, Decision.model_validate(metadata["semgrad"]), with_calls=bool(calls)),
             finish_reason="tool_calls" if calls else metadata.get("finish_reason", "stop"),
             reasoning=str(message.additional_kwargs.get("reasoning_content", "")),
             tool_calls=calls,

@@ -5,6 +5,7 @@ Pure ASGI, so that streams pass through untouched and whatever the application d
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -25,6 +26,7 @@ def sheltered(
     keys: ApiKeys | None = None,
     open_paths: Collection[str] = (),
     max_bytes: int = 1_000_000,
+    patience: float = 30.0,
     policy: str = NOTHING,
 ) -> ASGIApp:
     """Put an application behind all of it.
@@ -35,12 +37,47 @@ def sheltered(
         keys: who gets in; None or none: everybody.
         open_paths: paths that need no key.
         max_bytes: the longest body that is read.
+        patience: seconds within which it must have come.
         policy: the Content-Security-Policy of every answer; by default nothing may be loaded or shown in a frame.
     """
-    inner: ASGIApp = BodyLimit(app, max_bytes)
+    inner: ASGIApp = BodyLimit(app, max_bytes, patience)
     if keys:
         inner = KeyGate(inner, keys, frozenset(open_paths))
-    return CarefulHeaders(TrustedHostMiddleware(inner, list(hosts), www_redirect=False), policy)
+    return CarefulHeaders(HostGate(inner, hosts), policy)
+
+
+class HostGate:
+    """Answers 400 to whoever asks for another host, or names several."""
+
+    def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
+        """Guard an application."""
+        self._app, self._hosts = app, list(hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the request through, or not."""
+        if scope["type"] == "lifespan" or await self._knows(scope):
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            await refusal(400, "invalid_host", "The Host header names no host of this service.")(scope, receive, send)
+
+    async def _knows(self, scope: Scope) -> bool:
+        """Ask Starlette's own check, whose refusal is a plain text."""
+        known = False
+
+        async def reached(scope: Scope, receive: Receive, send: Send) -> None:
+            nonlocal known
+            known = len(Headers(scope=scope).getlist("host")) < 2
+
+        async def nothing() -> Message:
+            return {}
+
+        async def unsent(message: Message) -> None:
+            pass
+
+        await TrustedHostMiddleware(reached, self._hosts, www_redirect=False)(scope, nothing, unsent)
+        return known
 
 
 class KeyGate:
@@ -63,32 +100,29 @@ class KeyGate:
 
 
 class BodyLimit:
-    """Answers 413 to bodies that are too long, before or while they are read."""
+    """Answers 413 to bodies that are too long, before or while they are read, and 408 to those that take too long."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, patience: float) -> None:
         """Guard an application."""
-        self._app, self._most = app, max_bytes
+        self._app, self._most, self._patience = app, max_bytes, patience
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read the body, at most so much of it, and hand it on in one piece."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        announced = Headers(scope=scope).get("content-length", "")
-        body = b""
-        too_long = announced.isdigit() and int(announced) > self._most
-        more = not too_long
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(body) > self._most:
-                too_long, more = True, False
-        if too_long:
-            await refusal(413, "too_large", f"The body is longer than {self._most:,} bytes.")(scope, receive, send)
+        try:
+            async with asyncio.timeout(self._patience):
+                body = await self._body(scope, receive)
+        except (TimeoutError, OverflowError) as error:
+            refused = refusal(408, "too_slow", f"The body had not come within {self._patience:g} s.")
+            if isinstance(error, OverflowError):
+                refused = refusal(413, "too_large", f"The body is longer than {self._most:,} bytes.")
+            refused.headers["Connection"] = "close"  # nobody waits for the rest of it
+            await refused(scope, receive, send)
             return
+        if body is None:
+            return  # the client has gone
         handed = False
 
         async def replay() -> Message:
@@ -99,6 +133,26 @@ class BodyLimit:
             return {"type": "http.request", "body": body, "more_body": False}
 
         await self._app(scope, replay, send)
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
+        """Read it to its end; None where the client has gone.
+
+        Raises:
+            OverflowError: it is too long, or is said to be.
+        """
+        announced = Headers(scope=scope).get("content-length", "")
+        if announced.isdecimal() and int(announced[:20]) > self._most:
+            raise OverflowError
+        body, more = bytearray(), True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > self._most:
+                raise OverflowError
+        return bytes(body)
 
 
 class CarefulHeaders:
@@ -134,5 +188,7 @@ def refusal(status: int, code: str, message: str, kind: str = "invalid_request_e
 
 
 def _bearer(scope: Scope) -> str | None:
-    scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+    """Give the one key that a request brings; of several, a proxy may have looked at another."""
+    given = Headers(scope=scope).getlist("authorization")
+    scheme, _, key = given[0].partition(" ") if len(given) == 1 else ("", "", "")
     return key.strip() if scheme.lower() == "bearer" else None

@@ -1,9 +1,11 @@
 """The review page without a browser: who gets in, what is shown, what each form does, and what the numbers are."""
 
 import html
+import logging
 import re
 import sqlite3
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 
@@ -242,6 +244,50 @@ def test_sessions_outlive_the_server_and_end_with_the_token(app, queue, ann):
     other = Visitor(application(queue, token="another-token-altogether"))
     other.cookies = ann.cookies
     assert other.get("/reviews").url.path == "/login"
+
+
+def test_a_copy_of_the_cookie_is_worth_nothing_after_logging_out(app, ann):
+    thief = Visitor(app)
+    thief.cookies = {"semgrad_guard_review": ann.cookies["semgrad_guard_review"]}
+    assert thief.get("/reviews").url.path == "/reviews"
+    again = Visitor(app).log_in("ann")
+    ann.fill("/logout")
+    thief.cookies = {"semgrad_guard_review": dict(thief.cookies)["semgrad_guard_review"]}
+    assert thief.get("/reviews").url.path == "/login"
+    assert again.get("/reviews").url.path == "/reviews"  # it is a session of its own
+
+
+def test_a_session_ends_twelve_hours_after_the_login_however_busy_it_is(ann, monkeypatch):
+    began = time.time()
+    for hours, path in ((5, "/reviews"), (11, "/reviews"), (12.1, "/login")):
+        monkeypatch.setattr("time.time", lambda hours=hours: began + 3600 * hours)
+        assert ann.get("/reviews").url.path == path
+
+
+def test_what_a_host_is_called_lets_nobody_in(queue):
+    queue.submit(request("SECRET"))
+    open_to_all = application(queue, token=TOKEN, hosts=["*"])
+    for host in ("127.0.0.1/static/?", "127.0.0.1:/static/x?", "a/login?", "a/static/#"):
+        answer = TestClient(open_to_all, base_url=HOST).get("/reviews", headers={"host": host}, follow_redirects=False)
+        assert (answer.status_code, "SECRET" in answer.text) == (303, False)
+
+
+def test_forms_of_another_kind_are_not_read(ann):
+    for sent in ({"files": {"text": b"x"}}, {"json": {"decision": "approve"}}, {"content": b"a=b"}):
+        answer = ann.post("/reviews/next", **sent)
+        assert (answer.status_code, "URL-encoded" in answer.text) == (415, True)
+
+
+def test_what_nobody_has_foreseen_tells_nothing(app, queue, ann, monkeypatch, caplog):
+    def broken(*given, **settings):
+        raise KeyError("can" + "ary")  # lines of code are logged, what they make is not
+
+    monkeypatch.setattr(ReviewQueue, "count", broken)
+    with caplog.at_level(logging.DEBUG):
+        answer = ann.get("/reviews?q=canary")
+    logged = "".join(record.getMessage() for record in caplog.records if record.name.startswith("semgrad_guard"))
+    assert (answer.status_code, "canary" in answer.text, "canary" in logged) == (500, False, False)
+    assert "KeyError" in logged
 
 
 def test_a_form_without_the_session_s_token_is_refused(app, queue, ann):

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.review.archive import check
 from semgrad_guard.review.page.desk import AtDesk, form_token, render, to
+from semgrad_guard.review.page.sessions import Sessions
 from semgrad_guard.web.keys import ApiKeys
 
 router = APIRouter()
@@ -44,9 +45,9 @@ def secret_of(token: str) -> str:
 class Gate:
     """Lets nobody without a session past the login, and no form in from another site, whatever is asked for."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        """Guard an application; sessions must be there already."""
-        self._app = app
+    def __init__(self, app: ASGIApp, sessions: Sessions) -> None:
+        """Guard an application; the session of a request must be there already."""
+        self._app, self._sessions = app, sessions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the request through, or not."""
@@ -59,16 +60,21 @@ class Gate:
             await (refused or self._app)(scope, receive, send)
 
     async def _refused(self, request: Request) -> Response | None:
-        reads, path = request.method in ("GET", "HEAD"), request.url.path
+        # The path that is routed, not that of `request.url`, which is put together with what the client says.
+        reads, path = request.method in ("GET", "HEAD"), str(request.scope["path"])
         if not reads and not _from_here(request.headers):
             return render(request, "problem.html", 403, problem="This form was sent from another site.")
+        form = request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded")
+        if self._sessions.ended(request.session):
+            request.session.clear()
         if path == _LOGIN or path.startswith(_STATIC) or "reviewer" in request.session:
-            return None
+            if reads or form or request.headers.get("content-length") == "0":
+                return None
+            return render(request, "problem.html", 415, problem="The forms of this page are sent URL-encoded.")
         if reads:
             if path.startswith("/reviews"):  # never a path that a browser takes for another host
                 request.session["wanted"] = path
             return to(request, _LOGIN)
-        form = request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded")
         typed = (await request.form()).get("text") if form else None  # nobody should lose what they wrote
         return render(request, "problem.html", 401, problem="You are not logged in, or no longer.", typed=typed)
 
@@ -112,14 +118,14 @@ def log_in(
         return render(request, "login.html", 422, problem="Give a name of 1 to 200 letters; the audit trail needs it.")
     wanted = str(request.session.get("wanted", "/reviews"))
     request.session.clear()  # nothing of before the login stays, the form's token neither
-    request.session["reviewer"] = name
+    desk.sessions.begin(request.session, name)
     return to(request, wanted)
 
 
 @router.post("/logout")
-def log_out(request: Request) -> Response:
-    """End the session; what was claimed stays claimed until its lease ends."""
-    request.session.clear()
+def log_out(request: Request, desk: AtDesk) -> Response:
+    """End the session, copies of its cookie too; what was claimed stays claimed until its lease ends."""
+    desk.sessions.end(request.session)
     return to(request, _LOGIN, "You are logged out.")
 
 

@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.sessions import SessionMiddleware
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
@@ -18,7 +18,9 @@ from semgrad_guard.errors import ReviewError
 from semgrad_guard.review.archive import check
 from semgrad_guard.review.page import access, reviews, statistics
 from semgrad_guard.review.page.desk import Desk, render
+from semgrad_guard.review.page.sessions import LONGEST
 from semgrad_guard.review.queue import ReviewQueue
+from semgrad_guard.web.contained import Contained, logged
 from semgrad_guard.web.shelter import LOCAL_HOSTS, sheltered
 
 _STATIC = Path(__file__).parent / "static"
@@ -26,7 +28,6 @@ _POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; form-action 'self'; "
     "frame-ancestors 'none'; base-uri 'none'"
 )
-_SESSION = 12 * 3600  # seconds after which reviewers log in again
 
 
 def build(queue: ReviewQueue, *, token: str, hosts: Sequence[str] | None, lease: float, secure: bool) -> ASGIApp:
@@ -34,7 +35,7 @@ def build(queue: ReviewQueue, *, token: str, hosts: Sequence[str] | None, lease:
     check("page", lease)
     keys = access.keys_of(token)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, dependencies=[Depends(access.own_form)])
-    app.state.desk = Desk(queue, keys, lease)
+    app.state.desk = desk = Desk(queue, keys, lease)
     for room in (access, reviews, statistics):
         app.include_router(room.router)
     app.add_api_route("/", lambda: RedirectResponse("/reviews", 303), methods=["GET"], response_class=RedirectResponse)
@@ -42,11 +43,12 @@ def build(queue: ReviewQueue, *, token: str, hosts: Sequence[str] | None, lease:
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _malformed)
     app.add_exception_handler(ReviewError, _failed)
+    app.add_middleware(Contained, answer=_broken)
     sessions = SessionMiddleware(
-        access.Gate(app),
+        access.Gate(app, desk.sessions),
         secret_key=access.secret_of(token),
         session_cookie="semgrad_guard_review",
-        max_age=_SESSION,
+        max_age=LONGEST,
         same_site="strict",
         https_only=secure,
     )
@@ -66,3 +68,8 @@ def _malformed(request: Request, error: Exception) -> Response:
 def _failed(request: Request, error: Exception) -> Response:
     """Show that a review is gone, or, where something else is behind it, that the database is out of reach."""
     return render(request, "problem.html", 404 if error.__cause__ is None else 503, problem=str(error))
+
+
+def _broken(error: Exception) -> Response:
+    """Tell of what nobody has foreseen; a page could fail again."""
+    return PlainTextResponse(f"The page failed; its log has more under {logged(error)}.", 500)

@@ -13,6 +13,7 @@ from starlette.responses import HTMLResponse, RedirectResponse
 
 from semgrad_guard.review.page import words
 from semgrad_guard.review.page.attempts import Attempts
+from semgrad_guard.review.page.sessions import Sessions
 from semgrad_guard.review.queue import ReviewQueue
 from semgrad_guard.web.keys import ApiKeys
 
@@ -25,6 +26,7 @@ class Desk:
     keys: ApiKeys
     lease: float
     attempts: Attempts = field(default_factory=Attempts)
+    sessions: Sessions = field(default_factory=Sessions)
 
 
 def _desk(request: Request) -> Desk:
