@@ -15,6 +15,7 @@ STAGES = [
     "version",
     "errors",
     "extras",
+    "cluster",
     "records",
     "model",
     "scoring",

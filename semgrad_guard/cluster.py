@@ -1,0 +1,44 @@
+"""A connection with Ray: with a cluster, or with one of this machine alone, for as long as the work takes."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from semgrad_guard.extras import needs
+
+_OBJECT_STORE = 200 * 1024**2  # bytes; questions and answers are small, and a model is loaded by whoever needs it
+_WORKERS = {
+    "env_vars": {"OMP_NUM_THREADS": "1"}
+}  # each on a core of its own; more threads only get in each other's way
+
+
+@contextmanager
+def connected(cpus: int) -> Iterator[None]:
+    """Join the cluster at RAY_ADDRESS, or start a small one here; a connection that is there already is used and left.
+
+    The cluster's own ports ask for Ray's token, and nothing is told to Ray's makers, unless RAY_AUTH_MODE and
+    RAY_USAGE_STATS_ENABLED say otherwise.
+
+    Args:
+        cpus: how many a cluster that is started here may hand out; those of the machine need not be as many.
+
+    Raises:
+        ConfigurationError: Ray is not installed.
+    """
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when Ray is imported
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    with needs("ray", "Scaling out needs Ray"):
+        import ray
+    if ray.is_initialized():
+        yield
+        return
+    here: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
+    ray.init(runtime_env=_WORKERS, logging_level=logging.WARNING, **({} if os.environ.get("RAY_ADDRESS") else here))
+    try:
+        yield
+    finally:
+        ray.shutdown()
