@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, message_chunk_to_message
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.runnables import RunnableConfig
 
 from semgrad_guard.calibration.drift import Watch
@@ -18,6 +18,7 @@ from semgrad_guard.langchain.child_runs import astep, step
 from semgrad_guard.langchain.drafts import Draft
 from semgrad_guard.langchain.judged import judged, watched_score
 from semgrad_guard.langchain.messages import last_question, reads_tool_results
+from semgrad_guard.langchain.streaming import joined
 from semgrad_guard.records import Source
 from semgrad_guard.routing.ladder import Answer, Situation
 
@@ -82,7 +83,7 @@ class Asking:
         except _ANSWERING_FAILURES as error:
             yield self._failed(error)
         else:
-            yield self._scored(_joined(chunks), self._grounded)
+            yield self._scored(joined(chunks), self._grounded)
 
     async def astreamed(self) -> AsyncIterator[str | Answer]:
         """Async twin of `streamed`."""
@@ -97,7 +98,7 @@ class Asking:
         except _ANSWERING_FAILURES as error:
             yield self._failed(error)
         else:
-            yield await self._ascored(_joined(chunks), self._grounded)
+            yield await self._ascored(joined(chunks), self._grounded)
 
     def _ask(self, text: str) -> Answer:
         return self._answer(self._with_question(text), grounded=True)
@@ -156,13 +157,3 @@ class Asking:
 def _verdict(answer: Answer) -> dict[str, Any]:
     """Tell of an answer how sure it is, without its text."""
     return answer.verdict.model_dump(mode="json", include={"passed", "confidence", "threshold", "method", "reason"})
-
-
-def _joined(chunks: Sequence[AIMessageChunk]) -> AIMessage:
-    whole = chunks[0]
-    for chunk in chunks[1:]:
-        whole += chunk
-    message = message_chunk_to_message(whole)
-    if not isinstance(message, AIMessage):  # chunks of an AIMessage give one; for the type checker
-        raise TypeError(f"expected an AIMessage, not {type(message).__name__}")
-    return message

@@ -22,9 +22,16 @@ from semgrad_guard.scoring.spans import TokenSpan
 
 logger = logging.getLogger(__name__)
 
+_UNSCORED = "scoring is switched off"
+
 
 def scored_messages(
-    scorer: SemGradScorer, generations: Sequence[Generation], stop: Sequence[str], tools: Sequence[dict[str, Any]]
+    scorer: SemGradScorer,
+    generations: Sequence[Generation],
+    stop: Sequence[str],
+    tools: Sequence[dict[str, Any]],
+    *,
+    scored: bool = True,
 ) -> list[AIMessage]:
     """Score generations, all in one pass, and put everything known about each into a message.
 
@@ -33,14 +40,16 @@ def scored_messages(
         generations: responses.
         stop: texts a response is cut before.
         tools: schemas of the tools that may be called; without any, calls are text like any other.
+        scored: False leaves the scores out, and says so.
     """
     said = [take_apart(scorer.tokenizer, generation, stop, tools) for generation in generations]
     answers = list(zip(generations, said, strict=True))
-    scored = iter(_scores(scorer, [answer for answer in answers if _failed(answer[1]) == ""]))
+    to_score = [answer for answer in answers if _failed(answer[1]) == ""]
+    found = iter(_scores(scorer, to_score) if scored else [([], _UNSCORED)] * len(to_score))
     messages = []
     for generation, response in answers:
         failure = _failed(response)
-        scores, doubt = ([], failure) if failure else next(scored)
+        scores, doubt = ([], failure) if failure else next(found)
         messages.append(_message(scorer, generation, response, scores, doubt or _misfit(response.parsed, tools)))
     return messages
 

@@ -18,7 +18,7 @@ from semgrad_guard.routing.ladder import Answer, Outcome, Resolution, Route, cli
 
 logger = logging.getLogger(__name__)
 
-_EVENT = "semgrad.decision"
+DECIDED = "semgrad.decision"  # the event
 
 
 def settled(asking: Asking, draft: Answer, routes: Sequence[Route]) -> AIMessage:
@@ -39,7 +39,7 @@ def settled(asking: Asking, draft: Answer, routes: Sequence[Route]) -> AIMessage
             route, sources = ladder.send(outcome)
     except StopIteration as end:
         resolution: Resolution = end.value
-    dispatch_custom_event(_EVENT, _announced(resolution.decision))
+    dispatch_custom_event(DECIDED, _announced(resolution.decision))
     return outgoing(resolution)
 
 
@@ -57,7 +57,7 @@ async def asettled(asking: Asking, draft: Answer, routes: Sequence[Route]) -> AI
             route, sources = ladder.send(outcome)
     except StopIteration as end:
         resolution: Resolution = end.value
-    await adispatch_custom_event(_EVENT, _announced(resolution.decision))
+    await adispatch_custom_event(DECIDED, _announced(resolution.decision))
     return outgoing(resolution)
 
 
