@@ -20,8 +20,7 @@ _WORKERS = {
 def connected(cpus: int) -> Iterator[None]:
     """Join the cluster at RAY_ADDRESS, or start a small one here; a connection that is there already is used and left.
 
-    The cluster's own ports ask for Ray's token, and nothing is told to Ray's makers, unless RAY_AUTH_MODE and
-    RAY_USAGE_STATS_ENABLED say otherwise.
+    The ports of one that is started here ask for Ray's token, unless RAY_AUTH_MODE is "disabled".
 
     Args:
         cpus: how many a cluster that is started here may hand out; those of the machine need not be as many.
@@ -29,8 +28,6 @@ def connected(cpus: int) -> Iterator[None]:
     Raises:
         ConfigurationError: Ray is not installed.
     """
-    os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when Ray is imported
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     with needs("ray", "Scaling out needs Ray"):
         import ray
     if ray.is_initialized():
