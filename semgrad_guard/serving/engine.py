@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Protocol, overload
 
 from semgrad_guard.serving.work import ChatAnswer, ChatJob, ModelCard, ScoreAnswer, ScoreJob
@@ -51,7 +51,7 @@ class Engine(Protocol):
             SemGradError: the job cannot be done as it was given.
         """
 
-    def stream(self, job: ChatJob) -> AsyncIterator[str | ChatAnswer]:
+    def stream(self, job: ChatJob) -> AsyncGenerator[str | ChatAnswer]:
         """Yield the draft's text as it comes, and then the answer, whose text begins with all of it; raises alike."""
 
     async def ready(self) -> bool:
