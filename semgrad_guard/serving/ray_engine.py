@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
@@ -76,7 +76,7 @@ class RayEngine:
                     response.cancel()  # type: ignore[no-untyped-call]  # Ray has not annotated it
                     raise
 
-    async def stream(self, job: ChatJob) -> AsyncIterator[str | ChatAnswer]:
+    async def stream(self, job: ChatJob) -> AsyncGenerator[str | ChatAnswer]:
         """Yield the draft's text as it comes, and then the answer; see `Engine`.
 
         When a replica dies in between, the draft goes on where it was if the next one writes the same.
