@@ -34,7 +34,11 @@ def connected(cpus: int) -> Iterator[None]:
         yield
         return
     here: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
-    ray.init(runtime_env=_WORKERS, logging_level=logging.WARNING, **({} if os.environ.get("RAY_ADDRESS") else here))
+    ray.init(
+        runtime_env={"env_vars": _WORKERS},
+        logging_level=logging.WARNING,
+        **({} if os.environ.get("RAY_ADDRESS") else here),
+    )
     try:
         yield
     finally:

@@ -96,6 +96,7 @@ def served(tmp_path_factory):
     finally:
         with suppress(ProcessLookupError):
             os.killpg(found.process.pid, signal.SIGKILL)
+        found.process.wait()
 
 
 def ask(question):
@@ -161,7 +162,7 @@ def test_a_killed_replica_loses_no_request(served):
     queued = ReviewQueue(served.queue).items(limit=None)
     assert {item.id for item in queued} == waiting  # none is lost, and none is there twice
     assert len({item.request.question for item in queued}) == len(queued)
-    assert "its job goes to another one" in served.log.read_text()  # it did die of something
+    until(lambda: "its job goes to another one" in served.log.read_text(), 15)  # some were tried again
     until(lambda: len(served.replicas()) == 2 and killed not in served.replicas(), 60)  # Serve starts another one
 
 
@@ -180,7 +181,7 @@ def test_what_has_no_place_is_refused_and_nothing_else(served):
     assert {response.status_code for response in found} == {200, 429}
     assert len(found) - len(refused) >= QUEUE
     assert {response.headers["Retry-After"] for response in refused} == {"1"}
-    assert refused[0].json()["error"]["code"] == "busy"
+    assert refused[0].json()["error"]["code"] == "queue_full"
 
 
 def test_asked_to_end_it_ends(served):

@@ -1,5 +1,7 @@
 """The arithmetic of docs/scale.md counts the operations that are really done."""
 
+from pathlib import Path
+
 import pytest
 import typer
 
@@ -77,3 +79,11 @@ def test_the_table_is_written_between_its_marks(tmp_path):
     page.write_text("no marks", encoding="utf-8")
     with pytest.raises(typer.BadParameter, match="no place for the table"):
         cost.main(page)
+
+
+def test_the_page_is_what_the_command_writes(tmp_path):
+    page = Path(__file__).parents[2] / "docs" / "scale.md"
+    again = tmp_path / "scale.md"
+    again.write_text(page.read_text(encoding="utf-8"), encoding="utf-8")
+    cost.main(again)
+    assert again.read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
