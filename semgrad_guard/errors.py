@@ -11,6 +11,7 @@ SemGradError
 ├── ConfigurationError         settings contradict each other or are missing
 ├── ReviewError                the review queue cannot do what it was asked: no such review, database out of reach
 │   └── ReviewConflictError    a review is decided otherwise already, expired, or in somebody else's hands
+├── AbandonedError             nobody waits for the answer any more
 └── LowConfidenceError         an answer is not sure enough, and the route `Raise` was to say so
 """
 
@@ -64,6 +65,10 @@ class ReviewError(SemGradError):
 
 class ReviewConflictError(ReviewError):
     """A review is decided otherwise already, has expired, or is in somebody else's hands."""
+
+
+class AbandonedError(SemGradError):
+    """Nobody waits for the answer any more, so it was not finished."""
 
 
 class LowConfidenceError(SemGradError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError
 from dataclasses import replace
 from threading import Event
 from typing import Any
@@ -16,6 +15,7 @@ from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from pydantic import ConfigDict, Field, PrivateAttr
 
+from semgrad_guard.errors import AbandonedError
 from semgrad_guard.langchain.batching import BatchedChatModel
 from semgrad_guard.langchain.logprobs import asked_for
 from semgrad_guard.langchain.messages import to_template
@@ -183,7 +183,9 @@ class ChatSemGrad(BatchedChatModel):
         first, kept = requests[0], [generations[row] for row in whole]
         messages = scored_messages(self.scorer, kept, first.stop, first.tools, scored=self.scored)
         found: dict[int, AIMessage] = dict(zip(whole, messages, strict=True))
-        return [found.get(row) or CancelledError("nobody waited for the answer") for row in range(len(requests))]
+        return [
+            found.get(row) or AbandonedError("Nobody waits for the answer any more.") for row in range(len(requests))
+        ]
 
     def _stream(
         self,

@@ -50,7 +50,7 @@ class Request:
 def until(gone: Gone) -> Iterator[None]:
     """Within it, what this thread or task asks a `ChatSemGrad` ends at its next token once `gone` gives True.
 
-    What ends so raises a `concurrent.futures.CancelledError`, and is neither scored nor cached.
+    What ends so raises an `AbandonedError`, and is neither scored nor cached.
     """
     token = _GONE.set(gone)
     try:

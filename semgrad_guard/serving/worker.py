@@ -101,7 +101,8 @@ class Worker:
     def card(self) -> ModelCard:
         """The model that is served."""
         standard, profile = self._guard.standard(), self._guard.profile
-        thresholds = [standard.threshold(kind) for kind in _KINDS]
+        judged = [kind for kind in _KINDS if profile is not None and profile.section(kind) is not None]
+        thresholds = [standard.threshold(kind) for kind in judged]
         found = [threshold for threshold in thresholds if threshold is not None]
         policies: tuple[PolicyName, ...] = ("abstain", "annotate") + (() if self._reviews is None else ("review",))
         return ModelCard(
@@ -110,7 +111,7 @@ class Worker:
             calibrated=profile is not None,
             method=standard.method,
             threshold=standard.threshold(),
-            least_threshold=max(found) if profile is not None and len(found) == len(thresholds) else None,
+            least_threshold=max(found) if found and len(found) == len(thresholds) else None,
             context=context_length(self._guard.llm.model),
             policies=policies,
             limits=self._limits,
