@@ -12,8 +12,9 @@ from semgrad_guard.extras import needs
 
 _OBJECT_STORE = 200 * 1024**2  # bytes; questions and answers are small, and a model is loaded by whoever needs it
 _WORKERS = {
-    "env_vars": {"OMP_NUM_THREADS": "1"}
-}  # each on a core of its own; more threads only get in each other's way
+    "OMP_NUM_THREADS": "1",  # each has a core; with more threads they get in each other's way
+    "RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "1",  # a replica that computes is slow to say how much it has to do
+}
 
 
 @contextmanager
@@ -33,12 +34,9 @@ def connected(cpus: int) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    here: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
-    ray.init(
-        runtime_env={"env_vars": _WORKERS},
-        logging_level=logging.WARNING,
-        **({} if os.environ.get("RAY_ADDRESS") else here),
-    )
+    small = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
+    own: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else small
+    ray.init(runtime_env={"env_vars": _WORKERS}, logging_level=logging.WARNING, **own)
     try:
         yield
     finally:

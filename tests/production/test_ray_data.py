@@ -18,24 +18,37 @@ QUESTIONS, PART = 200, 10
 COMMAND = (sys.executable, "-c", "from semgrad_guard.cli import app; app()", "evaluate")
 
 
-def command(data: Path, out: Path, *more: str) -> subprocess.Popen[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [*COMMAND, "--data", str(data), "--out", str(out), *more],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+@pytest.fixture
+def command(data):
+    """Starts the command, and ends whatever of it is left."""
+    started = []
+
+    def start(out, *more):
+        started.append(
+            subprocess.Popen(
+                [*COMMAND, "--data", str(data), "--out", str(out), *more],
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        )
+        return started[-1]
+
+    yield start
+    for process in started:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # Ray's own agents take minutes to notice that it is gone
+        process.communicate()
 
 
-def finish(process: subprocess.Popen[str]) -> None:
+def finish(process):
     _, told = process.communicate(timeout=300)
     assert process.returncode == 0, told[-3000:]
 
 
-def workers(session: int) -> list[str]:
+def workers(session):
     """Give the processes of a command's Ray that do the work, by name."""
     found = []
     for status in Path("/proc").glob("[0-9]*/stat"):
@@ -78,22 +91,18 @@ def comparable(folder):
     return {result.query: result for result in results}, methods, whole["differences"]
 
 
-def test_a_killed_run_goes_on_and_gives_what_the_plain_command_gives(data, tmp_path):
+def test_a_killed_run_goes_on_and_gives_what_the_plain_command_gives(command, tmp_path):
     plain, spread = tmp_path / "plain", tmp_path / "spread"
-    finish(command(data, plain))
-    driver = command(data, spread, "--ray", "--actors", "2", "--part-size", str(PART))
+    finish(command(plain))
+    driver = command(spread, "--ray", "--actors", "2", "--part-size", str(PART))
     parts = spread / "parts"
-    until(lambda: len(list(parts.glob("*.parquet"))) >= 3, 120)
+    until(lambda: driver.poll() is not None or len(list(parts.glob("*.parquet"))) >= 3, 120)
     assert workers(driver.pid)
     os.kill(driver.pid, signal.SIGKILL)
-    driver.wait()
-    driver.stderr.close()
     until(lambda: not workers(driver.pid), 60)  # they notice, and end
-    with suppress(ProcessLookupError):
-        os.killpg(driver.pid, signal.SIGKILL)  # Ray's own agents take minutes to notice
     before = {path: path.stat().st_mtime_ns for path in parts.glob("*.parquet")}
     assert 3 <= len(before) < QUESTIONS // PART
-    finish(command(data, spread, "--ray", "--actors", "2", "--part-size", str(PART)))
+    finish(command(spread, "--ray", "--actors", "2", "--part-size", str(PART)))
     after = {path: path.stat().st_mtime_ns for path in parts.glob("*.parquet")}
     assert len(after) == QUESTIONS // PART
     assert {path: after[path] for path in before} == before
