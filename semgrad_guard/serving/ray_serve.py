@@ -15,11 +15,10 @@ from semgrad_guard.cluster import connected
 from semgrad_guard.errors import SemGradError
 from semgrad_guard.extras import needs
 from semgrad_guard.observability.metrics import Metrics
-from semgrad_guard.serving.app import application
+from semgrad_guard.serving.app import OPEN_PATHS, application
 from semgrad_guard.serving.engine import BusyError, StoppingError
 from semgrad_guard.serving.local import LocalEngine
 from semgrad_guard.serving.ray_engine import RayEngine
-from semgrad_guard.serving.server import OPEN_PATHS
 from semgrad_guard.serving.service import Terms
 from semgrad_guard.serving.setup import Setup
 from semgrad_guard.serving.work import ChatAnswer, ChatJob, Job, ModelCard, Record, Result
