@@ -8,6 +8,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from os.path import samestat
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,8 @@ class Database:
             _keep_writers_apart(self.engine, busy_timeout)
             self._set_journal()
         self._upgrade()
+        if self.sqlite:
+            _keep_to_file(self.engine, Path(str(self.url.database)), repr(self))
 
     @contextmanager
     def session(self, *, write: bool = False) -> Iterator[Session]:
@@ -171,6 +174,16 @@ def _keep_writers_apart(engine: Engine, patience: float) -> None:
             _take_turn(connection, patience)
         else:
             connection.exec_driver_sql("BEGIN")
+
+
+def _keep_to_file(engine: Engine, file: Path, name: str) -> None:
+    """Use the file only while it is the one that was opened: what goes into a deleted file is never found again."""
+    opened = file.stat()
+
+    @event.listens_for(engine, "checkout")
+    def checked_out(connection: Any, record: Any, proxy: Any) -> None:
+        if not file.exists() or not samestat(file.stat(), opened):
+            raise ReviewError(f"The file of the review queue {name} was deleted or replaced; open the queue again.")
 
 
 def _take_turn(connection: Connection, patience: float) -> None:

@@ -256,8 +256,8 @@ def _named(url: str) -> str:
 _PAGE = """\
 # The review queue under load
 
-Written by `python tests/production/queue_figures.py --items {items} --reviewers {reviewers} --page docs/queue.md`, which
-fails if anything below is not so.
+Written by `python tests/production/queue_figures.py --items {items} --reviewers {reviewers} --page docs/queue.md`,
+which fails if anything below is not so.
 
 {reviewers} processes submit {items:,} requests, each request twice and by two of them; then {reviewers} processes, each
 a reviewer, work them off at once, as fast as they can. A reviewer has {hand} reviews at a time, and decides with
