@@ -5,14 +5,34 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 EVALUATION := .cache/evaluation
+# What tests/production can use of Debian's packages; without them its tests skip, and say why.
+DEBIAN := postgresql chromium
 
-.PHONY: demo test lint audit bench benchmarks embedded-model examine evaluation clean
+.PHONY: demo test test-all lint audit faults queue-figures load bench benchmarks embedded-model examine evaluation clean
 
 demo: $(READY)
 	$(BIN)/semgrad-guard demo
 
 test: $(READY)
 	$(BIN)/pytest
+
+# The same, and all that needs a browser, PostgreSQL or Ray, or takes longer; installs Debian's packages where it may.
+test-all: $(READY)
+	@dpkg -s $(DEBIAN) > /dev/null 2>&1 || [ "$$(id -u)" != 0 ] || ! command -v apt-get > /dev/null || \
+	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $(DEBIAN); } || \
+	    echo "$(DEBIAN) cannot be installed; what needs them is skipped" >&2
+	$(BIN)/pytest -rs tests/unit_tests tests/integration_tests tests/production
+
+# Bring the faults of the table about, and work a queue off with many reviewers; write the pages about it.
+faults: $(READY)
+	$(BIN)/python tests/production/faults.py --page docs/faults.md
+
+queue-figures: $(READY)
+	$(BIN)/python tests/production/queue_figures.py --items 10000 --reviewers 8 --page docs/queue.md
+
+# Load the HTTP service, beside itself without scoring and without batches; takes a quarter of an hour.
+load: $(READY)
+	$(BIN)/python tests/production/load.py --page docs/load.md
 
 lint: $(READY)
 	$(BIN)/ruff check
