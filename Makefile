@@ -8,7 +8,7 @@ EVALUATION := .cache/evaluation
 # What tests/production can use of Debian's packages; without them its tests skip, and say why.
 DEBIAN := postgresql chromium
 
-.PHONY: demo test test-all lint audit faults queue-figures load bench benchmarks embedded-model examine evaluation clean
+.PHONY: demo test test-all lint audit faults bad-input queue-figures load bench benchmarks embedded-model examine evaluation clean
 
 demo: $(READY)
 	$(BIN)/semgrad-guard demo
@@ -23,9 +23,12 @@ test-all: $(READY)
 	    echo "$(DEBIAN) cannot be installed; what needs them is skipped" >&2
 	$(BIN)/pytest -rs tests/unit_tests tests/integration_tests tests/production
 
-# Bring the faults of the table about, and work a queue off with many reviewers; write the pages about it.
+# Bring the faults of the table about, send the service bad input, and work a queue off with many reviewers; write the pages about it.
 faults: $(READY)
 	$(BIN)/python tests/production/faults.py --page docs/faults.md
+
+bad-input: $(READY)
+	$(BIN)/python tests/production/bad_input.py --page docs/bad_input.md
 
 queue-figures: $(READY)
 	$(BIN)/python tests/production/queue_figures.py --items 10000 --reviewers 8 --page docs/queue.md

@@ -22,6 +22,7 @@ from semgrad_guard.serving.ray_engine import RayEngine
 from semgrad_guard.serving.service import Terms
 from semgrad_guard.serving.setup import Setup
 from semgrad_guard.serving.work import ChatAnswer, ChatJob, Job, ModelCard, Record, Result
+from semgrad_guard.web.contained import logged
 from semgrad_guard.web.keys import ApiKeys, check_address
 from semgrad_guard.web.shelter import LOCAL_HOSTS, sheltered
 
@@ -101,6 +102,8 @@ class Replica:
             result: Result = await self._engine.answer(job)
         except (SemGradError, BusyError, StoppingError) as error:
             return error
+        except Exception as error:  # raised, Ray would log its text, which may hold what was asked
+            return RuntimeError(f"A replica failed; its log has more under {logged(error)}.")
         return result
 
     async def stream(self, job: ChatJob) -> AsyncIterator[str | ChatAnswer | Exception]:
@@ -110,6 +113,8 @@ class Replica:
                 yield piece
         except (SemGradError, BusyError, StoppingError) as error:
             yield error
+        except Exception as error:  # raised, Ray would log its text, which may hold what was asked
+            yield RuntimeError(f"A replica failed; its log has more under {logged(error)}.")
 
 
 class Front:

@@ -221,7 +221,7 @@ class Worker:
         metadata, usage = message.response_metadata, message.usage_metadata
         logprobs = metadata.get("logprobs")
         calls = tuple(
-            Called(id=str(call["id"]), name=call["name"], arguments=json.dumps(call["args"], ensure_ascii=False))
+            Called(id=str(call["id"]), name=call["name"], arguments=json.dumps(call["args"]))
             for call in message.tool_calls
         )
         return ChatAnswer(

@@ -162,6 +162,13 @@ def test_tool_calls_have_their_confidence(monkeypatch):
     assert unsure["message"]["content"] == "I am not sure enough to answer that."
 
 
+def test_half_a_surrogate_pair_in_a_call_breaks_nothing(monkeypatch):
+    with serving(calling(("book", {"place": "\ud800"}, 0.9))) as client:
+        monkeypatch.setattr(TOKENIZER, "chat_template", TOKENIZER.chat_template + "{{ tools }}")
+        (call,) = chat(client, tools=[TOOL]).json()["choices"][0]["message"]["tool_calls"]
+    assert json.loads(call["function"]["arguments"]) == {"place": "\ud800"}
+
+
 def test_several_choices_are_rows_of_their_own():
     with serving(0.9, 0.3) as client:
         answer = chat(client, n=2).json()
