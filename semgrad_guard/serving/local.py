@@ -162,8 +162,7 @@ class LocalEngine:
 
     def _leave(self, entry: _Waiting) -> None:
         entry.gone.set()
-        if not entry.done.cancel() and not entry.done.cancelled():
-            entry.done.exception()  # looked at, or asyncio logs its text where nobody has waited to the end
+        entry.done.cancel()
         if entry in self._waiting:
             self._waiting.remove(entry)
             self._idle.set()

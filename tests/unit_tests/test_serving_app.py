@@ -189,6 +189,14 @@ def test_a_stream_is_of_what_was_decided():
     assert (usage["choices"], "total_tokens" in usage["usage"]) == ([], True)
 
 
+def test_no_text_ends_an_event_or_begins_another():
+    text = 'a\n\ndata: [DONE]\r\n\rdata: {"choices": []}\u2028\x85'
+    with serving((text, score_of(0.9), "")) as client:
+        for asked in ({}, {"semgrad": {"stream": "verdict"}}):
+            chunks = events(chat(client, stream=True, **asked))
+            assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == text
+
+
 def test_a_stream_of_the_draft_ends_with_the_verdict():
     with serving(0.3) as client:
         chunks = events(chat(client, stream=True, semgrad={"stream": "verdict"}))
