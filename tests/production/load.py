@@ -170,7 +170,7 @@ With scoring it gives {beside_unscored:.2f} times the answers of the same servic
 and {beside_unbatched:.2f} times those of the same without batches (to reach: 2).
 
 Memory of the first service: {before:.0f} MiB after the load and a warm-up; {after:.0f} MiB, {growth:+.1%}
-(to reach: below +5 %), after {long.statuses[200]:,} more answers ({long.errors} errors, {long.statuses[429]} times 429).
+(to reach: below +5 %), after {long.statuses[200]:,} more answers: {long.errors} errors, {long.statuses[429]} times 429.
 """
 
 
