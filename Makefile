@@ -8,7 +8,7 @@ EVALUATION := .cache/evaluation
 # What tests/production can use of Debian's packages; without them its tests skip, and say why.
 DEBIAN := postgresql chromium
 
-.PHONY: demo test test-all lint faults queue-figures bench benchmarks embedded-model examine evaluation clean
+.PHONY: demo test test-all lint audit faults queue-figures bench benchmarks embedded-model examine evaluation clean
 
 demo: $(READY)
 	$(BIN)/semgrad-guard demo
@@ -34,6 +34,14 @@ lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# Report what is known about holes in the pinned packages; a report, which fails nothing.
+audit: $(READY)
+	mkdir -p .cache
+	-$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off \
+	    > .cache/audit.txt 2> /dev/null
+	@grep -v 'could not be audited' .cache/audit.txt || true
+	@echo "$$(grep -c 'could not be audited' .cache/audit.txt) of $$(grep -c == constraints.txt) packages could not be looked up"
 
 # Time scoring beside generation and beside other ways of scoring, and write the page about it; takes some minutes.
 bench: $(READY)

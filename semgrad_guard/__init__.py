@@ -1,5 +1,7 @@
 """The confidence layer for local language models: SemGrad scores, calibrated confidence, and what to do when unsure."""
 
+import logging
+
 from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.errors import (
     BudgetError,
@@ -70,3 +72,5 @@ __all__ = [
     "judged_by",
     "score_sentences",
 ]
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())

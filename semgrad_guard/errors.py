@@ -11,11 +11,14 @@ SemGradError
 ├── ConfigurationError         settings contradict each other or are missing
 ├── ReviewError                the review queue cannot do what it was asked: no such review, database out of reach
 │   └── ReviewConflictError    a review is decided otherwise already, expired, or in somebody else's hands
+├── AbandonedError             nobody waits for the answer any more
 └── LowConfidenceError         an answer is not sure enough, and the route `Raise` was to say so
 """
 
 from __future__ import annotations
 
+import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -66,6 +69,10 @@ class ReviewConflictError(ReviewError):
     """A review is decided otherwise already, has expired, or is in somebody else's hands."""
 
 
+class AbandonedError(SemGradError):
+    """Nobody waits for the answer any more, so it was not finished."""
+
+
 class LowConfidenceError(SemGradError):
     """An answer is not sure enough, and the route `Raise` was to say so.
 
@@ -80,3 +87,28 @@ class LowConfidenceError(SemGradError):
     def __reduce__(self) -> tuple[type[LowConfidenceError], tuple[Decision, str | None]]:
         """Let it travel between processes with what it carries."""
         return type(self), (self.decision, self.draft)
+
+
+# Those whose messages tell sizes, names and states, and never quote what was asked or answered.
+_OF_NO_TEXT = (
+    UnsupportedModelError,
+    TokenPositionError,
+    PromptTooLongError,
+    EmptyResponseError,
+    BudgetError,
+    ProfileError,
+    ReviewError,
+)
+_FRAMES = 3
+
+
+def described(error: BaseException) -> str:
+    """Say for a log what went wrong and where, in words that no prompt, answer or source can have got into.
+
+    An error's own message is told where it is one of ours that quotes nothing; of any other, type and place must do.
+    """
+    if isinstance(error, _OF_NO_TEXT):
+        return f"{type(error).__name__}: {error}"
+    frames = traceback.extract_tb(error.__traceback__)[-_FRAMES:]
+    places = [f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}" for frame in frames]
+    return " > ".join([type(error).__name__, *places])

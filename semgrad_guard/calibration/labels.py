@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from semgrad_guard.calibration.similarity import Similarity
-from semgrad_guard.errors import ConfigurationError, DataError
+from semgrad_guard.errors import ConfigurationError, DataError, described
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def labeler(name: str) -> Labeler:
 def tolerant(label: Labeler) -> Labeler:
     """Let a labeler of the caller's, which may ask a judge over a network, fail now and then without losing the run.
 
-    The answer is left without a label, and a warning names the question. What is then promised is promised of answers
+    The answer is left without a label, and a warning tells its number. What is then promised is promised of answers
     that can be labelled; a labeler that fails more than rarely would leave out too much for that.
 
     Raises:
@@ -109,7 +109,7 @@ def tolerant(label: Labeler) -> Labeler:
             return label(question, answer, right)
         except Exception as error:  # whatever a judge may raise
             failed += 1
-            logger.warning("No label for the answer to %r: %s: %s", question, type(error).__name__, error)
+            logger.warning("No label for answer %d: %s", asked, described(error))
             if failed > max(_FAILURES, _FAILING * asked):
                 raise DataError(
                     f"{failed} of {asked} labels failed, the last for {question!r}: {type(error).__name__}: {error}"

@@ -205,7 +205,7 @@ def _nli_classifier(folder: Path, device: torch.device) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model: Any = AutoModelForSequenceClassification.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
+            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
         )
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"--nli {folder}: cannot load a classifier from there: {error}") from error

@@ -7,17 +7,18 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, message_chunk_to_message
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.runnables import RunnableConfig
 
 from semgrad_guard.calibration.drift import Watch
 from semgrad_guard.calibration.verdict import Standard
-from semgrad_guard.errors import PromptTooLongError
+from semgrad_guard.errors import PromptTooLongError, described
 from semgrad_guard.langchain.chat_model import ChatSemGrad
 from semgrad_guard.langchain.child_runs import astep, step
 from semgrad_guard.langchain.drafts import Draft
 from semgrad_guard.langchain.judged import judged, watched_score
 from semgrad_guard.langchain.messages import last_question, reads_tool_results
+from semgrad_guard.langchain.streaming import joined
 from semgrad_guard.records import Source, TokenDoubt
 from semgrad_guard.routing.ladder import Answer, Situation
 
@@ -89,7 +90,7 @@ class Asking:
         except _ANSWERING_FAILURES as error:
             yield self._failed(error)
         else:
-            yield self._scored(_joined(chunks), self._grounded)
+            yield self._scored(joined(chunks), self._grounded)
 
     async def astreamed(self) -> AsyncIterator[str | Answer]:
         """Async twin of `streamed`."""
@@ -104,7 +105,7 @@ class Asking:
         except _ANSWERING_FAILURES as error:
             yield self._failed(error)
         else:
-            yield await self._ascored(_joined(chunks), self._grounded)
+            yield await self._ascored(joined(chunks), self._grounded)
 
     def _ask(self, text: str) -> Answer:
         return self._answer(self._with_question(text), grounded=True)
@@ -134,7 +135,7 @@ class Asking:
         try:
             return self._manner.llm.doubt(draft.message, self._messages, **self._settings)
         except Exception as error:
-            logger.warning("Where the doubt of a draft sits cannot be told: %s: %s", type(error).__name__, error)
+            logger.warning("Where the doubt of a draft sits cannot be told: %s", described(error))
             return ()
 
     def _draft(self) -> Draft:
@@ -163,7 +164,7 @@ class Asking:
         return judged(message, self._manner.standard, grounded=grounded)
 
     def _failed(self, error: BaseException) -> Answer:
-        logger.warning("No answer: %s", error)
+        logger.warning("No answer: %s", described(error))
         return self._none(f"no answer: {type(error).__name__}: {error}")
 
     def _none(self, reason: str) -> Answer:
@@ -173,13 +174,3 @@ class Asking:
 def _verdict(answer: Answer) -> dict[str, Any]:
     """Tell of an answer how sure it is, without its text."""
     return answer.verdict.model_dump(mode="json", include={"passed", "confidence", "threshold", "method", "reason"})
-
-
-def _joined(chunks: Sequence[AIMessageChunk]) -> AIMessage:
-    whole = chunks[0]
-    for chunk in chunks[1:]:
-        whole += chunk
-    message = message_chunk_to_message(whole)
-    if not isinstance(message, AIMessage):  # chunks of an AIMessage give one; for the type checker
-        raise TypeError(f"expected an AIMessage, not {type(message).__name__}")
-    return message

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from threading import Lock, Thread
 from typing import Any, TypeVar
 
@@ -99,8 +100,8 @@ class BatchedChatModel(BaseChatModel):
         """Make a request of what a call was given."""
 
     @abstractmethod
-    def _answers(self, requests: Sequence[Request]) -> list[AIMessage]:
-        """Answer requests that agree in all but their prompts, in one batch."""
+    def _answers(self, requests: Sequence[Request]) -> list[AIMessage | BaseException]:
+        """Answer requests of one kind in one batch; of those that nobody waits for any more, say so."""
 
     def batch(
         self,
@@ -185,6 +186,8 @@ class BatchedChatModel(BaseChatModel):
     ) -> ChatResult:
         request, meeting = self._request(messages, stop, kwargs), self._meeting()
         message = self._answers([request])[0] if meeting is None else meeting.join(request).result()
+        if isinstance(message, BaseException):
+            raise message
         return ChatResult(generations=[ChatGeneration(message=message)])
 
     async def _agenerate(
@@ -215,9 +218,17 @@ class BatchedChatModel(BaseChatModel):
             try:
                 found |= zip(indices, self._answers([requests[index] for index in indices]), strict=True)
             except Exception as error:
-                alone = [error] if len(indices) == 1 else [self._isolated([requests[index]])[0] for index in indices]
+                alone = [error] if len(indices) == 1 else [self._again(requests[index]) for index in indices]
                 found |= zip(indices, alone, strict=True)
         return [found[index] for index in range(len(requests))]
+
+    def _again(self, request: Request) -> AIMessage | BaseException:
+        return self._isolated([replace(request, streamer=None)])[0]  # what was heard of it would be heard twice
+
+    def _begun(self, request: Request) -> Future[AIMessage]:
+        """Begin to answer in another thread, with the other rows of a batch where there are any."""
+        meeting = self._meeting() or Meeting(self, 1, self._isolated)
+        return meeting.join(request)
 
     def together(
         self, row: Callable[[int], T], rows: int, most: int | None = None, return_exceptions: bool = False

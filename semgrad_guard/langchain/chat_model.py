@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from threading import Event
 from typing import Any
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
@@ -13,13 +15,14 @@ from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from pydantic import ConfigDict, Field, PrivateAttr
 
+from semgrad_guard.errors import AbandonedError
 from semgrad_guard.langchain.batching import BatchedChatModel
 from semgrad_guard.langchain.logprobs import asked_for
 from semgrad_guard.langchain.messages import to_template
-from semgrad_guard.langchain.request import Request, joint_settings
+from semgrad_guard.langchain.request import Request, gone_by_now, joint_settings
 from semgrad_guard.langchain.scored_messages import scored_messages
 from semgrad_guard.langchain.source import local_model
-from semgrad_guard.langchain.streaming import Running, Shown, last_chunk
+from semgrad_guard.langchain.streaming import Listener, Shown, last_chunk
 from semgrad_guard.langchain.tools import offered
 from semgrad_guard.model.chat_template import encode_chat, generation_prompt_position, user_text_position
 from semgrad_guard.model.forcing import forced_call
@@ -42,7 +45,8 @@ class ChatSemGrad(BatchedChatModel):
     (*higher = more uncertain*; None if scoring failed), why the answer must not be trusted whatever its scores ("" if
     it may), and by their ids the tool calls, with scores of each over its name and values, and of each argument.
     `tokens` holds the response ids beside them, and `answer_from` the place where reasoning ends among them.
-    `logprobs=True` and `top_logprobs=k`, bound or with a call, add `response_metadata["logprobs"]` in OpenAI's shape.
+    `logprobs=True` and `top_logprobs=k`, bound or with a call, add `response_metadata["logprobs"]` in OpenAI's shape;
+    with `seed=` a sampled answer is the same again. `scored=False` leaves scores out, and no answer passes.
 
     Rows of a batch go through the model together, at most `batch_size` at a time. What a model thinks before it answers
     is in `additional_kwargs["reasoning_content"]`; only the answer is scored.
@@ -64,6 +68,7 @@ class ChatSemGrad(BatchedChatModel):
     beta: float = 1.0
     unweighted: bool = False
     later: bool = False
+    scored: bool = True
     budget: Budget | None = Field(default=None, exclude=True)
     _scorer: SemGradScorer = PrivateAttr()
     _fingerprint: str = PrivateAttr()
@@ -192,9 +197,15 @@ class ChatSemGrad(BatchedChatModel):
         generation = Generation(tuple(prompt), tuple(tokens), str(message.text), "stop")
         return tuple(self._scorer.attribute(generation, start))
 
-    def _answers(self, requests: Sequence[Request]) -> list[AIMessage]:
+    def _answers(self, requests: Sequence[Request]) -> list[AIMessage | BaseException]:
         generations = self.scorer.generate([request.prompt for request in requests], **joint_settings(requests))
-        return scored_messages(self.scorer, generations, requests[0].stop, requests[0].tools)
+        whole = [row for row, request in enumerate(requests) if not request.abandoned]
+        first, kept = requests[0], [generations[row] for row in whole]
+        messages = scored_messages(self.scorer, kept, first.stop, first.tools, scored=self.scored)
+        found: dict[int, AIMessage] = dict(zip(whole, messages, strict=True))
+        return [
+            found.get(row) or AbandonedError("Nobody waits for the answer any more.") for row in range(len(requests))
+        ]
 
     def _stream(
         self,
@@ -204,18 +215,19 @@ class ChatSemGrad(BatchedChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         """Yield text as it comes; scores, usage and tool calls are on the last chunk. With tools, all of it is."""
-        request = self._request(messages, stop, kwargs)
-        running = Running(self.scorer, request)
+        asked, left = self._request(messages, stop, kwargs), Event()
+        listener = Listener(self.tokenizer, asked)
+        answer = self._begun(replace(asked, streamer=listener.streamer, gone=lambda: left.is_set() or asked.abandoned))
+        answer.add_done_callback(lambda _: listener.end())
         shown = Shown()
         try:
-            for now in running.shown():
+            for now in listener.shown():
                 if any(new := now.after(shown)):
                     shown = now
                     yield self._chunk(new.chunk(), run_manager)
-            (message,) = scored_messages(self.scorer, [running.generation()], request.stop, request.tools)
-            yield self._chunk(last_chunk(message, shown.answer, shown.reasoning), run_manager)
+            yield self._chunk(last_chunk(answer.result(), shown.answer, shown.reasoning), run_manager)
         finally:
-            running.abandon()  # the consumer may have gone before the end
+            left.set()  # the consumer may have gone before the end
 
     def _chunk(self, message: AIMessageChunk, run_manager: CallbackManagerForLLMRun | None) -> ChatGenerationChunk:
         chunk = ChatGenerationChunk(message=message)
@@ -244,7 +256,7 @@ class ChatSemGrad(BatchedChatModel):
         forced = None
         if choice is not None and schemas:
             forced = forced_call(self.model, self.tokenizer, turns, schemas, choice or None, prompt)
-        return Request(prompt, marks, schemas, settings, forced)
+        return Request(prompt, marks, schemas, settings, forced, gone=gone_by_now())
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, str]:

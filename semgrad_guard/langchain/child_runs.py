@@ -11,7 +11,7 @@ from langchain_core.callbacks import AsyncCallbackManager, CallbackManager
 from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langchain_core.runnables.config import ensure_config
 from langchain_core.tracers._streaming import _StreamingCallbackHandler  # the mark of every handler that streams
-from langchain_core.tracers.context import run_collector_var, tracing_v2_callback_var
+from langchain_core.tracers.context import _configure_hooks, tracing_v2_callback_var
 from langsmith.run_helpers import tracing_context
 
 T = TypeVar("T")
@@ -60,8 +60,8 @@ def without_streams(config: RunnableConfig | None = None) -> RunnableConfig:
 @contextmanager
 def unseen() -> Iterator[RunnableConfig]:
     """Give a configuration, and a context, in which neither the caller's callbacks nor tracers hear of what runs."""
-    tracers: tuple[ContextVar[Any], ...] = (tracing_v2_callback_var, run_collector_var)
-    before = [(variable, variable.set(None)) for variable in tracers]
+    hooks: tuple[ContextVar[Any], ...] = (tracing_v2_callback_var, *(hook[0] for hook in _configure_hooks))
+    before = [(variable, variable.set(None)) for variable in hooks]
     try:
         with tracing_context(enabled=False):
             yield RunnableConfig(callbacks=[])

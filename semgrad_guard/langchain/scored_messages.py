@@ -11,6 +11,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.messages.ai import OutputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import invalid_tool_call, tool_call
 
+from semgrad_guard.errors import described
 from semgrad_guard.langchain.logprobs import as_openai
 from semgrad_guard.model.load import revision
 from semgrad_guard.model.responses import Response, take_apart
@@ -22,9 +23,16 @@ from semgrad_guard.scoring.spans import TokenSpan
 
 logger = logging.getLogger(__name__)
 
+_UNSCORED = "scoring is switched off"
+
 
 def scored_messages(
-    scorer: SemGradScorer, generations: Sequence[Generation], stop: Sequence[str], tools: Sequence[dict[str, Any]]
+    scorer: SemGradScorer,
+    generations: Sequence[Generation],
+    stop: Sequence[str],
+    tools: Sequence[dict[str, Any]],
+    *,
+    scored: bool = True,
 ) -> list[AIMessage]:
     """Score generations, all in one pass, and put everything known about each into a message.
 
@@ -33,14 +41,16 @@ def scored_messages(
         generations: responses.
         stop: texts a response is cut before.
         tools: schemas of the tools that may be called; without any, calls are text like any other.
+        scored: False leaves the scores out, and says so.
     """
     said = [take_apart(scorer.tokenizer, generation, stop, tools) for generation in generations]
     answers = list(zip(generations, said, strict=True))
-    scored = iter(_scores(scorer, [answer for answer in answers if _failed(answer[1]) == ""]))
+    to_score = [answer for answer in answers if _failed(answer[1]) == ""]
+    found = iter(_scores(scorer, to_score) if scored else [([], _UNSCORED)] * len(to_score))
     messages = []
     for generation, response in answers:
         failure = _failed(response)
-        scores, doubt = ([], failure) if failure else next(scored)
+        scores, doubt = ([], failure) if failure else next(found)
         messages.append(_message(scorer, generation, response, scores, doubt or _misfit(response.parsed, tools)))
     return messages
 
@@ -61,7 +71,7 @@ def _scores(scorer: SemGradScorer, answers: Sequence[tuple[Generation, Response]
     except Exception as error:  # fail closed: an answer without a score is withheld, and says why
         if len(answers) > 1:  # one of them must not take the others with it
             return [scored for answer in answers for scored in _scores(scorer, [answer])]
-        logger.exception("Scoring failed")
+        logger.error("Scoring failed: %s", described(error))
         return [([], f"scoring failed: {type(error).__name__}: {error}")]
     return [(scores, _doubt(generation, scores)) for generation, scores in zip(generations, found, strict=True)]
 

@@ -11,6 +11,7 @@ from typing import Any
 from langchain_core.callbacks import adispatch_custom_event, dispatch_custom_event
 from langchain_core.messages import AIMessage
 
+from semgrad_guard.errors import described
 from semgrad_guard.langchain.asking import Asking
 from semgrad_guard.langchain.child_runs import astep, step
 from semgrad_guard.langchain.outgoing import outgoing
@@ -19,7 +20,7 @@ from semgrad_guard.routing.ladder import Answer, Outcome, Resolution, Route, cli
 
 logger = logging.getLogger(__name__)
 
-_EVENT = "semgrad.decision"
+DECIDED = "semgrad.decision"  # the event
 
 
 def settled(asking: Asking, draft: Answer, routes: Sequence[Route]) -> AIMessage:
@@ -40,7 +41,7 @@ def settled(asking: Asking, draft: Answer, routes: Sequence[Route]) -> AIMessage
             route, sources = ladder.send(outcome)
     except StopIteration as end:
         resolution: Resolution = end.value
-    dispatch_custom_event(_EVENT, _announced(resolution.decision))
+    dispatch_custom_event(DECIDED, _announced(resolution.decision))
     return outgoing(resolution)
 
 
@@ -58,14 +59,14 @@ async def asettled(asking: Asking, draft: Answer, routes: Sequence[Route]) -> AI
             route, sources = ladder.send(outcome)
     except StopIteration as end:
         resolution: Resolution = end.value
-    await adispatch_custom_event(_EVENT, _announced(resolution.decision))
+    await adispatch_custom_event(DECIDED, _announced(resolution.decision))
     return outgoing(resolution)
 
 
 def _broken(route: Route, error: Exception) -> Outcome:
     if _steers(error):
         return Outcome(True, "the run is interrupted", error=error)
-    logger.warning("The route %s failed: %s", route.decision, error)
+    logger.warning("The route %s failed: %s", route.decision, described(error))
     return Outcome(False, f"{type(error).__name__}: {error}")
 
 

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from threading import Event
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
-from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.messages import AIMessage, AIMessageChunk, message_chunk_to_message
 from langchain_core.messages.tool import tool_call_chunk
-from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers import PreTrainedTokenizerBase, TextIteratorStreamer
 
-from semgrad_guard.langchain.request import Request, joint_settings
+from semgrad_guard.langchain.request import Request
 from semgrad_guard.model.reasoning import CLOSE, OPEN, apart, begins_inside, marks_reasoning
-from semgrad_guard.records import Generation
-from semgrad_guard.scoring.scorer import SemGradScorer
 
 
 class Shown(NamedTuple):
@@ -35,43 +30,19 @@ class Shown(NamedTuple):
         return AIMessageChunk(content=self.answer, additional_kwargs=extra)
 
 
-class _Abandoned(StoppingCriteria):
-    """Ends a generation that nobody waits for any more."""
+class Listener:
+    """Hears a generation that runs in another thread."""
 
-    def __init__(self) -> None:
-        self.event = Event()
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> Any:
-        return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
-
-
-class Running:
-    """A generation that runs in a thread of its own."""
-
-    def __init__(self, scorer: SemGradScorer, request: Request) -> None:
-        """Start it."""
-        tokenizer, self._stop = scorer.tokenizer, request.stop
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, request: Request) -> None:
+        """Be ready to hear what comes of a request; it is to have `streamer`."""
+        self._stop = request.stop
         self._thinks = marks_reasoning(tokenizer)
         self._inside = self._thinks and begins_inside(tokenizer, request.prompt)
         # Where text alone does not tell what it is part of, nothing is shown before the end.
         self._hold = bool(
             request.tools or getattr(tokenizer, "response_template", None) or CLOSE in tokenizer.all_special_tokens
         )
-        self._streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._abandoned = _Abandoned()
-        settings = joint_settings([request])
-        criteria = StoppingCriteriaList([*settings.get("stopping_criteria", ()), self._abandoned])
-        pool = ThreadPoolExecutor(max_workers=1)
-        self._future: Future[list[Generation]] = pool.submit(
-            self._run, scorer, request.prompt, settings | {"stopping_criteria": criteria}
-        )
-        pool.shutdown(wait=False)
-
-    def _run(self, scorer: SemGradScorer, prompt: Sequence[int], settings: dict[str, Any]) -> list[Generation]:
-        try:
-            return scorer.generate([prompt], streamer=self._streamer, **settings)
-        finally:
-            self._streamer.text_queue.put(self._streamer.stop_signal)  # whatever happens, nobody waits for ever
+        self.streamer = TextIteratorStreamer(tokenizer, skip_special_tokens=True)
 
     def shown(self) -> Iterator[Shown]:
         """Yield all that can be shown so far, again and again, as it will stand in the message: without outer blanks.
@@ -79,7 +50,7 @@ class Running:
         What may turn out to be a stop text, a mark of reasoning or a blank at the end is kept back until that is known.
         """
         text = ""
-        for piece in self._streamer:
+        for piece in self.streamer:
             text += piece
             if not self._hold and not (self._thinks and not self._inside and OPEN.startswith(text.lstrip())):
                 reasoning, place = apart(text, inside=self._inside) if self._thinks else ("", 0)
@@ -88,13 +59,9 @@ class Running:
                 else:
                     yield Shown(reasoning.rstrip(), _sure(text[place:].lstrip(), self._stop))
 
-    def generation(self) -> Generation:
-        """Wait for the end; raises what the generation raised."""
-        return self._future.result()[0]
-
-    def abandon(self) -> None:
-        """End it at the next token."""
-        self._abandoned.event.set()
+    def end(self) -> None:
+        """Hear no more; whatever happens to the generation, nobody is to wait for ever."""
+        self.streamer.text_queue.put(self.streamer.stop_signal)
 
 
 def _sure(text: str, marks: Sequence[str]) -> str:
@@ -124,3 +91,14 @@ def last_chunk(message: AIMessage, answer: str, reasoning: str = "") -> AIMessag
         usage_metadata=message.usage_metadata,
         chunk_position="last",
     )
+
+
+def joined(chunks: Sequence[AIMessageChunk]) -> AIMessage:
+    """Give the message that the chunks of a stream make."""
+    whole = chunks[0]
+    for chunk in chunks[1:]:
+        whole += chunk
+    message = message_chunk_to_message(whole)
+    if not isinstance(message, AIMessage):  # chunks of an AIMessage give one; for the type checker
+        raise TypeError(f"expected an AIMessage, not {type(message).__name__}")
+    return message

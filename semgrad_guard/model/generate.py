@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -40,13 +41,15 @@ def generate(
     *,
     keep: tuple[int, int] | None = None,
     top_logprobs: int | None = None,
+    seed: int | None = None,
     **settings: Any,
 ) -> list[Generation]:
     """Generate one response per prompt; prompts are padded on the left here, whatever the tokenizer's own side is.
 
     With `keep`, a layer and a number of prompt columns, the hidden states at that layer's input are kept from those
     columns on, so that the layers below need not be run again for scoring. With `top_logprobs`, which may be 0, each
-    response token comes with its log-probability under the unwarped distribution, and that many of the likeliest.
+    response token comes with its log-probability under the unwarped distribution, and that many of the likeliest. With
+    `seed`, what is sampled is the same again, for the same prompts together, and torch's own generators are left alone.
 
     Raises:
         PromptTooLongError: a prompt with the tokens to generate does not fit into the context.
@@ -77,7 +80,7 @@ def generate(
     config.update(output_logits=top_logprobs is not None)
     boundary = None if keep is None else Boundary(model, *keep)
     device, generator = model.device, cast(Any, model if boundary is None else boundary.model)
-    with torch.inference_mode(False), torch.no_grad():  # a cache made in inference mode could not be scored on
+    with torch.inference_mode(False), torch.no_grad(), _seeded(seed, model):  # inference mode's cache has no gradients
         output = generator.generate(
             input_ids=torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device),
             attention_mask=torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device),
@@ -101,6 +104,16 @@ def generate(
             generation = replace(generation, log_probs=_log_probs(logits, response, top_logprobs))
         generations.append(generation)
     return generations
+
+
+@contextmanager
+def _seeded(seed: int | None, model: PreTrainedModel) -> Iterator[None]:
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def _most(model: PreTrainedModel, settings: dict[str, Any]) -> int:

@@ -3,12 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 from semgrad_guard.extras import needs
-from semgrad_guard.review.items import ReviewEvent, ReviewItem, ReviewStatistics
+from semgrad_guard.review.items import ReviewEvent, ReviewFilter, ReviewItem, ReviewStatistics
 
 if TYPE_CHECKING:
     from semgrad_guard.review.queue import ReviewQueue
 
-__all__ = ["ReviewEvent", "ReviewItem", "ReviewQueue", "ReviewStatistics"]
+__all__ = ["ReviewEvent", "ReviewFilter", "ReviewItem", "ReviewQueue", "ReviewStatistics"]
 
 
 def __getattr__(name: str) -> Any:

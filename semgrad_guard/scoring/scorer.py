@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, overload
 
 import torch
@@ -21,6 +22,7 @@ from semgrad_guard.scoring.budget import Budget
 from semgrad_guard.scoring.engine import Pass
 from semgrad_guard.scoring.gradients import Norm, shares
 from semgrad_guard.scoring.objective import Reduction
+from semgrad_guard.scoring.observers import observed
 from semgrad_guard.scoring.readout import as_score
 from semgrad_guard.scoring.spans import Span, TokenSpan, pieces_of, resolved_span, whole
 from semgrad_guard.scoring.upper import refusal
@@ -178,7 +180,8 @@ class SemGradScorer:
             groups.setdefault(id(generation.batch), []).append(index)
         for indices in groups.values():
             members = [generations[index] for index in indices]
-            found = self._score(members, [asked[index] for index in indices], parameters)
+            own = [asked[index] for index in indices]
+            found = observed(members, partial(self._score, members, own, parameters))
             scores.update(zip(indices, found, strict=True))
         ordered = [scores[index] for index in range(len(generations))]
         return [only for (only,) in ordered] if spans is None else ordered

@@ -75,6 +75,7 @@ def main(
             page = chromium.new_page(viewport={"width": 1340, "height": 760})
             page.goto(report.resolve().as_uri())
             page.screenshot(path=out / "report.png")
+            page.set_viewport_size({"width": 1020, "height": 385})
             page.locator("figure").first.evaluate("figure => figure.scrollIntoView()")
             page.screenshot(path=out / "report-curves.png")
     for picture in sorted(out.glob("*.png")):

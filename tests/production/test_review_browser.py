@@ -16,7 +16,6 @@ from semgrad_guard.review import ReviewQueue
 pytestmark = [
     pytest.mark.enable_socket,
     pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no chromium: apt-get install chromium"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # playwright's pipes at exit
 ]
 TOKEN = "a-token-of-some-length"
 XSS = (
@@ -91,6 +90,12 @@ def visit(chromium, address, name="ann", **settings):
     context.close()
 
 
+def claimed(page):
+    """Wait until a review is there to be decided on, and its script has run."""
+    page.get_by_role("heading", name="Decide").wait_for()
+    page.wait_for_load_state("load")
+
+
 def test_the_doubtful_token_is_highlighted_and_the_policy_is_kept(chromium, queue, address):
     id_ = queue.submit(request("Who?", "Rembrandt", doubt=doubts((" Rem", 0.9), ("brandt", 0.1), ("<end>", 0.0))))
     with visit(chromium, address) as page:
@@ -113,7 +118,7 @@ def test_everything_is_decided_with_the_keyboard(chromium, queue, address):
         page.keyboard.press("Enter")
         page.wait_for_url(f"**/{ids[0]}")
         page.keyboard.press("c")
-        page.get_by_role("heading", name="Decide").wait_for()
+        claimed(page)
         page.keyboard.press("a")
         assert queue.get(ids[0]).status == "claimed"  # one key alone decides nothing
         page.keyboard.press("Enter")
@@ -209,7 +214,7 @@ def test_what_anybody_wrote_stays_text(chromium, queue, address, attack):
         page.goto(f"{address}/reviews/{id_}")
         assert page.locator(".question").inner_text().strip() == attack.strip()
         page.get_by_role("button", name="Claim").click()
-        page.get_by_role("heading", name="Decide").wait_for()
+        claimed(page)
         page.keyboard.press("e")
         assert page.locator("#edit-text").input_value() == attack.strip()
         page.keyboard.press("Control+Enter")

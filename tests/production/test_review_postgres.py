@@ -11,7 +11,9 @@ from scripted import score
 from sqlalchemy.exc import DBAPIError
 
 from semgrad_guard import ReviewAnswer, ReviewConflictError, ReviewRequest
+from semgrad_guard.records import CallConfidence
 from semgrad_guard.review import ReviewQueue
+from semgrad_guard.review.items import ReviewFilter
 from semgrad_guard.review.tables import Base
 
 REVIEWERS = 8
@@ -91,3 +93,43 @@ def test_the_migrations_make_what_the_models_say(queues):
     with queues[0]._database.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, Base.metadata) == []
+
+
+def test_what_the_review_page_asks_is_the_same_as_on_sqlite(queues, tmp_path):
+    word = str(uuid4())
+    sqlite = ReviewQueue(f"sqlite:///{tmp_path / 'reviews.db'}")
+    call = {"call": CallConfidence(name="f", confidence=0.1, arguments={})}
+    found = []
+    for queue in (queues[0], sqlite):
+        for number, confidence in enumerate((0.5, None, 0.1, 0.9)):
+            asked = request(f"{word} {number}").model_copy(
+                update={"confidence": confidence, "tool_calls": call if number == 2 else {}}
+            )
+            queue.submit(asked)
+        ids = [item.id for item in queue.items(contains=word)]
+        queue.claim("ann", id_=ids[3])
+        queue.decide(ids[3], "approve", "ann")
+        filters = [ReviewFilter(contains=word, **more) for more in _FILTERS]
+        found.append(
+            [
+                [[ids.index(item.id) for item in queue.items(only=only, order=order)] for only in filters]
+                for order in ("oldest", "least confident")
+            ]
+            + [[queue.count(only) for only in filters], queue.neighbours(ids[1]) == (ids[0], ids[2])]
+            + [[verdict.claimed is not None for verdict in queue.verdicts() if verdict.id == ids[3]]]
+        )
+    assert found[0] == found[1]
+    assert found[0][1][0] == [1, 2, 0, 3]
+    assert found[0][2] == [4, 3, 1, 1, 3, 2, 1]
+    sqlite.close()
+
+
+_FILTERS = (
+    {},
+    {"status": "pending"},
+    {"status": "decided"},
+    {"tool_calls": True},
+    {"tool_calls": False},
+    {"least": 0.5},
+    {"most": 0.2},
+)

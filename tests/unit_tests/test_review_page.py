@@ -3,6 +3,7 @@
 import html
 import re
 import sqlite3
+import sys
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 
@@ -18,7 +19,7 @@ from semgrad_guard.review import ReviewQueue
 from semgrad_guard.review.items import ReviewFilter, ReviewVerdict
 from semgrad_guard.review.page import application, words
 from semgrad_guard.review.page.attempts import Attempts
-from semgrad_guard.review.page.statistics import bands, risk_coverage, shares
+from semgrad_guard.review.page.statistics import bands, risk_coverage, shares, thinned
 
 TOKEN = "a-token-of-some-length"
 HOST = "http://127.0.0.1"
@@ -166,6 +167,14 @@ def test_a_token_that_can_be_guessed_or_not_be_typed_is_refused(queue, token):
         application(queue, token=token)
 
 
+def test_without_the_extra_the_error_names_it(queue, monkeypatch):
+    for module in ("app", "access", "desk", "reviews", "statistics"):
+        monkeypatch.delitem(sys.modules, f"semgrad_guard.review.page.{module}", raising=False)
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    with pytest.raises(ConfigurationError, match=r"semgrad-guard\[review\]"):
+        application(queue, token=TOKEN)
+
+
 def test_a_lease_without_length_is_refused(queue):
     with pytest.raises(ConfigurationError, match="lease=0"):
         application(queue, token=TOKEN, lease=0)
@@ -301,7 +310,7 @@ def test_an_item_shows_all_there_is_about_it(queue, ann):
     assert "Rem (90 % of the doubt)brandt (11 % of the doubt) did&lt;end&gt;" in text
     assert '<mark class="doubt-5" title="90 % of the doubt; probability 0.61, entropy 1.50 nats">Rem<' in page
     assert page.count("<mark") == 2
-    assert '<span class="mark-of-model">&lt;end&gt;</span>' in page
+    assert re.search(r'<span class="mark-of-model"[^>]*>&lt;end&gt;</span>', page)
     for shown in (
         "Who painted it?",
         "confidence 0.123 is below the threshold 0.900",
@@ -623,6 +632,14 @@ def test_risk_and_coverage_by_hand():
     # the surest alone: none of 1; two: 1 of 2; both of 0.5 together: 2 of 4; all: 3 of 5
     assert risk_coverage(decided) == [(0.2, 0.0), (0.4, 0.5), (0.8, 0.5), (1.0, 0.6)]
     assert risk_coverage([]) == []
+
+
+def test_a_long_curve_is_thinned_and_keeps_its_end():
+    curve = [(place / 1050, 0.5) for place in range(1, 1051)]
+    assert thinned(curve[:100]) == curve[:100]
+    assert thinned([]) == []
+    assert len(thinned(curve)) == 96
+    assert thinned(curve)[-1] == curve[-1]
 
 
 def test_bands_of_confidence_by_hand():

@@ -18,6 +18,7 @@ from semgrad_guard.review.page.desk import AtDesk, render
 router = APIRouter()
 DECISIONS = ("approve", "edit", "reject", "respond")
 _BANDS = 5
+_POINTS = 100  # of a curve that are shown
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Band:
 def show(request: Request, desk: AtDesk) -> Response:
     """Show the statistics."""
     verdicts = desk.queue.verdicts()
-    curve = risk_coverage(verdicts)
+    curve = thinned(risk_coverage(verdicts))
     return render(
         request,
         "statistics.html",
@@ -96,6 +97,12 @@ def risk_coverage(verdicts: Sequence[ReviewVerdict]) -> list[tuple[float, float]
         if place == len(known) or known[place].confidence != verdict.confidence:
             found.append((place / len(known), wrong / place))
     return found
+
+
+def thinned(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Leave out points of a curve that has too many to show; the last one stays."""
+    step = math.ceil(len(curve) / _POINTS) or 1
+    return [point for place, point in enumerate(reversed(curve)) if place % step == 0][::-1]
 
 
 def _known(verdict: ReviewVerdict) -> bool:

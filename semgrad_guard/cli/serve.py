@@ -1,0 +1,98 @@
+"""The command `serve`: the HTTP service."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from semgrad_guard.cli.answers import read_passages
+from semgrad_guard.cli.app import ModelOption, RevisionOption, app, plain_errors
+from semgrad_guard.errors import ConfigurationError
+from semgrad_guard.extras import needs
+from semgrad_guard.web.keys import VARIABLE, ApiKeys
+
+_POLICIES = ("abstain", "annotate", "review")
+
+
+@app.command()
+def serve(
+    model: ModelOption = None,
+    revision: RevisionOption = None,
+    profile: Annotated[Path | None, typer.Option(help="Profile of the model, a JSON file.")] = None,
+    threshold: Annotated[float | None, typer.Option(min=0, max=1, help="Least confidence that passes.")] = None,
+    score_threshold: Annotated[
+        float | None, typer.Option(min=0, help="Without a profile: largest raw SemGrad score that passes.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen to; other than this machine's needs API keys.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen to.")] = 8000,
+    name: Annotated[list[str] | None, typer.Option(help="Host name that requests may use; repeat for more.")] = None,
+    api_keys: Annotated[
+        Path | None, typer.Option(help=f"File of API keys, one a line; else {VARIABLE}, separated by commas.")
+    ] = None,
+    policy: Annotated[str, typer.Option(help="What becomes of unsure answers: abstain, annotate or review.")] = (
+        "abstain"
+    ),
+    allow: Annotated[
+        list[str] | None, typer.Option(help="Policy that requests may ask for; repeat for more. All if not given.")
+    ] = None,
+    reviews: Annotated[str | None, typer.Option(help="URL of the review queue, such as sqlite:///reviews.db.")] = None,
+    corpus: Annotated[
+        Path | None, typer.Option(help="Text file to retrieve from before giving up, one passage a line.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Requests that share a pass of the model.")] = 16,
+    queue_size: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are answered 429.")] = 256,
+    deadline: Annotated[float, typer.Option(min=0.001, help="Seconds that a request may take.")] = 60.0,
+    grace: Annotated[float, typer.Option(min=0, help="Seconds that accepted requests have at the end.")] = 30.0,
+    max_prompt: Annotated[int, typer.Option(min=1, help="Longest prompt, in tokens.")] = 4096,
+    max_response: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 1024,
+    unscored: Annotated[
+        bool, typer.Option("--unscored", help="Answer without scoring, to measure its cost: nothing is ever passed.")
+    ] = False,
+) -> None:
+    """Serve a model over HTTP, as OpenAI's API, with the confidence of every answer."""
+    with plain_errors():
+        with needs("server", "serve needs fastapi, uvicorn and prometheus-client"):
+            from semgrad_guard.observability.metrics import Metrics
+            from semgrad_guard.serving.app import application
+            from semgrad_guard.serving.local import LocalEngine
+            from semgrad_guard.serving.server import server
+            from semgrad_guard.serving.service import Terms
+            from semgrad_guard.serving.setup import Setup
+            from semgrad_guard.serving.work import Limits
+        allowed = tuple(allow or _POLICIES)
+        if unknown := [given for given in (policy, *allowed) if given not in _POLICIES]:
+            raise ConfigurationError(f"Policy {unknown[0]!r}: expected one of {', '.join(_POLICIES)}.")
+        if "review" in (policy, *(allow or ())) and reviews is None:
+            raise ConfigurationError("The policy 'review' needs a queue: --reviews sqlite:///reviews.db, or alike.")
+        if policy not in allowed:
+            raise ConfigurationError(f"The policy {policy!r} is not among those allowed: {', '.join(allowed)}.")
+        keys = ApiKeys.read(api_keys)
+        setup = Setup(
+            model=model,
+            revision=revision,
+            profile=profile,
+            threshold=threshold,
+            score_threshold=score_threshold,
+            passages=() if corpus is None else tuple(read_passages(corpus)),
+            reviews=reviews,
+            limits=Limits(prompt_tokens=max_prompt, response_tokens=max_response, batch_size=batch_size),
+            scored=not unscored,
+        )
+        terms = Terms.model_validate({"policy": policy, "policies": allowed, "deadline": deadline, "grace": grace})
+        metrics = Metrics()
+        engine = LocalEngine(setup.worker(), queue_size=queue_size, batched=metrics.batch)
+        metrics.watch_queue(engine.depth, engine.age)
+        found = server(
+            application(engine, terms, metrics), engine, host=host, port=port, names=name or (), keys=keys, grace=grace
+        )
+    console = Console(stderr=True)
+    reached = "by whoever has an API key" if keys else f"from this machine only, by everybody on it: no {VARIABLE}"
+    console.print(f"{escape(engine.card.id)}: http://{escape(host)}:{port}/v1, {reached}", soft_wrap=True)
+    if unscored:
+        console.print("[red]unscored:[/] answers go out unjudged, and none is ever passed", soft_wrap=True)
+    with metrics.listen():
+        found.run()

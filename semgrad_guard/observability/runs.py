@@ -1,0 +1,187 @@
+"""LangChain's callbacks as a tree of runs that begin, end and are decided about, whatever kind each is."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+from uuid import UUID
+
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.messages import BaseMessage
+from langchain_core.outputs import ChatGeneration, LLMResult
+from langchain_core.tracers.context import register_configure_hook
+
+from semgrad_guard.errors import described
+from semgrad_guard.langchain.settling import DECIDED
+
+logger = logging.getLogger(__name__)
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a run begins: its name, what it was given, and whether it is one of a chat model."""
+
+    id: UUID
+    name: str
+    given: Any
+    chat: bool = False
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+class RunTree(BaseCallbackHandler, Generic[R]):
+    """A callback handler that keeps a note of each run while it goes on, from any thread or task.
+
+    What goes wrong in here is logged by its kind, and never reaches the run.
+    """
+
+    run_inline = True  # in order with what it is about, also in async code
+
+    def __init__(self) -> None:
+        """Begin with no runs."""
+        self._runs: dict[UUID, R] = {}
+
+    @abstractmethod
+    def began(self, parent: R | None, start: Start) -> R:
+        """Take note of a run."""
+
+    @abstractmethod
+    def ended(self, run: R, id_: UUID, given: Any, output: Any, error: BaseException | None) -> None:
+        """Close the note of a run; `given` is what it was given, if that was not known when it began."""
+
+    @abstractmethod
+    def decided(self, run: R, decision: Mapping[str, Any]) -> None:
+        """Hear what a guard decided: `decision`, `confidence`, `threshold` and `reason`."""
+
+    def on_chain_start(
+        self,
+        serialized: dict[str, Any],
+        inputs: Any,
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Take note."""
+        self._began(Start(run_id, kwargs.get("name") or "chain", inputs), parent_run_id)
+
+    def on_chat_model_start(
+        self,
+        serialized: dict[str, Any],
+        messages: list[list[BaseMessage]],
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        metadata: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Take note."""
+        self._began(Start(run_id, kwargs.get("name") or "chat", messages[0], True, metadata or {}), parent_run_id)
+
+    def on_llm_start(
+        self,
+        serialized: dict[str, Any],
+        prompts: list[str],
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Take note."""
+        self._began(Start(run_id, kwargs.get("name") or "llm", prompts), parent_run_id)
+
+    def on_tool_start(
+        self,
+        serialized: dict[str, Any],
+        input_str: str,
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Take note."""
+        self._began(Start(run_id, kwargs.get("name") or "tool", input_str), parent_run_id)
+
+    def on_retriever_start(
+        self,
+        serialized: dict[str, Any],
+        query: str,
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Take note."""
+        self._began(Start(run_id, kwargs.get("name") or "retriever", query), parent_run_id)
+
+    def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> Any:
+        """Close the note."""
+        self._ended(run_id, outputs, given=kwargs.get("inputs"))
+
+    def on_llm_end(self, response: LLMResult, *, run_id: UUID, **kwargs: Any) -> Any:
+        """Close the note."""
+        self._ended(run_id, _message(response.generations))
+
+    def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> Any:
+        """Close the note."""
+        self._ended(run_id, output)
+
+    def on_retriever_end(self, documents: Sequence[Any], *, run_id: UUID, **kwargs: Any) -> Any:
+        """Close the note."""
+        self._ended(run_id, documents)
+
+    def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> Any:
+        """Close the note of a run that failed."""
+        self._ended(run_id, None, error)
+
+    def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> Any:
+        """Close the note of a run that failed."""
+        self._ended(run_id, None, error)
+
+    def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> Any:
+        """Close the note of a run that failed."""
+        self._ended(run_id, None, error)
+
+    def on_retriever_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> Any:
+        """Close the note of a run that failed."""
+        self._ended(run_id, None, error)
+
+    def on_custom_event(self, name: str, data: Any, *, run_id: UUID, **kwargs: Any) -> Any:
+        """Hear of a decision."""
+        run = self._runs.get(run_id)
+        if name == DECIDED and run is not None:
+            self._safely(lambda: self.decided(run, data))
+
+    def _began(self, start: Start, parent: UUID | None) -> None:
+        above = None if parent is None else self._runs.get(parent)
+
+        def note() -> None:
+            self._runs[start.id] = self.began(above, start)
+
+        self._safely(note)
+
+    def _ended(self, id_: UUID, output: Any, error: BaseException | None = None, *, given: Any = None) -> None:
+        run = self._runs.pop(id_, None)
+        if run is not None:
+            self._safely(lambda: self.ended(run, id_, given, output, error))
+
+    def _safely(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:  # LangChain would log it in full, and it may quote what was asked
+            logger.warning("%s failed: %s", type(self).__name__, described(error))
+
+
+def attach(handler: BaseCallbackHandler) -> None:
+    """Have a handler hear of every run in this process from now on; what guards hide from callbacks stays hidden."""
+    register_configure_hook(ContextVar(f"semgrad_guard_{id(handler)}", default=handler), inheritable=True)
+
+
+def _message(generations: Sequence[Sequence[Any]]) -> BaseMessage | None:
+    found = next((one for own in generations for one in own), None)
+    return found.message if isinstance(found, ChatGeneration) else None

@@ -1,0 +1,98 @@
+"""The HTTP application: OpenAI's routes over an engine, which it knows nothing more of."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from starlette.responses import Response
+
+from semgrad_guard.observability.metrics import Metrics
+from semgrad_guard.serving import replies
+from semgrad_guard.serving.engine import Engine
+from semgrad_guard.serving.faults import RefusedError, responses, shape_errors, told
+from semgrad_guard.serving.requests import ChatRequest, ScoreRequest
+from semgrad_guard.serving.service import Service, Terms, in_json
+from semgrad_guard.version import VERSION
+
+
+def application(engine: Engine, terms: Terms | None = None, metrics: Metrics | None = None) -> FastAPI:
+    """Build the application.
+
+    Args:
+        engine: answers; it is started and stopped with the application.
+        terms: what requests may have.
+        metrics: told of every answer and failure, and shown at /metrics; None for none.
+    """
+    service = Service(engine, terms or Terms(), metrics)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await engine.start()
+        yield
+        await engine.stop(service.terms.grace)
+
+    app = FastAPI(
+        title="semgrad-guard",
+        version=VERSION,
+        description="OpenAI-compatible completions of a local model that carry their confidence.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    shape_errors(app)
+    told_of_one, waits = responses(404), responses(404, 429, 500, 503, 504)
+    streams = _also("text/event-stream")
+
+    @app.post("/v1/chat/completions", response_model=replies.Completion, responses=streams | waits)
+    async def chat_completions(asked: ChatRequest, request: Request) -> Response:
+        """Answer a conversation, with the record of how sure the answer is."""
+        return await service.chat(asked, request)
+
+    @app.post("/v1/score", response_model=replies.Scored, responses=waits)
+    async def score(asked: ScoreRequest, request: Request) -> Response:
+        """Tell how sure an answer is that was given elsewhere with the same weights."""
+        return await service.score(asked, request)
+
+    @app.get("/v1/models", response_model=replies.Models, responses=responses())
+    async def models() -> Response:
+        """List the models."""
+        return in_json(replies.Models(data=[service.model()]))
+
+    @app.get("/v1/models/{model:path}", response_model=replies.Model, responses=told_of_one)
+    async def model(model: str) -> Response:
+        """Tell of a model."""
+        try:
+            service.check_model(model)
+        except RefusedError as error:
+            return told(error)
+        return in_json(service.model())
+
+    @app.get("/healthz", response_model=replies.State)
+    async def healthz() -> Response:
+        """Tell that the process lives."""
+        return in_json(replies.State(status="alive"))
+
+    @app.get("/readyz", response_model=replies.State, responses={503: {"model": replies.State}})
+    async def readyz() -> Response:
+        """Tell whether requests are taken."""
+        ready = await engine.ready()
+        return in_json(replies.State(status="ready" if ready else "not ready"), 200 if ready else 503)
+
+    if metrics is not None:
+
+        @app.get("/metrics", response_class=Response, responses=_also("text/plain") | responses())
+        async def show_metrics() -> Response:
+            """Give the metrics in Prometheus' format."""
+            body, kind = await asyncio.to_thread(metrics.text)
+            return Response(body, headers={"Content-Type": kind})
+
+    return app
+
+
+def _also(kind: str) -> dict[int | str, dict[str, Any]]:
+    """Document that an answer may be plain text of a kind."""
+    return {200: {"content": {kind: {"schema": {"type": "string"}}}}}

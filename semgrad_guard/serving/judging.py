@@ -1,0 +1,162 @@
+"""How sure answers are: the record beside an answer of the model, and answers from elsewhere, scored."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from langchain_core.messages import convert_to_messages
+from transformers import PreTrainedTokenizerBase
+
+from semgrad_guard.calibration.verdict import Standard
+from semgrad_guard.errors import BudgetError, ConfigurationError, EmptyResponseError, PromptTooLongError, SemGradError
+from semgrad_guard.langchain.guard import SemGradGuard
+from semgrad_guard.langchain.messages import to_template
+from semgrad_guard.model.chat_template import encode_chat
+from semgrad_guard.model.check import check_sequences
+from semgrad_guard.records import Decision, Generation, Score, TokenDoubt, Verdict
+from semgrad_guard.scoring.scorer import SemGradScorer
+from semgrad_guard.serving.work import Judgement, Limits, ScoreAnswer, ScoreJob, Usage
+from semgrad_guard.version import VERSION
+
+logger = logging.getLogger(__name__)
+
+_MOST_ATTRIBUTED = 256  # response tokens; each costs a backward
+# An answer's surprise beyond the entropy met on its way, in nats: below 0 for whatever the model finds likeliest, token
+# by token. Confidence is about the model's own answers, so one that it would hardly give has none.
+_MOST_SURPRISING = 3.0
+
+
+def judgement(guard: SemGradGuard, decision: Decision) -> Judgement:
+    """Give the record beside an answer of a guard."""
+    unscored = not guard.llm.scored
+    return Judgement(
+        score=_score(decision.scores, decision.method),
+        confidence=None if unscored else decision.confidence,
+        calibrated=guard.profile is not None,
+        decision="unscored" if unscored else decision.decision,
+        version=VERSION,
+        **decision.model_dump(
+            include={"threshold", "method", "reason", "guarantee", "sources", "tool_calls", "review_id"}
+        ),
+    )
+
+
+def scored(guard: SemGradGuard, jobs: Sequence[ScoreJob], limits: Limits) -> list[ScoreAnswer | SemGradError]:
+    """Score answers from elsewhere in one pass, and judge each; what cannot be scored is not sure, and says why.
+
+    Gives the error where a job cannot be scored as it was given.
+    """
+    given = [_generation(guard, job, limits) for job in jobs]
+    sound = [generation for generation in given if isinstance(generation, Generation)]
+    scores = iter(_scores(guard.llm.scorer, sound))
+    return [
+        generation if isinstance(generation, SemGradError) else _answer(guard, job, generation, *next(scores))
+        for job, generation in zip(jobs, given, strict=True)
+    ]
+
+
+def _generation(guard: SemGradGuard, job: ScoreJob, limits: Limits) -> Generation | SemGradError:
+    tokenizer = guard.llm.tokenizer
+    try:
+        if not guard.llm.scored:
+            raise ConfigurationError("The service was started without scoring.")
+        if job.threshold is not None and guard.profile is None:
+            raise ConfigurationError("A threshold is on confidence, and this model is served without a profile.")
+        turns = to_template(convert_to_messages(list(job.messages))) if job.messages is not None else []
+        if job.prompt_ids is not None:
+            prompt = list(job.prompt_ids)
+        elif job.prompt is not None:
+            prompt = tokenizer(job.prompt, add_special_tokens=False)["input_ids"]
+        else:
+            prompt = encode_chat(tokenizer, turns)
+        response = list(job.response_ids or ()) if job.response is None else _written(tokenizer, turns, job.response)
+        if not response:
+            raise EmptyResponseError("The response is empty; expected some text or ids.")
+        most = min(limits.response_tokens, _MOST_ATTRIBUTED) if job.tokens else limits.response_tokens
+        for what, ids, allowed in (("prompt", prompt, limits.prompt_tokens), ("response", response, most)):
+            if len(ids) > allowed:
+                raise PromptTooLongError(f"The {what} has {len(ids)} tokens; at most {allowed} are allowed here.")
+        check_sequences(guard.llm.model, [prompt], [response])
+    except SemGradError as error:
+        return error
+    return Generation(tuple(prompt), tuple(response), job.response or "", "stop")
+
+
+def _written(tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, Any]], text: str) -> list[int]:
+    """Encode a response as the model would write it, end of turn included: as the chat template goes on, if it does."""
+    if not text.strip():
+        return []
+    end = tokenizer.eos_token_id
+    if turns:
+        prompt = encode_chat(tokenizer, turns)
+        answer = {"role": "assistant", "content": text}
+        whole = encode_chat(tokenizer, [*turns, answer], add_generation_prompt=False)
+        rest = whole[len(prompt) :]
+        if whole[: len(prompt)] == prompt and end in rest:
+            return rest[: rest.index(end) + 1]
+    return [*tokenizer(text, add_special_tokens=False)["input_ids"], *([] if end is None else [end])]
+
+
+def _scores(scorer: SemGradScorer, generations: Sequence[Generation]) -> list[tuple[Score | None, Exception | None]]:
+    try:
+        return [(score, None) for score in scorer.score(generations)]
+    except Exception as error:  # fail closed; one of them must not take the others with it
+        if len(generations) > 1:
+            return [found for generation in generations for found in _scores(scorer, [generation])]
+        logger.warning("Scoring failed: %s", type(error).__name__)
+        return [(None, error)]
+
+
+def _answer(
+    guard: SemGradGuard, job: ScoreJob, generation: Generation, score: Score | None, error: Exception | None
+) -> ScoreAnswer | SemGradError:
+    if isinstance(error, SemGradError) and not isinstance(error, BudgetError):
+        return error
+    threshold = guard.threshold if job.threshold is None else job.threshold
+    standard = Standard(guard.profile, threshold, guard.score_threshold, guard.method)
+    failure = _surprise(score) if error is None else f"scoring failed: {type(error).__name__}: {error}"
+    verdict = standard.judge(score, failure, "grounded" if job.grounded else "answer")
+    return ScoreAnswer(
+        judgement=_judgement(guard, verdict),
+        scores=None if score is None else score.model_dump(mode="json"),
+        tokens=_doubts(guard.llm.scorer, generation) if job.tokens and score is not None else None,
+        usage=Usage(prompt=len(generation.prompt_ids), completion=len(generation.response_ids)),
+    )
+
+
+def _surprise(score: Score | None) -> str:
+    """Say why an answer cannot be the model's own, if it hardly can."""
+    expected = 0.0 if score is None else score.mean_entropy * score.length
+    if score is None or not score.nll - expected > _MOST_SURPRISING:
+        return ""
+    return (
+        f"the model would hardly give this answer itself: its log-probability is {-score.nll:.1f} nats, where about "
+        f"{-expected:.1f} was to be expected"
+    )
+
+
+def _judgement(guard: SemGradGuard, verdict: Verdict) -> Judgement:
+    return Judgement(
+        score=_score(verdict.scores, verdict.method),
+        calibrated=guard.profile is not None,
+        decision="pass" if verdict.passed else "abstain",
+        version=VERSION,
+        **verdict.model_dump(include={"confidence", "threshold", "method", "reason", "guarantee"}),
+    )
+
+
+def _doubts(scorer: SemGradScorer, generation: Generation) -> tuple[TokenDoubt, ...] | None:
+    try:
+        return tuple(scorer.attribute(generation))
+    except Exception as error:  # the answer is judged already; where its doubt sits is an extra
+        logger.warning("No attribution: %s", type(error).__name__)
+        return None
+
+
+def _score(scores: Score | None, method: str) -> float | None:
+    """Give the raw score that a method names, or SemGrad; None where there is none, or it is not finite."""
+    value: Any = None if scores is None else getattr(scores, method, scores.semgrad)
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,74 @@
+"""What a worker is built from: a plain record, so that every process can build its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from semgrad_guard.calibration.profile import Profile
+from semgrad_guard.demo.embedded import PROFILE, embedded_model
+from semgrad_guard.langchain.bm25 import BM25Retriever
+from semgrad_guard.langchain.chat_model import ChatSemGrad
+from semgrad_guard.langchain.guard import SemGradGuard
+from semgrad_guard.langchain.retrieve import Retrieve
+from semgrad_guard.model.load import load_model
+from semgrad_guard.review import ReviewQueue
+from semgrad_guard.routing.ladder import Route
+from semgrad_guard.serving.work import Limits, Record
+from semgrad_guard.serving.worker import Worker
+
+DEMO = "demo"  # the id of the embedded model
+
+
+class Setup(Record):
+    """Which model is served, and how.
+
+    Args:
+        model: hub id or folder; None for the embedded model.
+        revision: of a hub id.
+        profile: file of the profile; None for the embedded model's own, or none.
+        threshold: least confidence that passes, in [0, 1]; None for the profile's.
+        score_threshold: without a profile, the largest raw SemGrad score that passes.
+        passages: texts to retrieve from before the policy decides; none: nothing is retrieved.
+        reviews: URL of the review queue; None for none.
+        limits: what a job may take.
+        scored: False answers without scoring, for measuring what scoring costs.
+    """
+
+    model: str | None = None
+    revision: str | None = None
+    profile: Path | None = None
+    threshold: float | None = Field(default=None, ge=0, le=1)
+    score_threshold: float | None = Field(default=None, ge=0)
+    passages: tuple[str, ...] = ()
+    reviews: str | None = None
+    limits: Limits = Limits()
+    scored: bool = True
+
+    def worker(self) -> Worker:
+        """Load the model, and build the worker.
+
+        Raises:
+            SemGradError: the model cannot be loaded or scored, the profile is of another, or the queue out of reach.
+        """
+        source = embedded_model() if self.model is None else load_model(self.model, revision=self.revision)
+        profile = self.profile
+        if self.model is None and profile is None and self.score_threshold is None:
+            profile = PROFILE
+        loaded = None if profile is None else Profile.load(profile)
+        scoring = {} if loaded is None else loaded.bound_to.settings()
+        chat = ChatSemGrad.of(source, batch_size=self.limits.batch_size, scored=self.scored, **scoring)
+        first: list[Route] = [Retrieve(BM25Retriever.from_texts(self.passages))] if self.passages else []
+        return Worker(
+            SemGradGuard(
+                chat,
+                profile=loaded,
+                threshold=self.threshold,
+                score_threshold=self.score_threshold if self.scored or loaded is not None else 0.0,
+            ),
+            name=DEMO if self.model is None else self.model,
+            first=first,
+            reviews=None if self.reviews is None else ReviewQueue(self.reviews),
+            limits=self.limits,
+        )

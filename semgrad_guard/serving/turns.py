@@ -1,0 +1,145 @@
+"""Messages and tools in OpenAI's shape, checked to the last field; what requests are made of."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+LONGEST = 200_000  # characters of a text; what counts in the end are tokens
+_MOST_MESSAGES, MOST_TOOLS = 256, 64
+
+
+def unsupported(what: str) -> Any:
+    """Allow only what changes nothing; anything else is refused by name."""
+
+    def refuse(value: Any) -> Any:
+        if value:
+            raise ValueError(f"{what} is not supported here; leave it out")
+        return value
+
+    return AfterValidator(refuse)
+
+
+Text = Annotated[str, Field(max_length=LONGEST)]
+Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-zA-Z0-9_.-]+$")]
+
+
+class Given(BaseModel):
+    """Strict: nothing is converted, no number but finite ones, and no field that is not known."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class TextPart(Given):
+    """A part of a message; only texts are read."""
+
+    type: Literal["text"]
+    text: Text
+
+
+Content = Text | Annotated[list[TextPart], Field(min_length=1, max_length=_MOST_MESSAGES)]
+
+
+class FunctionCall(Given):
+    """What the model called; `arguments` are the text of a JSON object."""
+
+    name: Name
+    arguments: Text
+
+    @model_validator(mode="after")
+    def _are_an_object(self) -> FunctionCall:
+        try:
+            found = json.loads(self.arguments)
+        except (ValueError, RecursionError) as error:
+            raise ValueError("arguments are no JSON") from error
+        if not isinstance(found, dict):
+            raise ValueError("arguments are no JSON object")
+        return self
+
+
+class CalledTool(Given):
+    """A tool call of an earlier answer."""
+
+    id: Annotated[str, Field(min_length=1, max_length=200)]
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class SystemTurn(Given):
+    """Instructions."""
+
+    role: Literal["system", "developer"]
+    content: Content
+    name: Name | None = None
+
+
+class UserTurn(Given):
+    """A question."""
+
+    role: Literal["user"]
+    content: Content
+    name: Name | None = None
+
+
+class AssistantTurn(Given):
+    """An earlier answer: a text, tool calls, or both."""
+
+    role: Literal["assistant"]
+    content: Content | None = None
+    name: Name | None = None
+    refusal: Annotated[Text | None, unsupported("refusal")] = None
+    tool_calls: Annotated[list[CalledTool], Field(max_length=MOST_TOOLS)] | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> AssistantTurn:
+        if self.content is None and not self.tool_calls:
+            raise ValueError("an assistant's message needs content or tool_calls")
+        return self
+
+
+class ToolTurn(Given):
+    """What a tool gave."""
+
+    role: Literal["tool"]
+    content: Content
+    tool_call_id: Annotated[str, Field(min_length=1, max_length=200)]
+
+
+Turn = Annotated[SystemTurn | UserTurn | AssistantTurn | ToolTurn, Field(discriminator="role")]
+Turns = Annotated[list[Turn], Field(min_length=1, max_length=_MOST_MESSAGES)]
+
+
+def plain(turns: list[Turn]) -> tuple[dict[str, Any], ...]:
+    """Give messages as plain dictionaries, without what was left out."""
+    return tuple({"content": "", **turn.model_dump(exclude_none=True)} for turn in turns)
+
+
+class Function(Given):
+    """A tool's schema."""
+
+    name: Name
+    description: Text | None = None
+    parameters: dict[str, JsonValue] | None = None
+    strict: Annotated[bool | None, unsupported("strict")] = None
+
+
+class Tool(Given):
+    """A tool on offer."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(Given):
+    """The name of a tool."""
+
+    name: Name
+
+
+class NamedTool(Given):
+    """The tool that must be called."""
+
+    type: Literal["function"]
+    function: NamedFunction

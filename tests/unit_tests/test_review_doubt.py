@@ -1,0 +1,172 @@
+"""What a reviewer gets to know of a held-back draft: where its doubt sits, and what it had to reach."""
+
+import asyncio
+import sqlite3
+
+import pytest
+from alembic import command
+from alembic.config import Config
+from langchain_core.messages import HumanMessage
+from models import tiny_model, tiny_tokenizer
+from scripted import TOKENIZER, profile, scripted
+from sqlalchemy import create_engine
+
+from semgrad_guard import ChatSemGrad, HumanReview, ReviewRequest, SemGradGuard
+from semgrad_guard.calibration.guarantee import Guarantee
+from semgrad_guard.calibration.verdict import Standard
+from semgrad_guard.langchain.escalate import Escalate
+from semgrad_guard.model.chat_template import encode_chat
+from semgrad_guard.model.text_spans import pieces
+from semgrad_guard.records import Generation, TokenDoubt
+from semgrad_guard.review import ReviewQueue
+from semgrad_guard.review.database import _MIGRATIONS
+
+
+class Asked:
+    """A reviewer who approves everything, and remembers what was asked."""
+
+    def __call__(self, request):
+        self.request = request
+        return "approve"
+
+
+@pytest.fixture(params=["invoke", "ainvoke"])
+def ask(request):
+    if request.param == "invoke":
+        return lambda runnable, given: runnable.invoke(given)
+    return lambda runnable, given: asyncio.run(runnable.ainvoke(given))
+
+
+def doubting(**settings):
+    """A guard over a real model that holds everything back, and its reviewer."""
+    reviewer = Asked()
+    chat = ChatSemGrad.of((tiny_model(), tiny_tokenizer()), token_position=3, generation={"max_new_tokens": 6})
+    return SemGradGuard(chat, score_threshold=0.0, routes=[HumanReview(reviewer)], **settings), reviewer
+
+
+def test_a_reviewer_sees_the_doubt_of_the_very_tokens_of_the_draft(ask):
+    guard, reviewer = doubting()
+    message = guard.llm.invoke("Where is it?")
+    ids = message.response_metadata["semgrad"]["tokens"]
+    assert len(ids) == message.usage_metadata["output_tokens"]
+    ask(guard, "Where is it?")
+    prompt = encode_chat(guard.llm.tokenizer, [{"role": "user", "content": "Where is it?"}])
+    expected = guard.llm.scorer.attribute(Generation(tuple(prompt), tuple(ids), "", "stop"))
+    found = reviewer.request.doubt
+    assert [doubt.token for doubt in found] == ids
+    assert [doubt.share for doubt in found] == pytest.approx([doubt.share for doubt in expected])
+    assert sum(doubt.share for doubt in found) == pytest.approx(1)
+    assert -sum(doubt.log_prob for doubt in found) == pytest.approx(reviewer.request.scores.nll, rel=1e-4)
+
+
+def test_the_doubt_is_that_of_a_streamed_draft_too():
+    guard, reviewer = doubting(streaming="verdict")
+    list(guard.stream("Where is it?"))
+    assert sum(doubt.share for doubt in reviewer.request.doubt) == pytest.approx(1)
+
+
+def test_it_is_asked_for_only_when_a_human_is(monkeypatch):
+    asked = []
+    monkeypatch.setattr(ChatSemGrad, "doubt", lambda self, *given, **settings: asked.append(given) or ())
+    reviewer, others = Asked(), []
+    escalating = Escalate(scripted(0.1), prompt=lambda request: others.append(request) or "again")
+    sure = SemGradGuard(scripted(0.9), profile=profile(), routes=[HumanReview(reviewer)])
+    sure.invoke("Where?")
+    SemGradGuard(scripted(0.3), profile=profile(), routes=[escalating]).invoke("Where?")
+    assert (asked, others[0].doubt) == ([], ())
+    SemGradGuard(scripted(0.3), profile=profile(), routes=[HumanReview(reviewer)]).invoke("Where?")
+    assert len(asked) == 1
+
+
+def test_a_doubt_that_cannot_be_told_does_not_lose_the_review(ask, monkeypatch, caplog):
+    def fail(self, *given, **settings):
+        raise MemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(ChatSemGrad, "doubt", fail)
+    guard, reviewer = doubting()
+    assert ask(guard, "Where is it?").response_metadata["semgrad"]["decision"] == "review"
+    assert reviewer.request.doubt == ()
+    assert "cannot be told: MemoryError" in caplog.text
+    assert "Where is it?" not in caplog.text
+
+
+def test_what_has_no_tokens_has_no_doubt(ask):
+    reviewer = Asked()
+    guard = SemGradGuard(scripted(0.3), profile=profile(), routes=[HumanReview(reviewer)])
+    ask(guard, "Where?")
+    assert reviewer.request.doubt == ()
+    failing = SemGradGuard(scripted(RuntimeError("out of memory")), profile=profile(), routes=[HumanReview(reviewer)])
+    ask(failing, "Where?")
+    assert (reviewer.request.draft, reviewer.request.doubt) == ("", ())
+
+
+def test_the_doubt_of_an_answer_leaves_its_reasoning_out():
+    guard, _ = doubting()
+    message = guard.llm.invoke("Where is it?")
+    message.response_metadata["semgrad"]["answer_from"] = 2
+    found = guard.llm.doubt(message, [HumanMessage("Where is it?")])
+    assert [doubt.token for doubt in found] == message.response_metadata["semgrad"]["tokens"][2:]
+    assert sum(doubt.share for doubt in found) == pytest.approx(1)
+
+
+def test_the_texts_of_tokens_joined_are_the_text():
+    ids = TOKENIZER("Où est Zoë? 🤔 There.", add_special_tokens=False)["input_ids"]
+    found = pieces(TOKENIZER, ids)
+    assert len(found) == len(ids)
+    assert "".join(found) == TOKENIZER.decode(ids)
+
+
+def test_the_policy_is_put_in_words():
+    def said(**settings):
+        return Standard(*[settings.get(name) for name in ("profile", "threshold", "score_threshold", "method")]).judge(
+            None, ""
+        )
+
+    promising = profile().model_copy(
+        update={
+            "answer": profile().answer.model_copy(update={"guarantee": Guarantee(risk=0.05, delta=0.1, n=90, errors=1)})
+        }
+    )
+    assert said(profile=promising).policy == (
+        "confidence of at least 0.800 (method: fused); of what passes at most 5 % is wrong, with 90 % certainty, for "
+        "questions like those of the calibration"
+    )
+    assert said(profile=promising, threshold=0.7).policy == (
+        "confidence of at least 0.700 (method: fused); nothing is promised of what passes"
+    )
+    assert said(profile=profile(threshold=None)).policy == "nothing passes: there is no threshold"
+    assert said(score_threshold=0.05).policy == "semgrad of at most 0.05, a raw score, which promises nothing"
+
+
+def test_policy_and_doubt_are_kept_by_the_queue(tmp_path):
+    queue = ReviewQueue(f"sqlite:///{tmp_path / 'reviews.db'}")
+    doubt = (TokenDoubt(token=7, text=" x", log_prob=-1.0, entropy=0.5, share=1.0),)
+    asked = ReviewRequest(
+        question="?", draft="x", confidence=0.1, scores=None, reason="", doubt=doubt, policy="strict", threshold=0.9
+    )
+    assert queue.get(queue.submit(asked)).request == asked
+    other = asked.model_copy(update={"doubt": (), "policy": "lax", "threshold": 0.1})
+    assert queue.submit(other) == queue.submit(asked)  # they say nothing about what is asked
+    queue.close()
+
+
+def test_a_database_from_before_is_brought_up_to_date_with_what_it_holds(tmp_path):
+    engine = create_engine(f"sqlite:///{tmp_path / 'reviews.db'}")
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+    engine.dispose()
+    with sqlite3.connect(tmp_path / "reviews.db") as database:
+        database.execute(
+            "INSERT INTO reviews"
+            " (id, key, version, question, draft, reason, sources, tool_calls, conversation, created)"
+            " VALUES ('old', 'k', 1, 'Where?', 'there', 'unsure', '[]', '{}', '[]', '2026-01-01 00:00:00')"
+        )
+    database.close()
+    queue = ReviewQueue(f"sqlite:///{tmp_path / 'reviews.db'}")
+    asked = queue.get("old").request
+    assert (asked.draft, asked.doubt, asked.policy, asked.threshold) == ("there", (), "", None)
+    assert queue.decide("old", "approve", "ann").text == "there"
+    queue.close()
