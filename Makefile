@@ -8,7 +8,7 @@ EVALUATION := .cache/evaluation
 # What tests/production can use of Debian's packages; without them its tests skip, and say why.
 DEBIAN := postgresql chromium
 
-.PHONY: demo test test-all lint audit faults queue-figures bench benchmarks embedded-model examine evaluation clean
+.PHONY: demo test test-all lint audit faults queue-figures load bench benchmarks embedded-model examine evaluation clean
 
 demo: $(READY)
 	$(BIN)/semgrad-guard demo
@@ -29,6 +29,10 @@ faults: $(READY)
 
 queue-figures: $(READY)
 	$(BIN)/python tests/production/queue_figures.py --items 10000 --reviewers 8 --page docs/queue.md
+
+# Load the HTTP service, beside itself without scoring and without batches; takes a quarter of an hour.
+load: $(READY)
+	$(BIN)/python tests/production/load.py --page docs/load.md
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -13,18 +13,18 @@ from rich.table import Column, Table
 from tqdm.auto import tqdm
 
 from semgrad_guard.calibration.examples import read_examples, read_paraphrases
-from semgrad_guard.calibration.labels import labeler
 from semgrad_guard.calibration.profile import Profile
-from semgrad_guard.cli.app import JsonOption, ModelOption, RevisionOption, app, bound_scorer, model_of, plain_errors
+from semgrad_guard.cli.app import JsonOption, ModelOption, RevisionOption, app, plain_errors
+from semgrad_guard.cli.asked import Asked
 from semgrad_guard.demo.embedded import PROFILE, embedded_model
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.evaluation.methods import POLYGRAPH, choose
 from semgrad_guard.evaluation.overhead import measure_overhead, random_llama
 from semgrad_guard.evaluation.overhead_page import as_page, as_table
 from semgrad_guard.evaluation.plots import draw_overhead
-from semgrad_guard.evaluation.polygraph import Polygraph
+from semgrad_guard.evaluation.ray_data import RayPool
 from semgrad_guard.evaluation.report import WHOLE, parts_of, report
-from semgrad_guard.evaluation.run import PROMPTS, Work
+from semgrad_guard.evaluation.run import PROMPTS
 from semgrad_guard.evaluation.run import evaluate as run_evaluation
 from semgrad_guard.evaluation.study import study
 from semgrad_guard.model.load import fingerprint
@@ -64,30 +64,41 @@ def evaluate(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 64,
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Answer in processes on Ray: here, or in the cluster at RAY_ADDRESS.")
+    ] = False,
+    actors: Annotated[int, typer.Option(help="With --ray: how many processes.")] = 2,
+    gpus: Annotated[float, typer.Option(help="With --ray: GPUs that each process holds; 0.25 to share one.")] = 0.0,
+    part_size: Annotated[int, typer.Option(help="With --ray: questions per Parquet file in OUT/parts.")] = 32,
     as_json: JsonOption = False,
 ) -> None:
     """Compare confidence with other scores on labelled questions; an interrupted run goes on where it stopped."""
     with plain_errors():
         if prompt not in PROMPTS:
             raise ConfigurationError(f"prompt={prompt!r}: expected one of {', '.join(PROMPTS)}.")
-        examples, label, unions = read_examples(data), labeler(labels), dict(map(_union, part or []))
+        examples, unions = read_examples(data), dict(map(_union, part or []))
         groups = () if paraphrases is None else read_paraphrases(paraphrases)
-        source = model_of(model, revision)
         given = PROFILE if model is None and profile is None else profile
         loaded = None if given is None else Profile.load(given)
-        scorer = bound_scorer(source, loaded)
         chosen = choose([name.strip() for name in methods.split(",") if name.strip()], loaded, sampling=samples > 0)
         if any("sampling" in method.spends for method in chosen.values()):
             samples = samples or _SAMPLES
-        polygraph = [name for name in chosen if name in POLYGRAPH]
-        work = Work(
+        asked = Asked(
+            model=model,
+            revision=revision,
+            profile=loaded,
+            labels=labels,
+            prompt=prompt,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
             samples=samples,
             p_true="p-true" in chosen,
-            polygraph=Polygraph(polygraph, nli=nli, cross_encoder=cross_encoder, device=source[0].device)
-            if polygraph
-            else None,
+            polygraph=tuple(name for name in chosen if name in POLYGRAPH),
+            nli=nli,
+            cross_encoder=cross_encoder,
         )
-        setting = {"model": model or "embedded", "fingerprint": fingerprint(source[0]), "labels": labels}
+        scorer, label, work = asked.loaded(torch.device("cpu"))
+        setting = {"model": model or "embedded", "fingerprint": fingerprint(scorer.model), "labels": labels}
         out.mkdir(parents=True, exist_ok=True)
         results = run_evaluation(
             scorer,
@@ -99,6 +110,7 @@ def evaluate(
             work=work,
             seed=seed,
             setting=setting,
+            elsewhere=RayPool(asked.answerer, out / "parts", actors, gpus, part_size) if ray else None,
         )
         compared, parts = list(chosen.values()), parts_of(results, unions)
         found = study(

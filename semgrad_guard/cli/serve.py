@@ -1,6 +1,8 @@
 """The command `serve`: the HTTP service."""
 
+import signal
 from pathlib import Path
+from threading import Event
 from typing import Annotated
 
 import typer
@@ -49,6 +51,13 @@ def serve(
     grace: Annotated[float, typer.Option(min=0, help="Seconds that accepted requests have at the end.")] = 30.0,
     max_prompt: Annotated[int, typer.Option(min=1, help="Longest prompt, in tokens.")] = 4096,
     max_response: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 1024,
+    device: Annotated[str, typer.Option(help="That the model is put on, such as cuda.")] = "cpu",
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Serve from processes on Ray: here, or in the cluster at RAY_ADDRESS.")
+    ] = False,
+    replicas: Annotated[int, typer.Option(min=1, help="With --ray: how many processes, at least.")] = 2,
+    max_replicas: Annotated[int | None, typer.Option(min=1, help="With --ray: how many under load.")] = None,
+    gpus: Annotated[float, typer.Option(min=0, help="With --ray: GPUs of each process; 0.5 to share one.")] = 0.0,
     unscored: Annotated[
         bool, typer.Option("--unscored", help="Answer without scoring, to measure its cost: nothing is ever passed.")
     ] = False,
@@ -81,18 +90,40 @@ def serve(
             reviews=reviews,
             limits=Limits(prompt_tokens=max_prompt, response_tokens=max_response, batch_size=batch_size),
             scored=not unscored,
+            device="cuda" if ray and gpus else device,
         )
         terms = Terms.model_validate({"policy": policy, "policies": allowed, "deadline": deadline, "grace": grace})
+        if ray:
+            from semgrad_guard.serving.ray_serve import Scale, Site, running
+
+            scale = Scale(replicas=replicas, most=max_replicas, gpus=gpus, queue_size=queue_size)
+            site = Site(setup=setup, terms=terms, scale=scale, hosts=(host, *(name or ())))
+            with running(site, keys, host=host, port=port):
+                _tell(model, host, port, keys, unscored)
+                _until_interrupted()
+            return
         metrics = Metrics()
         engine = LocalEngine(setup.worker(), queue_size=queue_size, batched=metrics.batch)
         metrics.watch_queue(engine.depth, engine.age)
         found = server(
             application(engine, terms, metrics), engine, host=host, port=port, names=name or (), keys=keys, grace=grace
         )
-    console = Console(stderr=True)
-    reached = "by whoever has an API key" if keys else f"from this machine only, by everybody on it: no {VARIABLE}"
-    console.print(f"{escape(engine.card.id)}: http://{escape(host)}:{port}/v1, {reached}", soft_wrap=True)
-    if unscored:
-        console.print("[red]unscored:[/] answers go out unjudged, and none is ever passed", soft_wrap=True)
+    _tell(model, host, port, keys, unscored)
     with metrics.listen():
         found.run()
+
+
+def _tell(model: str | None, host: str, port: int, keys: ApiKeys, unscored: bool) -> None:
+    console = Console(stderr=True)
+    reached = "by whoever has an API key" if keys else f"from this machine only, by everybody on it: no {VARIABLE}"
+    console.print(f"{escape(model or 'demo')}: http://{escape(host)}:{port}/v1, {reached}", soft_wrap=True)
+    if unscored:
+        console.print("[red]unscored:[/] answers go out unjudged, and none is ever passed", soft_wrap=True)
+
+
+def _until_interrupted() -> None:
+    """Wait for an interrupt or a request to end, which are not to end anything else first."""
+    asked = Event()
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, lambda *_: asked.set())
+    asked.wait()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -53,6 +53,11 @@ class Result(BaseModel):
     failures: dict[str, str]
 
 
+Answerer = Callable[[Example], Result]
+"""Answers, scores and labels one question."""
+Elsewhere = Callable[[Sequence[Example], dict[str, Any]], Iterable[Result]]
+"""From questions and the setting to their results, in any order: other processes that answer in place of this one."""
+
 _RESULTS = TypeAdapter(Result)
 
 
@@ -86,6 +91,7 @@ def evaluate(
     work: Work | None = None,
     seed: int = 0,
     setting: dict[str, Any] | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> list[Result]:
     """Answer every question that has no line in `out` yet, and give all results; what fails on one ends nothing.
 
@@ -99,6 +105,7 @@ def evaluate(
         work: what else to do for each; None for nothing.
         seed: of sampling; each question has its own.
         setting: whatever else must be the same for a run to go on.
+        elsewhere: where the questions are answered; None: here.
 
     Raises:
         DataError: `out` holds results of another setting, or is damaged.
@@ -109,9 +116,21 @@ def evaluate(
     journal = Journal(out, wanted, _RESULTS, lambda result: result.query)
     missing = [example for example in examples if example.query not in journal.done]
     finished = len(examples) - len(missing)
-    for example in tqdm(missing, desc="evaluating", initial=finished, total=len(examples)):
-        journal.add(_answered(scorer, example, label, prompt, max_new_tokens, work, seed))
+    if elsewhere is None:
+        answer = answerer(scorer, label, prompt=prompt, max_new_tokens=max_new_tokens, work=work, seed=seed)
+        results: Iterable[Result] = map(answer, missing)
+    else:
+        results = elsewhere(missing, wanted)
+    for result in tqdm(results, desc="evaluating", initial=finished, total=len(examples)):
+        journal.add(result)
     return [journal.done[example.query] for example in examples]
+
+
+def answerer(
+    scorer: SemGradScorer, label: Labeler, *, prompt: str, max_new_tokens: int, work: Work, seed: int
+) -> Answerer:
+    """Give what answers, scores and labels one question at a time; the arguments are those of `evaluate`."""
+    return lambda example: _answered(scorer, example, label, prompt, max_new_tokens, work, seed)
 
 
 def read_results(path: Path) -> list[Result]:

@@ -18,6 +18,26 @@ from semgrad_guard.serving.requests import ChatRequest, ScoreRequest
 from semgrad_guard.serving.service import Service, Terms, in_json
 from semgrad_guard.version import VERSION
 
+OPEN_PATHS = ("/healthz", "/readyz")  # the only ones without a key
+
+
+class _Documented(FastAPI):
+    """Documents what is answered, not what FastAPI would answer by itself."""
+
+    def openapi(self) -> dict[str, Any]:
+        """Give the document: what cannot be understood is answered 400, and a key may be needed."""
+        document = super().openapi()
+        for path, operations in document["paths"].items():
+            for operation in operations.values():
+                operation["responses"].pop("422", None)
+                if path not in OPEN_PATHS:
+                    operation["security"] = [{"key": []}]
+        schemas = document["components"]["schemas"]
+        for unused in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(unused, None)
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        return document
+
 
 def application(engine: Engine, terms: Terms | None = None, metrics: Metrics | None = None) -> FastAPI:
     """Build the application.
@@ -35,7 +55,7 @@ def application(engine: Engine, terms: Terms | None = None, metrics: Metrics | N
         yield
         await engine.stop(service.terms.grace)
 
-    app = FastAPI(
+    app = _Documented(
         title="semgrad-guard",
         version=VERSION,
         description="OpenAI-compatible completions of a local model that carry their confidence.",
@@ -94,5 +114,5 @@ def application(engine: Engine, terms: Terms | None = None, metrics: Metrics | N
 
 
 def _also(kind: str) -> dict[int | str, dict[str, Any]]:
-    """Document that an answer may be plain text of a kind."""
-    return {200: {"content": {kind: {"schema": {"type": "string"}}}}}
+    """Document that an answer may be of another kind than JSON."""
+    return {200: {"content": {kind: {}}}}

@@ -57,10 +57,7 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
         503: "The service is being stopped",
         504: "No answer in time",
     }
-    found: dict[int | str, dict[str, Any]] = {
-        status: {"model": Failed, "description": about[status]} for status in sorted({400, 401, 413, *statuses})
-    }
-    return found | {"default": {"model": Failed, "description": "Any other failure"}}
+    return {status: {"model": Failed, "description": about[status]} for status in sorted({400, 401, 413, *statuses})}
 
 
 def failure_of(error: Exception) -> Failure | None:

@@ -11,7 +11,14 @@ from langchain_core.messages import convert_to_messages
 from transformers import PreTrainedTokenizerBase
 
 from semgrad_guard.calibration.verdict import Standard
-from semgrad_guard.errors import BudgetError, ConfigurationError, EmptyResponseError, PromptTooLongError, SemGradError
+from semgrad_guard.errors import (
+    BudgetError,
+    ConfigurationError,
+    EmptyResponseError,
+    PromptTooLongError,
+    SemGradError,
+    TokenPositionError,
+)
 from semgrad_guard.langchain.guard import SemGradGuard
 from semgrad_guard.langchain.messages import to_template
 from semgrad_guard.model.chat_template import encode_chat
@@ -80,6 +87,10 @@ def _generation(guard: SemGradGuard, job: ScoreJob, limits: Limits) -> Generatio
             if len(ids) > allowed:
                 raise PromptTooLongError(f"The {what} has {len(ids)} tokens; at most {allowed} are allowed here.")
         check_sequences(guard.llm.model, [prompt], [response])
+        if len(prompt) < (least := guard.llm.scorer.token_position or 1):
+            raise TokenPositionError(
+                f"The prompt has {len(prompt)} tokens, and the generation prompt alone has {least}; give all of it."
+            )
     except SemGradError as error:
         return error
     return Generation(tuple(prompt), tuple(response), job.response or "", "stop")

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import uvicorn
 from starlette.types import ASGIApp
 
+from semgrad_guard.serving.app import OPEN_PATHS
 from semgrad_guard.serving.engine import Engine
 from semgrad_guard.web.keys import ApiKeys, check_address
 from semgrad_guard.web.shelter import LOCAL_HOSTS, sheltered
 
-OPEN_PATHS = ("/healthz", "/readyz")  # the only ones without a key
 _LAST_WORDS = 5  # seconds for what is left to be told that it is over
 
 

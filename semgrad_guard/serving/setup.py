@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from pydantic import Field
 
 from semgrad_guard.calibration.profile import Profile
@@ -34,6 +35,7 @@ class Setup(Record):
         reviews: URL of the review queue; None for none.
         limits: what a job may take.
         scored: False answers without scoring, for measuring what scoring costs.
+        device: that the model is put on, as PyTorch names it.
     """
 
     model: str | None = None
@@ -45,6 +47,7 @@ class Setup(Record):
     reviews: str | None = None
     limits: Limits = Limits()
     scored: bool = True
+    device: str = "cpu"
 
     def worker(self) -> Worker:
         """Load the model, and build the worker.
@@ -53,6 +56,7 @@ class Setup(Record):
             SemGradError: the model cannot be loaded or scored, the profile is of another, or the queue out of reach.
         """
         source = embedded_model() if self.model is None else load_model(self.model, revision=self.revision)
+        torch.nn.Module.to(source[0], self.device)
         profile = self.profile
         if self.model is None and profile is None and self.score_threshold is None:
             profile = PROFILE

@@ -84,12 +84,16 @@ class UserTurn(Given):
 
 
 class AssistantTurn(Given):
-    """An earlier answer: a text, tool calls, or both."""
+    """An earlier answer: a text, tool calls, or both; and what clients send back of it with nothing in it."""
 
     role: Literal["assistant"]
     content: Content | None = None
     name: Name | None = None
-    refusal: Annotated[Text | None, unsupported("refusal")] = None
+    reasoning_content: Text | None = None
+    refusal: None = None
+    annotations: None = None
+    audio: None = None
+    function_call: None = None
     tool_calls: Annotated[list[CalledTool], Field(max_length=MOST_TOOLS)] | None = None
 
     @model_validator(mode="after")

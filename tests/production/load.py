@@ -155,11 +155,12 @@ def report(found: dict[str, Seen], clients: int, seconds: float, long: Seen, bef
     ]
     beside_unscored = own.answers_per_second / unscored.answers_per_second
     beside_unbatched = own.answers_per_second / unbatched.answers_per_second
+    growth = after / before - 1
     return f"""# The HTTP service under load
 
 Written by `python tests/production/load.py --page docs/load.md`: version {VERSION}, the embedded model,
-{psutil.cpu_count()} cores ({platform.machine()}) that service and clients share; {clients} clients that each ask one question
-after another, {seconds:g} s for each service, in turns. Seconds are as clients see them.
+{psutil.cpu_count()} cores ({platform.machine()}) that service and clients share; {clients} clients that each ask
+one question after another, {seconds:g} s for each service, in turns. Seconds are as clients see them.
 
 | service | answered | 429 | errors | p50 s | p95 s | answers/s |
 |---|---|---|---|---|---|---|
@@ -168,7 +169,7 @@ after another, {seconds:g} s for each service, in turns. Seconds are as clients 
 With scoring it gives {beside_unscored:.2f} times the answers of the same service with scoring off (to reach: 0.75), and
 {beside_unbatched:.2f} times those of the same without batches (to reach: 2).
 
-Memory of the first service: {before:.0f} MiB after the load and a warm-up; {after:.0f} MiB, {after / before - 1:+.1%}
+Memory of the first service: {before:.0f} MiB after the load and a warm-up; {after:.0f} MiB, {growth:+.1%}
 (to reach: below +5 %), after {long.statuses[200]:,} more answers ({long.errors} errors, {long.statuses[429]} times 429).
 """
 

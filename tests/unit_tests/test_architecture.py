@@ -15,6 +15,7 @@ STAGES = [
     "version",
     "errors",
     "extras",
+    "cluster",
     "records",
     "model",
     "scoring",
@@ -32,11 +33,12 @@ STAGES = [
 ]
 # routing judges nothing and scores nothing: it knows the records only.
 ALLOWED = {stage: set(STAGES[:place]) for place, stage in enumerate(STAGES)}
+ALLOWED["cluster"] = {"errors", "extras"}
 ALLOWED["routing"] = {"errors", "records"}
 ALLOWED["web"] = {"errors"}
 ALLOWED["review"] = {"errors", "extras", "records", "routing", "web"}
 # The stages that know nothing of LangChain.
-PURE = ["errors", "extras", "records", "model", "scoring", "calibration", "routing", "web", "review"]
+PURE = ["errors", "extras", "cluster", "records", "model", "scoring", "calibration", "routing", "web", "review"]
 
 
 def imports():

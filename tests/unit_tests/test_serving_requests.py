@@ -125,7 +125,7 @@ def test_refused(client, fields, place):
         ({"prompt_token_ids": [-1], "response_token_ids": [1]}, "prompt_token_ids"),
         ({"prompt_token_ids": [5] * 9, "response_token_ids": [99_999]}, "vocabulary"),
         ({"prompt_token_ids": [5] * 9, "response_token_ids": []}, "response_token_ids"),
-        ({"prompt_token_ids": [5, 6], "response_token_ids": [1]}, "whole prompt"),
+        ({"prompt_token_ids": [5, 6], "response_token_ids": [1]}, "give all of it"),
         ({"prompt_token_ids": [5] * 4000, "response_token_ids": [1]}, "context"),
         ({"prompt_token_ids": [5] * 5000, "response_token_ids": [1]}, "4096"),
         ({"prompt_token_ids": [5] * 9, "response_token_ids": [7] * 257, "tokens": True}, "256"),
