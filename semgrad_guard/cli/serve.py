@@ -45,7 +45,7 @@ def serve(
     corpus: Annotated[
         Path | None, typer.Option(help="Text file to retrieve from before giving up, one passage a line.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Requests that share a pass of the model.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Requests that share a pass of the model.")] = 32,
     queue_size: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are answered 429.")] = 256,
     deadline: Annotated[float, typer.Option(min=0.001, help="Seconds that a request may take.")] = 60.0,
     grace: Annotated[float, typer.Option(min=0, help="Seconds that accepted requests have at the end.")] = 30.0,

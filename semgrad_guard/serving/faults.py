@@ -89,8 +89,8 @@ def told(error: Exception) -> Response:
     if isinstance(error, GoneError):
         return Response(status_code=499)  # nobody reads it
     id_ = uuid.uuid4().hex
-    # The frames without the error's own text, which may hold what was asked.
-    frames = "".join(traceback.format_tb(error.__traceback__))
+    # The innermost frames, without the error's own text, which may hold what was asked.
+    frames = "".join(traceback.format_tb(error.__traceback__, limit=-20))
     logger.error("Request %s failed: %s\n%s", id_, type(error).__name__, frames)
     return refusal(500, "internal_error", f"The service failed; its log has more under {id_}.", "server_error")
 

@@ -5,10 +5,22 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 LONGEST = 200_000  # characters of a text; what counts in the end are tokens
 _MOST_MESSAGES, MOST_TOOLS = 256, 64
+_DEEPEST = 32
+
+
+def _shallow(value: Any) -> Any:
+    """Refuse what is nested so deeply that reading it would not end well."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        inner = [list(one.values()) if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
+        level = [found for each in inner for found in each]
+    if level:
+        raise ValueError(f"this is nested more than {_DEEPEST} levels deep")
+    return value
 
 
 def unsupported(what: str) -> Any:
@@ -54,7 +66,7 @@ class FunctionCall(Given):
             found = json.loads(self.arguments)
         except (ValueError, RecursionError) as error:
             raise ValueError("arguments are no JSON") from error
-        if not isinstance(found, dict):
+        if not isinstance(_shallow(found), dict):
             raise ValueError("arguments are no JSON object")
         return self
 
@@ -125,7 +137,7 @@ class Function(Given):
 
     name: Name
     description: Text | None = None
-    parameters: dict[str, JsonValue] | None = None
+    parameters: Annotated[dict[str, JsonValue] | None, BeforeValidator(_shallow)] = None
     strict: Annotated[bool | None, unsupported("strict")] = None
 
 
