@@ -11,6 +11,11 @@ from semgrad_guard.records import AnswerKind, Score, Verdict
 RAW_METHODS = ("semgrad", "hybridgrad", "paragrad", "exgrad", "nll", "mean_nll", "mean_entropy", "max_entropy")
 
 
+# The most that an answer's improbability may exceed the entropy met on its way, in nats per square root of a token: it
+# grows as a sum of chances does. For whatever the model finds likeliest, token by token, it is below 0.
+_SURPRISE = 2.0
+
+
 class Standard:
     """What an answer must reach: a threshold on confidence (with a profile), or one on a raw score (without)."""
 
@@ -79,13 +84,16 @@ class Standard:
     def judge(self, score: Score | None, failure: str, kind: AnswerKind = "answer") -> Verdict:
         """Judge an answer; without a finite score, or with a failure, it never passes.
 
+        Nor does one that the model would hardly give itself: gradients tell whether the model knows an answer, not
+        whether this is it, so that one drawn at a high temperature, or written by others, could look sure.
+
         Args:
             score: the answer's score, None where scoring failed.
             failure: why the answer cannot be trusted whatever its score; empty if nothing went wrong.
             kind: what the score is of; the profile has a section for each kind.
         """
         threshold, confidence = self.threshold(kind), self.confidence(score, kind)
-        passed = False
+        passed, failure = False, failure or _not_its_own(score)
         if failure:
             reason, confidence = failure, None if confidence is None else 0.0
         elif score is None:
@@ -145,3 +153,16 @@ class Standard:
         return (
             None if section is None or section.guarantee is None else section.guarantee.model_dump(exclude={"errors"})
         )
+
+
+def _not_its_own(score: Score | None) -> str:
+    """Say why an answer can hardly be the model's own; "" if it can."""
+    if score is None or not score.finite():
+        return ""
+    expected = score.mean_entropy * score.length
+    if score.nll - expected <= _SURPRISE * math.sqrt(score.length):
+        return ""
+    return (
+        f"the model would hardly give this answer itself: its log-probability is {-score.nll:.1f} nats, where about "
+        f"{-expected:.1f} was to be expected"
+    )

@@ -77,7 +77,7 @@ def page(
         console.print(f"The review page: http://{escape(address)}:{listening.getsockname()[1]}/", highlight=False)
         told = f"the one in {TOKEN}" if token else f"{escape(shown)} (new with every start, unless {TOKEN} is set)"
         console.print(f"Token to log in: {told}", highlight=False)
-        _serve(built, listening)
+        _serve(built, listening, proxied=secure)
 
 
 @reviews.command("list")
@@ -231,7 +231,7 @@ def _listening(host: str, port: int, token: str) -> Iterator[socket.socket]:
         yield listening
 
 
-def _serve(built: ASGIApp, listening: socket.socket) -> None:
+def _serve(built: ASGIApp, listening: socket.socket, *, proxied: bool) -> None:
     """Serve until interrupted; requests that are being answered may end."""
     with needs("review", "The review page needs uvicorn"):
         import uvicorn
@@ -242,7 +242,7 @@ def _serve(built: ASGIApp, listening: socket.socket) -> None:
         log_level="warning",
         access_log=False,  # addresses hold what was searched for
         server_header=False,
-        proxy_headers=False,
+        proxy_headers=proxied,  # of a proxy on this machine, or where FORWARDED_ALLOW_IPS says
         http=Patient,
         ws="none",
         limit_concurrency=100,

@@ -13,6 +13,7 @@ from semgrad_guard.cli.answers import read_passages
 from semgrad_guard.cli.app import ModelOption, RevisionOption, app, plain_errors
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.extras import needs
+from semgrad_guard.review import ReviewQueue
 from semgrad_guard.web.keys import VARIABLE, ApiKeys
 
 _POLICIES = ("abstain", "annotate", "review")
@@ -45,7 +46,7 @@ def serve(
     corpus: Annotated[
         Path | None, typer.Option(help="Text file to retrieve from before giving up, one passage a line.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Requests that share a pass of the model.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Requests that share a pass of the model.")] = 32,
     queue_size: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are answered 429.")] = 256,
     deadline: Annotated[float, typer.Option(min=0.001, help="Seconds that a request may take.")] = 60.0,
     grace: Annotated[float, typer.Option(min=0, help="Seconds that accepted requests have at the end.")] = 30.0,
@@ -105,6 +106,8 @@ def serve(
         metrics = Metrics()
         engine = LocalEngine(setup.worker(), queue_size=queue_size, batched=metrics.batch)
         metrics.watch_queue(engine.depth, engine.age)
+        if reviews is not None:
+            metrics.watch_reviews(ReviewQueue(reviews).statistics)
         found = server(
             application(engine, terms, metrics), engine, host=host, port=port, names=name or (), keys=keys, grace=grace
         )

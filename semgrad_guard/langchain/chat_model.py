@@ -140,6 +140,7 @@ class ChatSemGrad(BatchedChatModel):
             "default_stop": self.stop,  # "stop" is the call's own, which LangChain puts in
             "defaults": _plain(vars(self.model.generation_config)),
             "generation": _plain(self.generation),
+            "scored": self.scored,
             "budget": str(self.budget),
             **self._scoring() | {"span": str(self.span)},
         }

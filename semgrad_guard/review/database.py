@@ -60,7 +60,7 @@ class Database:
             self._set_journal()
         self._upgrade()
         if self.sqlite:
-            _keep_to_file(self.engine, Path(str(self.url.database)), repr(self))
+            _keep_to_file(self.engine, repr(self))
 
     @contextmanager
     def session(self, *, write: bool = False) -> Iterator[Session]:
@@ -176,8 +176,12 @@ def _keep_writers_apart(engine: Engine, patience: float) -> None:
             connection.exec_driver_sql("BEGIN")
 
 
-def _keep_to_file(engine: Engine, file: Path, name: str) -> None:
+def _keep_to_file(engine: Engine, name: str) -> None:
     """Use the file only while it is the one that was opened: what goes into a deleted file is never found again."""
+    with engine.connect() as connection:
+        file = Path(
+            connection.exec_driver_sql("SELECT file FROM pragma_database_list WHERE name = 'main'").scalar_one()
+        )
     opened = file.stat()
 
     @event.listens_for(engine, "checkout")

@@ -33,9 +33,6 @@ from semgrad_guard.version import VERSION
 logger = logging.getLogger(__name__)
 
 _MOST_ATTRIBUTED = 256  # response tokens; each costs a backward
-# An answer's surprise beyond the entropy met on its way, in nats: below 0 for whatever the model finds likeliest, token
-# by token. Confidence is about the model's own answers, so one that it would hardly give has none.
-_MOST_SURPRISING = 3.0
 _FAILURE = re.compile(r"((?:no answer|scoring failed): \w+): .*", re.DOTALL)
 
 
@@ -138,24 +135,13 @@ def _answer(
         return error
     threshold = guard.threshold if job.threshold is None else job.threshold
     standard = Standard(guard.profile, threshold, guard.score_threshold, guard.method)
-    failure = _surprise(score) if error is None else f"scoring failed: {type(error).__name__}"
+    failure = "" if error is None else f"scoring failed: {type(error).__name__}"
     verdict = standard.judge(score, failure, "grounded" if job.grounded else "answer")
     return ScoreAnswer(
         judgement=_judgement(guard, verdict),
         scores=None if score is None else score.model_dump(mode="json"),
         tokens=_doubts(guard.llm.scorer, generation) if job.tokens and score is not None else None,
         usage=Usage(prompt=len(generation.prompt_ids), completion=len(generation.response_ids)),
-    )
-
-
-def _surprise(score: Score | None) -> str:
-    """Say why an answer cannot be the model's own, if it hardly can."""
-    expected = 0.0 if score is None else score.mean_entropy * score.length
-    if score is None or not score.nll - expected > _MOST_SURPRISING:
-        return ""
-    return (
-        f"the model would hardly give this answer itself: its log-probability is {-score.nll:.1f} nats, where about "
-        f"{-expected:.1f} was to be expected"
     )
 
 

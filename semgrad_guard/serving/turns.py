@@ -5,10 +5,22 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 LONGEST = 200_000  # characters of a text; what counts in the end are tokens
-_MOST_MESSAGES, MOST_TOOLS, _MOST_FIELDS, _DEEPEST = 256, 64, 64, 32
+_MOST_MESSAGES, MOST_TOOLS, _MOST_FIELDS = 256, 64, 64
+_DEEPEST = 32
+
+
+def _shallow(value: Any) -> Any:
+    """Refuse what is nested so deeply that reading it would not end well."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        inner = [list(one.values()) if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
+        level = [found for each in inner for found in each]
+    if level:
+        raise ValueError(f"this is nested more than {_DEEPEST} levels deep")
+    return value
 
 
 def unsupported(what: str) -> Any:
@@ -31,18 +43,11 @@ def few(value: Any) -> Any:
 
 def _sound(value: dict[str, Any]) -> dict[str, Any]:
     """Refuse what cannot be written again, for the model to read."""
-    if _deeper(value, _DEEPEST):
-        raise ValueError(f"this is nested too deep; at most {_DEEPEST} levels are allowed")
     try:
         json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except ValueError as error:
         raise ValueError("expected finite numbers, and texts without half surrogate pairs") from error
     return value
-
-
-def _deeper(value: Any, levels: int) -> bool:
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return levels < 0 or any(_deeper(part, levels - 1) for part in parts)
 
 
 Text = Annotated[str, Field(max_length=LONGEST)]
@@ -82,7 +87,7 @@ class FunctionCall(Given):
             found = json.loads(self.arguments)
         except (ValueError, RecursionError) as error:
             raise ValueError("arguments are no JSON") from error
-        if not isinstance(found, dict):
+        if not isinstance(_shallow(found), dict):
             raise ValueError("arguments are no JSON object")
         _sound(found)
         return self
@@ -154,7 +159,7 @@ class Function(Given):
 
     name: Name
     description: Text | None = None
-    parameters: Annotated[dict[str, Any], AfterValidator(_sound)] | None = None
+    parameters: Annotated[Annotated[dict[str, Any], AfterValidator(_sound)] | None, BeforeValidator(_shallow)] = None
     strict: Annotated[bool | None, unsupported("strict")] = None
 
 

@@ -144,7 +144,7 @@ class Limits(Record):
 
     prompt_tokens: int = Field(default=4096, ge=1)
     response_tokens: int = Field(default=1024, ge=1)
-    batch_size: int = Field(default=16, ge=1)
+    batch_size: int = Field(default=32, ge=1)
 
 
 class ModelCard(Record):

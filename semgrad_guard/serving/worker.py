@@ -159,7 +159,7 @@ class Worker:
         """
         if policy.threshold is not None and self._guard.profile is None:
             raise ConfigurationError("A threshold is on confidence, and this model is served without a profile.")
-        if policy.name not in self.card.policies:
+        if policy.name == "review" and self._reviews is None:
             raise ConfigurationError("The policy 'review' needs a queue, and the service was started without one.")
         routes: list[Route] = [*self._first, Abstain(policy.message or DEFAULT_ABSTENTION)]
         if not self._guard.llm.scored:

@@ -40,6 +40,6 @@ class Contained:
 def logged(error: Exception) -> str:
     """Log what went wrong and where, without the error's own text, and give the id under which that stands."""
     id_ = uuid.uuid4().hex
-    frames = "".join(traceback.format_tb(error.__traceback__))
+    frames = "".join(traceback.format_tb(error.__traceback__, limit=-20))  # the innermost
     logger.error("Request %s failed: %s\n%s", id_, type(error).__name__, frames)
     return id_

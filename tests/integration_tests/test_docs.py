@@ -25,6 +25,8 @@ def test_the_readme_s_blocks_run_in_order(capsys, tmp_path, monkeypatch):
     assert printed[7] == "Where? []"
 
 
+@pytest.mark.enable_socket
+@pytest.mark.allow_hosts(["127.0.0.1"])  # one of them serves
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_examples_run(path, capsys):
     runpy.run_path(str(path), run_name="__main__")

@@ -17,11 +17,12 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from semgrad_guard import SemGradScorer
 from semgrad_guard.demo import embedded_model, embedded_profile
+from semgrad_guard.demo.questions import questions
 from semgrad_guard.model.chat_template import encode_chat
 from semgrad_guard.review import ReviewQueue
 from semgrad_guard.serving.service import Terms
 from semgrad_guard.serving.setup import Setup
-from semgrad_guard.serving.work import Limits
+from semgrad_guard.serving.work import ChatJob, Limits, Policy, Sampling
 from semgrad_guard.web.keys import ApiKeys
 
 pytestmark = [pytest.mark.enable_socket, pytest.mark.allow_hosts(["127.0.0.1"])]
@@ -300,3 +301,26 @@ def test_accepted_requests_are_answered_while_the_service_stops():
         thread.join()
     assert answers == ["Paris"] * 12
     assert asyncio.run(engine.ready()) is False
+
+
+def test_answers_drawn_at_a_high_temperature_are_not_sure_because_the_question_is_easy():
+    """Gradients tell whether the model knows the answer, not whether this is it."""
+    asked = questions("known", "report")[:96]
+    jobs = [ChatJob(messages=question.messages, sampling=Sampling(temperature=2, max_tokens=16)) for question in asked]
+    torch.manual_seed(0)
+    worker = Setup().worker()
+    found = [answer for start in range(0, 96, 32) for answer in worker.run(jobs[start : start + 32])]
+    passed = [(q, a) for q, a in zip(asked, found, strict=True) if a.judgement.decision == "pass"]
+    wrong = [a.text for q, a in passed if a.text.casefold() not in {right.casefold() for right in q.answers}]
+    assert len(passed) > 5
+    assert len(wrong) <= 1
+    assert sum("hardly" in answer.judgement.reason for answer in found) > 40
+
+
+def test_passages_are_looked_up_before_the_policy_decides():
+    worker = Setup(passages=("The light bulb was invented by Thomas Edison.",)).worker()
+    question = {"role": "user", "content": "Who invented the light bulb?"}
+    for policy in ("abstain", "annotate"):
+        (answer,) = worker.run([ChatJob(messages=(question,), policy=Policy(name=policy))])
+        assert (answer.text, answer.judgement.decision) == ("Thomas Edison", "retrieve")
+        assert answer.judgement.sources[0].metadata["used"] is True

@@ -166,11 +166,11 @@ one question after another, {seconds:g} s for each service, in turns. Seconds ar
 |---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
-With scoring it gives {beside_unscored:.2f} times the answers of the same service with scoring off (to reach: 0.75), and
-{beside_unbatched:.2f} times those of the same without batches (to reach: 2).
+With scoring it gives {beside_unscored:.2f} times the answers of the same service with scoring off (to reach: 0.75),
+and {beside_unbatched:.2f} times those of the same without batches (to reach: 2).
 
 Memory of the first service: {before:.0f} MiB after the load and a warm-up; {after:.0f} MiB, {growth:+.1%}
-(to reach: below +5 %), after {long.statuses[200]:,} more answers ({long.errors} errors, {long.statuses[429]} times 429).
+(to reach: below +5 %), after {long.statuses[200]:,} more answers: {long.errors} errors, {long.statuses[429]} times 429.
 """
 
 

@@ -74,6 +74,7 @@ class Figures:
     slowest: float
     counts: dict[str, int]
     problems: list[str]
+    load: float
 
 
 def request(number: int) -> ReviewRequest:
@@ -163,6 +164,7 @@ def _all_decided(queue: ReviewQueue) -> bool:
 
 def measure(url: str, *, items: int, reviewers: int) -> Figures:
     """Submit so many requests, each twice and by two processes, and let reviewers work them off."""
+    load = os.getloadavg()[0]
     shares = [range(number, items, reviewers) for number in range(reviewers)]
     with _processes(reviewers) as pool:
         submitted = list(pool(submit, [(url, [*own, *other]) for own, other in pairwise([*shares, shares[0]])]))
@@ -187,7 +189,7 @@ def measure(url: str, *, items: int, reviewers: int) -> Figures:
         "decided": sum(len(journal.decided) for journal in journals),
     }
     slowest = max(second for journal in journals for second in journal.seconds)
-    return Figures(_named(url), items, 2 * items / took, items / worked, slowest, counts, problems)
+    return Figures(_named(url), items, 2 * items / took, items / worked, slowest, counts, problems, load)
 
 
 def held_against(queue: ReviewQueue, ids: set[str], journals: Sequence[Journal]) -> list[str]:
@@ -285,6 +287,7 @@ def page(found: Sequence[Figures], *, reviewers: int) -> str:
     rows = {
         "requests submitted per second": [f"{each.submitted_per_second:.0f}" for each in found],
         "reviews claimed and decided per second": [f"{each.decided_per_second:.0f}" for each in found],
+        "load average of the machine before": [f"{each.load:.1f}" for each in found],
         "slowest decision, s": [f"{each.slowest:.2f}" for each in found],
         **{name: [f"{each.counts[name]:,}" for each in found] for name in found[0].counts},
         "contradictions": [str(len(each.problems)) for each in found],

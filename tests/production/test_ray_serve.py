@@ -134,7 +134,8 @@ def test_nobody_gets_in_without_a_key(served):
     assert httpx.get(f"{served.url}/healthz", headers={"Host": "elsewhere.example"}).status_code == 400
 
 
-def test_a_killed_replica_loses_no_request(served):
+def kill_a_replica_under_load(served):
+    """Kill one of the replicas while requests are answered, and check that nothing is lost."""
     asked = [item.prompt for name in ("known", "invented") for item in questions(name, "report")[: AT_ONCE // 2]]
     assert len(set(asked)) == AT_ONCE
     killed = served.replicas()[0]
@@ -162,8 +163,12 @@ def test_a_killed_replica_loses_no_request(served):
     queued = ReviewQueue(served.queue).items(limit=None)
     assert {item.id for item in queued} == waiting  # none is lost, and none is there twice
     assert len({item.request.question for item in queued}) == len(queued)
-    until(lambda: "its job goes to another one" in served.log.read_text(), 15)  # some were tried again
     until(lambda: len(served.replicas()) == 2 and killed not in served.replicas(), 60)  # Serve starts another one
+
+
+def test_a_killed_replica_loses_no_request(served):
+    kill_a_replica_under_load(served)
+    until(lambda: "its job goes to another one" in served.log.read_text(), 15)  # some were tried again
 
 
 def test_what_has_no_place_is_refused_and_nothing_else(served):

@@ -75,7 +75,7 @@ def visit(chromium, address, name="ann", **settings):
     context.on("dialog", lambda dialog: (odd.append(dialog.message), dialog.dismiss()))
     context.on("weberror", lambda error: odd.append(str(error.error)))
     context.add_init_script(WATCH)
-    context.set_default_timeout(15_000)
+    context.set_default_timeout(60_000)  # a busy machine is slow, and no worse for it
     page = context.new_page()
     page.goto(address)
     page.get_by_label("Your name").fill(name)

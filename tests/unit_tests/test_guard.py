@@ -192,6 +192,7 @@ def sleeps(*args):
         (("draft", score(math.nan), ""), "not a finite number"),
         (("draft", score(0.01, layers=(0.01, math.inf)), ""), "not a finite number"),
         (("draft", score(0.01), "the answer was cut off at the limit of 4 tokens"), "cut off"),
+        (("draft", score(0.01, nll=9.0, mean_entropy=0.5, length=4), ""), "hardly give this answer itself"),
         (("", None, "the response is empty"), "empty"),
         (PromptTooLongError("The prompt has 9 tokens"), "PromptTooLongError: The prompt has 9 tokens"),
         (RuntimeError("DefaultCPUAllocator: not enough memory"), "not enough memory"),
@@ -204,6 +205,11 @@ def test_what_cannot_be_judged_never_passes(answer, reason):
     assert record(message)["decision"] == "abstain"
     assert reason in record(message)["reason"]
     assert get_confidence(message) == 0.0
+
+
+def test_an_answer_as_improbable_as_those_around_it_may_pass():
+    drawn = score(0.01, nll=5.5, mean_entropy=0.5, length=4)  # 3.5 nats above the entropy, over four tokens
+    assert record(both_ways(guard(("draft", drawn, ""))))["decision"] == "pass"
 
 
 @pytest.mark.parametrize(

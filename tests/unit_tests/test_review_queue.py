@@ -205,6 +205,8 @@ def test_a_decision_without_what_it_needs_is_refused(queue):
             queue.decide(id_, wrong, "ann")
     with pytest.raises(ConfigurationError, match="a name of 1 to 200"):
         queue.decide(id_, "approve", " ")
+    with pytest.raises(ConfigurationError, match="a name of 1 to 200"):
+        queue.decide(id_, "approve", "a\0")
     with pytest.raises(ConfigurationError, match="lease=0"):
         queue.claim("ann", lease=0)
     with pytest.raises(ReviewError, match="no review 'nothing'"):
@@ -294,6 +296,30 @@ def test_a_full_disk_is_an_error_and_keeps_what_was_there(queue):
         queue.submit(request("Who?", "draft " * 10_000))
     assert [item.id for item in queue.items()] == [id_]
     assert queue.decide(id_, "approve", "ann").status == "decided"
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_file_that_was_deleted_takes_nothing_more(queue, url, tmp_path, replaced):
+    queue.submit(request())
+    for file in tmp_path.glob("reviews.db*"):
+        file.unlink()
+    if replaced:
+        ReviewQueue(url).close()
+    with pytest.raises(ReviewError, match="deleted or replaced; open the queue again"):
+        queue.submit(request("Who?"))
+    with pytest.raises(ReviewError, match="deleted or replaced"):
+        queue.items()
+    again = ReviewQueue(url)
+    again.submit(request("Who?"))
+    assert [item.request.question for item in again.items()] == ["Who?"]
+
+
+def test_a_url_may_be_relative_or_a_uri(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    relative, uri = ReviewQueue("sqlite:///a.db"), ReviewQueue("sqlite:///file:b.db?cache=private&uri=true")
+    monkeypatch.chdir("/")
+    assert relative.submit(request())
+    assert uri.submit(request())
 
 
 _KILLED = """

@@ -138,6 +138,18 @@ def test_scores_refused(client, fields, place):
     assert place in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("depth", [40, 200, 900, 30_000])
+def test_deeply_nested_values_are_refused(client, depth):
+    nest = '{"a":' * depth + "1" + "}" * depth
+    head = '{"model": "tiny", "messages": [{"role": "user", "content": "x"}'
+    tool = head + '], "tools": [{"type": "function", "function": {"name": "f", "parameters": ' + nest + "}}]}"
+    call = json.dumps({"name": "book", "arguments": nest})
+    turn = head + ', {"role": "assistant", "tool_calls": [{"id": "1", "function": ' + call + "}]}]}"
+    for body in (tool, turn):
+        answer = client.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 400
+
+
 @pytest.mark.parametrize(
     "body",
     [
