@@ -236,7 +236,7 @@ def _serve(built: ASGIApp, listening: socket.socket, *, proxied: bool) -> None:
     with needs("review", "The review page needs uvicorn"):
         import uvicorn
 
-        from semgrad_guard.web.patient import Patient
+        from semgrad_guard.web.patient import KEPT, Patient
     config = uvicorn.Config(
         built,
         log_level="warning",
@@ -245,6 +245,7 @@ def _serve(built: ASGIApp, listening: socket.socket, *, proxied: bool) -> None:
         proxy_headers=proxied,  # of a proxy on this machine, or where FORWARDED_ALLOW_IPS says
         http=Patient,
         ws="none",
+        timeout_keep_alive=KEPT,
         limit_concurrency=100,
         timeout_graceful_shutdown=10,
     )

@@ -13,7 +13,6 @@ from semgrad_guard.cli.answers import read_passages
 from semgrad_guard.cli.app import ModelOption, RevisionOption, app, plain_errors
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.extras import needs
-from semgrad_guard.review import ReviewQueue
 from semgrad_guard.web.keys import VARIABLE, ApiKeys
 
 _POLICIES = ("abstain", "annotate", "review")
@@ -107,6 +106,8 @@ def serve(
         engine = LocalEngine(setup.worker(), queue_size=queue_size, batched=metrics.batch)
         metrics.watch_queue(engine.depth, engine.age)
         if reviews is not None:
+            from semgrad_guard.review import ReviewQueue  # the service works without the extra
+
             metrics.watch_reviews(ReviewQueue(reviews).statistics)
         found = server(
             application(engine, terms, metrics), engine, host=host, port=port, names=name or (), keys=keys, grace=grace

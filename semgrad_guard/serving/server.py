@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 from semgrad_guard.serving.app import OPEN_PATHS
 from semgrad_guard.serving.engine import Engine
 from semgrad_guard.web.keys import ApiKeys, check_address
-from semgrad_guard.web.patient import Patient
+from semgrad_guard.web.patient import KEPT, Patient
 from semgrad_guard.web.shelter import LOCAL_HOSTS, sheltered
 
 _LAST_WORDS = 5  # seconds for what is left to be told that it is over
@@ -74,6 +74,7 @@ def server(
         proxy_headers=False,
         http=Patient,
         ws="none",
+        timeout_keep_alive=KEPT,
         timeout_graceful_shutdown=_LAST_WORDS,
     )
     return Server(config, engine, grace)

@@ -14,8 +14,8 @@ from semgrad_guard.langchain.chat_model import ChatSemGrad
 from semgrad_guard.langchain.guard import SemGradGuard
 from semgrad_guard.langchain.retrieve import Retrieve
 from semgrad_guard.model.load import load_model
-from semgrad_guard.review import ReviewQueue
 from semgrad_guard.routing.ladder import Route
+from semgrad_guard.routing.routes import Queue
 from semgrad_guard.serving.work import Limits, Record
 from semgrad_guard.serving.worker import Worker
 
@@ -63,6 +63,11 @@ class Setup(Record):
         loaded = None if profile is None else Profile.load(profile)
         scoring = {} if loaded is None else loaded.bound_to.settings()
         chat = ChatSemGrad.of(source, batch_size=self.limits.batch_size, scored=self.scored, **scoring)
+        reviews: Queue | None = None
+        if self.reviews is not None:
+            from semgrad_guard.review import ReviewQueue  # the service works without the extra
+
+            reviews = ReviewQueue(self.reviews)
         first: list[Route] = [Retrieve(BM25Retriever.from_texts(self.passages))] if self.passages else []
         return Worker(
             SemGradGuard(
@@ -73,6 +78,6 @@ class Setup(Record):
             ),
             name=DEMO if self.model is None else self.model,
             first=first,
-            reviews=None if self.reviews is None else ReviewQueue(self.reviews),
+            reviews=reviews,
             limits=self.limits,
         )
