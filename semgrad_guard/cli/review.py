@@ -236,9 +236,12 @@ def _serve(built: ASGIApp, listening: socket.socket, *, proxied: bool) -> None:
     with needs("review", "The review page needs uvicorn"):
         import uvicorn
 
+        from semgrad_guard.observability.logs import configure_logging
         from semgrad_guard.web.patient import KEPT, Patient
+    configure_logging(json=False)
     config = uvicorn.Config(
         built,
+        log_config=None,
         log_level="warning",
         access_log=False,  # addresses hold what was searched for
         server_header=False,

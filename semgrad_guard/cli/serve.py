@@ -58,6 +58,7 @@ def serve(
     replicas: Annotated[int, typer.Option(min=1, help="With --ray: how many processes, at least.")] = 2,
     max_replicas: Annotated[int | None, typer.Option(min=1, help="With --ray: how many under load.")] = None,
     gpus: Annotated[float, typer.Option(min=0, help="With --ray: GPUs of each process; 0.5 to share one.")] = 0.0,
+    json_logs: Annotated[bool, typer.Option("--json-logs", help="Log a JSON object a line, to stderr.")] = False,
     unscored: Annotated[
         bool, typer.Option("--unscored", help="Answer without scoring, to measure its cost: nothing is ever passed.")
     ] = False,
@@ -65,6 +66,7 @@ def serve(
     """Serve a model over HTTP, as OpenAI's API, with the confidence of every answer."""
     with plain_errors():
         with needs("server", "serve needs fastapi, uvicorn and prometheus-client"):
+            from semgrad_guard.observability.logs import configure_logging
             from semgrad_guard.observability.metrics import Metrics
             from semgrad_guard.serving.app import application
             from semgrad_guard.serving.local import LocalEngine
@@ -72,6 +74,7 @@ def serve(
             from semgrad_guard.serving.service import Terms
             from semgrad_guard.serving.setup import Setup
             from semgrad_guard.serving.work import Limits
+        configure_logging(json=json_logs)
         allowed = tuple(allow or _POLICIES)
         if unknown := [given for given in (policy, *allowed) if given not in _POLICIES]:
             raise ConfigurationError(f"Policy {unknown[0]!r}: expected one of {', '.join(_POLICIES)}.")
@@ -97,7 +100,7 @@ def serve(
             from semgrad_guard.serving.ray_serve import Scale, Site, running
 
             scale = Scale(replicas=replicas, most=max_replicas, gpus=gpus, queue_size=queue_size)
-            site = Site(setup=setup, terms=terms, scale=scale, hosts=(host, *(name or ())))
+            site = Site(setup=setup, terms=terms, scale=scale, hosts=(host, *(name or ())), json_logs=json_logs)
             with running(site, keys, host=host, port=port):
                 _tell(model, host, port, keys, unscored)
                 _until_interrupted()

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 from semgrad_guard.cluster import connected
 from semgrad_guard.errors import SemGradError
 from semgrad_guard.extras import needs
+from semgrad_guard.observability.logs import configure_logging
 from semgrad_guard.observability.metrics import Metrics
 from semgrad_guard.serving.app import OPEN_PATHS, application
 from semgrad_guard.serving.engine import BusyError, StoppingError
@@ -75,19 +76,22 @@ class Site(Record):
         terms: what requests may have.
         scale: how many replicas there are.
         hosts: names that requests may use, beside this machine's.
+        json_logs: whether the processes log a JSON object a line.
     """
 
     setup: Setup = Setup()
     terms: Terms = Terms()
     scale: Scale = Scale()
     hosts: tuple[str, ...] = ()
+    json_logs: bool = False
 
 
 class Replica:
     """A model in a process of its own, with the engine of one process around it."""
 
-    async def __init__(self, setup: Setup) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(self, setup: Setup, json_logs: bool) -> None:  # type: ignore[misc]  # Serve awaits it
         """Load the model."""
+        configure_logging(json=json_logs)
         worker = await asyncio.to_thread(setup.worker)
         self._engine = LocalEngine(worker, queue_size=2 * setup.limits.batch_size)
         await self._engine.start()
@@ -124,6 +128,7 @@ class Front:
         self, pool: DeploymentHandle[Any], site: Site, keys: ApiKeys
     ) -> None:
         """Wait for the first replica, and build the application around the pool."""
+        configure_logging(json=site.json_logs)
         app = application(RayEngine(pool, await pool.card.remote()), site.terms, Metrics())
         self._app = sheltered(app, hosts=[*LOCAL_HOSTS, *site.hosts], keys=keys, open_paths=OPEN_PATHS)
 
@@ -143,7 +148,7 @@ def deployed(site: Site, keys: ApiKeys) -> serve.Application:
         graceful_shutdown_timeout_s=grace,
         ray_actor_options={"num_cpus": 0},
     )
-    bound: serve.Application = front.bind(pool.bind(site.setup), site, keys)
+    bound: serve.Application = front.bind(pool.bind(site.setup, site.json_logs), site, keys)
     return bound
 
 

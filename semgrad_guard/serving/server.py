@@ -68,6 +68,7 @@ def server(
         sheltering,
         host=host,
         port=port,
+        log_config=None,  # whoever runs it decides where logs go, and that they tell no text
         log_level="warning",
         access_log=False,
         server_header=False,
