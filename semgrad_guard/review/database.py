@@ -182,11 +182,13 @@ def _keep_to_file(engine: Engine, name: str) -> None:
         file = Path(
             connection.exec_driver_sql("SELECT file FROM pragma_database_list WHERE name = 'main'").scalar_one()
         )
-    opened = file.stat()
+    opened, gone = file.stat(), False
 
     @event.listens_for(engine, "checkout")
     def checked_out(connection: Any, record: Any, proxy: Any) -> None:
-        if not file.exists() or not samestat(file.stat(), opened):
+        nonlocal gone  # for good: without a connection that holds it, another file may get the same number
+        gone = gone or not file.exists() or not samestat(file.stat(), opened)
+        if gone:
             raise ReviewError(f"The file of the review queue {name} was deleted or replaced; open the queue again.")
 
 
