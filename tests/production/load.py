@@ -173,8 +173,9 @@ one question after another, {seconds:g} s for each service, in turns. Seconds ar
 With scoring it gives {beside_unscored:.2f} times the answers of the same service with scoring off (to reach: 0.75),
 and {beside_unbatched:.2f} times those of the same without batches (to reach: 2).
 
-Memory of the first service, in MiB, after the load and a warm-up, and then after every tenth of {long.statuses[200]:,} more
-answers ({long.errors} errors, {long.statuses[429]} times 429): {", ".join(f"{found:.0f}" for found in memory)}.
+Memory of the first service, in MiB, after the load and a warm-up, and then after every tenth of
+{long.statuses[200]:,} more answers ({long.errors} errors, {long.statuses[429]} times 429):
+{", ".join(f"{found:.0f}" for found in memory)}.
 From the first to the last {growth:+.1%} (to reach: below +5 %).
 """
 
