@@ -14,6 +14,7 @@ from typing import Any, TextIO
 from semgrad_guard.errors import described
 
 _PACKAGE = "semgrad_guard"
+# What every record has; names with an underscore are of libraries that watch logs, such as Ray.
 _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 _Failure = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
@@ -46,7 +47,7 @@ class JsonFormatter(PlainFormatter):
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
-            **{name: value for name, value in vars(record).items() if name not in _STANDARD},
+            **{name: value for name, value in vars(record).items() if name not in _STANDARD and name[0] != "_"},
             **_span(),
         }
         if record.exc_info:

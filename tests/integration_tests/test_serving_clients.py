@@ -288,6 +288,13 @@ def test_accepted_requests_are_answered_while_the_service_stops():
     limits = Limits(batch_size=2)
     answers = []
     with served(Setup(limits=limits), terms=Terms(grace=20)) as (engine, url):
+        accepted, own = [], engine.answer
+
+        def answer(job):
+            accepted.append(job)
+            return own(job)
+
+        engine.answer = answer
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
         asking = [
             threading.Thread(target=lambda: answers.append(ask(client, KNOWN).choices[0].message.content))
@@ -295,7 +302,7 @@ def test_accepted_requests_are_answered_while_the_service_stops():
         ]
         for thread in asking:
             thread.start()
-        while engine.depth() < 4:
+        while len(accepted) < 12:
             time.sleep(0.001)
     for thread in asking:
         thread.join()

@@ -60,7 +60,7 @@ def failing(text=CANARY):
 
 
 def test_a_line_is_one_json_object(lines):
-    logger().info("All %s of\nthem, Ü", 3, extra={"rows": 8, "odd": {1}})
+    logger().info("All %s of\nthem, Ü", 3, extra={"rows": 8, "odd": {1}, "_of_a_library": 1})
     (line,) = lines()
     assert datetime.fromisoformat(line.pop("time")).tzinfo is not None
     assert line == {
