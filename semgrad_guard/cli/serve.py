@@ -3,7 +3,7 @@
 import signal
 from pathlib import Path
 from threading import Event
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 from rich.console import Console
@@ -13,9 +13,10 @@ from semgrad_guard.cli.answers import read_passages
 from semgrad_guard.cli.app import ModelOption, RevisionOption, app, plain_errors
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.extras import needs
+from semgrad_guard.serving.work import PolicyName
 from semgrad_guard.web.keys import VARIABLE, ApiKeys
 
-_POLICIES = ("abstain", "annotate", "review")
+_POLICIES = get_args(PolicyName)
 
 
 @app.command()

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 
 import pytest
+from clock import Clock
 from markupsafe import escape
 from scripted import score_of
 from starlette.routing import Mount
@@ -38,20 +39,9 @@ XSS = (
 )
 
 
-class Clock:
-    def __init__(self):
-        self.now = datetime(2026, 1, 1, 12, tzinfo=UTC)
-
-    def __call__(self):
-        return self.now
-
-    def on(self, seconds):
-        self.now += timedelta(seconds=seconds)
-
-
 @pytest.fixture
 def clock():
-    return Clock()
+    return Clock(hour=12)
 
 
 @pytest.fixture

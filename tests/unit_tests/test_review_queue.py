@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from clock import Clock
 from scripted import score, score_of
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
@@ -24,19 +25,6 @@ from semgrad_guard.records import CallConfidence
 from semgrad_guard.review import ReviewQueue
 from semgrad_guard.review.database import Database
 from semgrad_guard.review.tables import Base, Event, Review
-
-
-class Clock:
-    """Tells a time that stands still until it is moved."""
-
-    def __init__(self):
-        self.now = datetime(2026, 1, 1, tzinfo=UTC)
-
-    def __call__(self):
-        return self.now
-
-    def on(self, seconds):
-        self.now += timedelta(seconds=seconds)
 
 
 @pytest.fixture
