@@ -8,7 +8,7 @@ EVALUATION := .cache/evaluation
 # What tests/production can use of Debian's packages; without them its tests skip, and say why.
 DEBIAN := postgresql chromium
 
-.PHONY: demo test test-all lint audit faults bad-input queue-figures load bench benchmarks embedded-model examine evaluation clean
+.PHONY: demo test test-all models world-facts lint audit faults bad-input queue-figures load bench benchmarks embedded-model examine evaluation clean
 
 demo: $(READY)
 	$(BIN)/semgrad-guard demo
@@ -36,6 +36,15 @@ queue-figures: $(READY)
 # Load the HTTP service, beside itself without scoring and without batches; takes a quarter of an hour.
 load: $(READY)
 	$(BIN)/python tests/production/load.py --page docs/load.md
+
+# Bring published weights into .cache/models: SmolLM2-135M-Instruct, or MODEL=gemma or MODEL=qwen, which are for measuring.
+MODEL ?= smollm2
+models:
+	$(PYTHON) tools/fetch_models.py $(MODEL)
+
+# Write questions about the world, with their right answers and a prompt to ask them with, into .cache/facts.
+world-facts: $(READY)
+	$(BIN)/python tools/world_facts.py --out .cache/facts
 
 lint: $(READY)
 	$(BIN)/ruff check
