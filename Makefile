@@ -8,7 +8,7 @@ EVALUATION := .cache/evaluation
 # What tests/production can use of Debian's packages; without them its tests skip, and say why.
 DEBIAN := postgresql chromium
 
-.PHONY: demo test test-all models world-facts lint audit faults bad-input queue-figures load bench benchmarks embedded-model examine evaluation clean
+.PHONY: demo test test-all test-newest models world-facts lint audit faults bad-input queue-figures load bench benchmarks embedded-model examine evaluation clean
 
 demo: $(READY)
 	$(BIN)/semgrad-guard demo
@@ -36,6 +36,17 @@ queue-figures: $(READY)
 # Load the HTTP service, beside itself without scoring and without batches; takes a quarter of an hour.
 load: $(READY)
 	$(BIN)/python tests/production/load.py --page docs/load.md
+
+# The built wheel with the newest version of everything and all that users can ask for, in an environment of its own.
+NEWEST := .venv-newest
+EXTRAS := agents,gguf,hub,otel,plot,rag,ray,review,server,similarity
+test-newest:
+	rm -rf $(NEWEST) .cache/dist
+	$(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/pip install --quiet torch==2.13.0 build
+	$(NEWEST)/bin/python -m build --outdir .cache/dist .
+	$(NEWEST)/bin/pip install --quiet "$$(ls .cache/dist/*.whl)[$(EXTRAS)]" --requirement tests/newest/requirements.txt
+	cd tests/newest && ../../$(NEWEST)/bin/python -m pytest --config-file pytest.ini --rootdir .
 
 # Bring published weights into .cache/models: SmolLM2-135M-Instruct, or MODEL=gemma or MODEL=qwen, which are for measuring.
 MODEL ?= smollm2

@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 from langchain_core.messages import message_to_dict, messages_from_dict
 from langgraph.config import get_config
-from langgraph.constants import CONFIG_KEY_CHECKPOINTER
 from langgraph.func import task
 from langgraph.types import interrupt
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import from_json, to_json
 
+from semgrad_guard._compat import has_checkpointer
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.records import CallConfidence, Verdict
 from semgrad_guard.routing.ladder import Answer, Outcome, Situation
@@ -62,7 +62,7 @@ def held_back(now: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def _can_resume() -> bool:
-    return bool(get_config().get("configurable", {}).get(CONFIG_KEY_CHECKPOINTER))
+    return has_checkpointer(get_config().get("configurable", {}))
 
 
 def _decided(situation: Situation, held: dict[str, Any]) -> Outcome:

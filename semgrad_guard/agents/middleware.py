@@ -12,9 +12,9 @@ from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResp
 from langchain_core.messages import AIMessage, BaseMessage, ToolCall, ToolMessage
 from langchain_core.runnables.config import var_child_runnable_config
 from langgraph.config import get_config
-from langgraph.constants import CONFIG_KEY_CHECKPOINTER
 from langgraph.runtime import Runtime
 
+from semgrad_guard._compat import has_checkpointer
 from semgrad_guard.agents.judging import Judge, JudgedMessage
 from semgrad_guard.agents.review import decisions_on, reviewed
 from semgrad_guard.calibration.profile import Profile
@@ -122,7 +122,7 @@ class ConfidenceMiddleware(AgentMiddleware[Any, Any, Any]):
         return self.after_model(state, runtime)
 
     def _prepared(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
-        if self._calls == "interrupt" and not get_config()["configurable"].get(CONFIG_KEY_CHECKPOINTER):
+        if self._calls == "interrupt" and not has_checkpointer(get_config()["configurable"]):
             raise ConfigurationError(
                 "A run that is interrupted for approval can only resume from a checkpoint: "
                 "create_agent(..., checkpointer=InMemorySaver()), or any other checkpointer. Without one, pass "

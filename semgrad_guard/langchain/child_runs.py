@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from langchain_core.callbacks import AsyncCallbackManager, CallbackManager
 from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langchain_core.runnables.config import ensure_config
-from langchain_core.tracers._streaming import _StreamingCallbackHandler  # the mark of every handler that streams
-from langchain_core.tracers.context import _configure_hooks, tracing_v2_callback_var
 from langsmith.run_helpers import tracing_context
+
+from semgrad_guard._compat import streaming_handler, tracing_variables
 
 T = TypeVar("T")
 
@@ -60,8 +59,7 @@ def without_streams(config: RunnableConfig | None = None) -> RunnableConfig:
 @contextmanager
 def unseen() -> Iterator[RunnableConfig]:
     """Give a configuration, and a context, in which neither the caller's callbacks nor tracers hear of what runs."""
-    hooks: tuple[ContextVar[Any], ...] = (tracing_v2_callback_var, *(hook[0] for hook in _configure_hooks))
-    before = [(variable, variable.set(None)) for variable in hooks]
+    before = [(variable, variable.set(None)) for variable in tracing_variables()]
     try:
         with tracing_context(enabled=False):
             yield RunnableConfig(callbacks=[])
@@ -71,4 +69,4 @@ def unseen() -> Iterator[RunnableConfig]:
 
 
 def _streams(handler: object) -> bool:
-    return isinstance(handler, _StreamingCallbackHandler)
+    return isinstance(handler, streaming_handler())

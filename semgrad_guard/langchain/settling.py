@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from langchain_core.callbacks import adispatch_custom_event, dispatch_custom_event
 from langchain_core.messages import AIMessage
 
+from semgrad_guard._compat import steers_a_graph
 from semgrad_guard.errors import described
 from semgrad_guard.langchain.asking import Asking
 from semgrad_guard.langchain.child_runs import astep, step
@@ -64,19 +64,10 @@ async def asettled(asking: Asking, draft: Answer, routes: Sequence[Route]) -> AI
 
 
 def _broken(route: Route, error: Exception) -> Outcome:
-    if _steers(error):
+    if steers_a_graph(error):
         return Outcome(True, "the run is interrupted", error=error)
     logger.warning("The route %s failed: %s", route.decision, described(error))
     return Outcome(False, f"{type(error).__name__}: {error}")
-
-
-def _steers(error: Exception) -> bool:
-    """Tell whether this is no failure but LangGraph's way to steer a run: an interrupt, or an answer refused by one.
-
-    LangGraph need not be installed; nobody can raise its exceptions without having imported it.
-    """
-    theirs = sys.modules.get("langgraph.errors")
-    return theirs is not None and (isinstance(error, theirs.GraphBubbleUp) or theirs.is_invalid_resume(error))
 
 
 def _told(outcome: Outcome) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from langchain_core.runnables import RunnableBinding
 from langchain_huggingface import ChatHuggingFace, HuggingFacePipeline
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from semgrad_guard._compat import pipeline_settings
 from semgrad_guard.errors import UnsupportedModelError
 from semgrad_guard.model.load import load_model, without_adapter_shell
 
@@ -51,9 +52,6 @@ def local_model(source: Any, *, revision: str | None = None) -> LocalModel:
 
 def _settings(llm: HuggingFacePipeline) -> dict[str, Any]:
     """Collect the generation settings the pipeline would use itself."""
-    pipeline: Any = llm.pipeline
-    prepare = getattr(pipeline, "_prepare_generate_kwargs", None)  # where there is none, _forward_params has them
-    settings = dict(pipeline._forward_params) if prepare is None else prepare({})
     known = vars(GenerationConfig()).keys() | {"generation_config"}
-    merged = {**settings, **(llm.pipeline_kwargs or {})}
+    merged = {**pipeline_settings(llm.pipeline), **(llm.pipeline_kwargs or {})}
     return {key: value for key, value in merged.items() if key in known}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
+from semgrad_guard._compat import cache_argument, linear_layers
 from semgrad_guard.errors import ConfigurationError, EmptyResponseError, PromptTooLongError, UnsupportedModelError
 from semgrad_guard.model.generate import context_length
 from semgrad_guard.model.head import Head
@@ -65,9 +65,10 @@ def check_model(model: PreTrainedModel) -> None:
             f"{name} holds weights created under torch.inference_mode, which gradients cannot pass. "
             "Load the model outside of inference_mode."
         )
-    if "past_key_values" not in inspect.signature(model.get_decoder().forward).parameters:
+    if cache_argument(model.get_decoder()) is None:
         raise UnsupportedModelError(f"{name} keeps no key-value cache; state-space models are not supported.")
-    if all(DynamicCache(config=model.config).is_linear) and DynamicCache(config=model.config).layers:
+    linear = linear_layers(model)
+    if linear and all(linear):
         raise UnsupportedModelError(f"{name} has no attention layer; state-space models are not supported.")
     _check_head(model)
     _check_gradients_pass(model)

@@ -10,8 +10,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from semgrad_guard._compat import generated_cache
 from semgrad_guard.errors import ConfigurationError, PromptTooLongError
 from semgrad_guard.model.boundary import Boundary
 from semgrad_guard.records import FinishReason, Generation, GenerationBatch, TokenLogProb
@@ -87,10 +88,9 @@ def generate(
             generation_config=config,
             **others,
         )
-    cache = output.get("past_key_values")
-    reusable = isinstance(cache, Cache) and beams == 1
+    cache = generated_cache(output)
     total = output.sequences.shape[1]
-    batch = GenerationBatch(cache, width, total) if reusable else None
+    batch = GenerationBatch(cache, width, total) if cache is not None and beams == 1 else None
     if batch is not None and keep is not None and boundary is not None:
         batch = replace(batch, boundary=boundary.states(keep[1] + total - 1 - width), boundary_layer=keep[0])
     ends = _Ends.of(tokenizer, config, others, padding=pad if len(prompts) * beams > 1 else None)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from semgrad_guard._compat import commit_of
 from semgrad_guard.errors import UnsupportedModelError
 
 _SAMPLES = 64  # weights read per tensor: enough to tell models apart, quick for large ones
@@ -49,8 +50,7 @@ def without_adapter_shell(model: Any) -> Any:
 
 def revision(model: PreTrainedModel) -> str | None:
     """Give the commit of the hub that a model was loaded from; None where it came from elsewhere."""
-    commit: str | None = getattr(model.config, "_commit_hash", None)
-    return commit
+    return commit_of(model)
 
 
 def fingerprint(model: PreTrainedModel) -> str:

@@ -10,16 +10,10 @@ from typing import TypeVar
 from torch import nn
 from transformers import PreTrainedModel
 
+from semgrad_guard._compat import HOOK_TABLES
 from semgrad_guard.errors import UnsupportedModelError
 
 M = TypeVar("M", bound=nn.Module)
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-)
 
 
 def mirror(module: M, *, leaves: bool = False) -> M:
@@ -34,7 +28,7 @@ def mirror(module: M, *, leaves: bool = False) -> M:
     if not (module._modules or leaves):
         return module
     twin = copy.copy(module)
-    for name in _HOOKS:
+    for name in HOOK_TABLES:
         vars(twin)[name] = getattr(module, name).copy()
     for name, value in vars(module).items():  # a forward that was replaced on the object, as accelerate does
         if isinstance(value, MethodType) and value.__self__ is module:

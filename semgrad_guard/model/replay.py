@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from semgrad_guard._compat import cache_argument, cache_of, linear_layers, plain_keys_and_values
+from semgrad_guard.errors import UnsupportedModelError
 from semgrad_guard.model.boundary import PassThrough
 from semgrad_guard.model.mirror import decoder_layers, mirror
 from semgrad_guard.records import GenerationBatch, Path
@@ -81,7 +82,7 @@ def replay(
     "cache": on the generation's key-value cache; "prefix": the positions before t* are run again first, without
     gradients; "full": everything is run again, for models that keep a running state instead of keys and values.
     """
-    if any(DynamicCache(config=model.config).is_linear):
+    if any(linear_layers(model)):
         return Replay(_forward(model, layout, 0, None, lowest), layout.start, "full")
     past = None if batch is None else _sliced(batch, rows, layout.start)
     path: Path = "cache"
@@ -108,28 +109,17 @@ def _kept(batch: GenerationBatch, rows: Sequence[int], layout: Layout, lowest: i
 
 
 def _sliced(batch: GenerationBatch, rows: Sequence[int], length: int) -> DynamicCache | None:
-    """View the first positions of a generation's cache; None where it does not hold them as plain keys and values.
-
-    A static cache holds them, but belongs to the model, whose next generation writes over it.
-    """
-    held = batch.sequence_width - 1
-    if getattr(batch.cache, "offloading", False):
+    """View the first positions of a generation's cache; None where it does not hold them as plain keys and values."""
+    held = plain_keys_and_values(batch.cache, batch.sequence_width - 1)
+    if held is None:
         return None
-    sliced = DynamicCache()
-    for layer in batch.cache.layers:
-        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
-            return None
-        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
-        if keys is None or values is None or keys.shape[-2] != held:
-            return None  # a window has already dropped its oldest positions
+    views = []
+    for keys, values in held:
         if len(rows) != keys.shape[0] or list(rows) != list(range(len(rows))):
             index = torch.tensor(rows, device=keys.device)
             keys, values = keys[index], values[index]
-        view = DynamicLayer()
-        view.lazy_initialization(keys, values)
-        view.keys, view.values = keys[..., :length, :], values[..., :length, :]
-        sliced.layers.append(view)
-    return sliced
+        views.append((keys[..., :length, :], values[..., :length, :]))
+    return cache_of(views)
 
 
 def _forward(
@@ -168,10 +158,13 @@ def _forward(
 def _decode(
     model: PreTrainedModel, decoder: nn.Module, layout: Layout, columns: slice, past: DynamicCache | None
 ) -> Any:
+    name = cache_argument(decoder)
+    if name is None:
+        raise UnsupportedModelError(f"{type(model).__name__} takes no key-value cache.")
     arguments: dict[str, Any] = {
         "inputs_embeds": model.get_input_embeddings()(layout.ids[:, columns]),
         "attention_mask": layout.attended[:, : columns.stop],
-        "past_key_values": past,
+        name: past,
         "use_cache": past is not None,
         "output_hidden_states": decoder is not model.get_decoder(),
     }

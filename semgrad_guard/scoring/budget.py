@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
+from semgrad_guard._compat import attends_eagerly
 from semgrad_guard.errors import BudgetError, ConfigurationError
 from semgrad_guard.model.replay import Layout
 
@@ -67,6 +68,6 @@ def estimated_memory(model: PreTrainedModel, layout: Layout) -> int:
     shared = (getattr(config, "num_key_value_heads", None) or heads) * head_size
     activations = again * (10 * hidden + 5 * inner)
     keys_and_values = 4 * columns * shared
-    weights = 2 * heads * again * columns if model.config._attn_implementation == "eager" else 0
+    weights = 2 * heads * again * columns if attends_eagerly(model) else 0
     layers = config.num_hidden_layers * (activations + keys_and_values + weights) * size
     return int(rows * (layers + _LOGIT_COPIES * response * config.vocab_size * 4))

@@ -9,6 +9,7 @@ from typing import Any, overload
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from semgrad_guard._compat import warn_of_untested_versions
 from semgrad_guard.errors import ConfigurationError, TokenPositionError
 from semgrad_guard.model.chat_template import generation_prompt_position
 from semgrad_guard.model.check import check_model, check_sequences
@@ -80,6 +81,7 @@ class SemGradScorer:
         """
         self._settings = {name: value for name, value in locals().items() if name != "self"}
         model = without_adapter_shell(model)
+        warn_of_untested_versions()
         check_model(model)
         self.model = model
         self.tokenizer = tokenizer

@@ -15,6 +15,7 @@ STAGES = [
     "version",
     "errors",
     "extras",
+    "_compat",
     "cluster",
     "records",
     "model",
