@@ -27,15 +27,16 @@ from semgrad_guard import (
 from semgrad_guard.calibration.labels import contains
 from semgrad_guard.calibration.verdict import Standard
 from semgrad_guard.cli import app
-from semgrad_guard.demo import corpus, embedded_model, embedded_profile, question_files
+from semgrad_guard.demo import corpus, embedded_model, embedded_profile
 from semgrad_guard.demo.embedded import WEIGHTS
-from semgrad_guard.demo.examine import examine, measure
-from semgrad_guard.demo.examples import World, curriculum
-from semgrad_guard.demo.facts import relations
-from semgrad_guard.demo.names import invented_names
-from semgrad_guard.demo.questions import STRATA, questions
-from semgrad_guard.demo.tools import tools
 from semgrad_guard.scoring.readout import hybridgrad
+from tools.embedded import question_files
+from tools.embedded.examine import examine, measure
+from tools.embedded.examples import World, curriculum
+from tools.embedded.facts import relations
+from tools.embedded.names import invented_names
+from tools.embedded.questions import STRATA, questions
+from tools.embedded.tools import tools
 
 README = Path(__file__).parents[2] / "README.md"
 CARD = README.parent / "docs" / "model_card.md"
