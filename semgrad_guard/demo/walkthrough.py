@@ -94,12 +94,13 @@ def _number(confidence: float | None) -> str:
 def _log_probability_comparison(chat: ChatSemGrad, profile: Profile) -> str:
     """Say what a log-probability threshold that lets as many known facts pass does to several right answers."""
     known, several = (_scores(chat, stratum) for stratum in ("known", "several"))
-    limit = sorted(score.nll for score in known)[max(0, sum(map(profile.answer.passes, known)) - 1)]
+    passing = sum(map(profile.answer.passes, known))
+    limit = sorted(score.nll for score in known)[max(0, passing - 1)]
     by_guard = sum(map(profile.answer.passes, several)) / len(several)
     by_nll = sum(score.nll <= limit for score in several) / len(several)
     return (
-        f"Of {len(known)} known facts, {sum(map(profile.answer.passes, known)) / len(known):.0%} pass. A log-probability "
-        f"threshold that passes as many lets through [bold]{by_nll:.0%}[/] of {len(several)} questions with several "
+        f"Of {len(known)} known facts, {passing / len(known):.0%} pass. A log-probability threshold that passes as many "
+        f"lets through [bold]{by_nll:.0%}[/] of {len(several)} questions with several "
         f"right answers, the guard [bold]{by_guard:.0%}[/]: where many answers are right, each is improbable, and only "
         "the gradient tells that from not knowing."
     )

@@ -28,9 +28,9 @@ from semgrad_guard.calibration.labels import contains
 from semgrad_guard.calibration.verdict import Standard
 from semgrad_guard.cli import app
 from semgrad_guard.demo import corpus, embedded_model, embedded_profile
-from semgrad_guard.demo.embedded import WEIGHTS
+from semgrad_guard.demo.embedded import SENTENCES, WEIGHTS
 from semgrad_guard.scoring.readout import hybridgrad
-from tools.embedded import question_files
+from tools.embedded import question_files, sentences
 from tools.embedded.examine import examine, measure
 from tools.embedded.examples import World, curriculum
 from tools.embedded.facts import relations
@@ -515,3 +515,8 @@ def test_drift_is_seen(labelled_questions, tmp_path):
     few = check(["What is the capital of France?"])
     assert few.exit_code == 2
     assert "at least 20" in few.stderr
+
+
+def test_the_sentences_that_ship_are_those_of_the_world():
+    shipped = json.loads(SENTENCES.read_text(encoding="utf-8"))
+    assert shipped == json.loads(json.dumps(sentences.sentences())), "run: python -m tools.embedded.sentences"
