@@ -99,8 +99,8 @@ def _log_probability_comparison(chat: ChatSemGrad, profile: Profile) -> str:
     by_guard = sum(map(profile.answer.passes, several)) / len(several)
     by_nll = sum(score.nll <= limit for score in several) / len(several)
     return (
-        f"Of {len(known)} known facts, {passing / len(known):.0%} pass. A log-probability threshold that passes as many "
-        f"lets through [bold]{by_nll:.0%}[/] of {len(several)} questions with several "
+        f"Of {len(known)} known facts, {passing / len(known):.0%} pass. A log-probability threshold that passes as "
+        f"many lets through [bold]{by_nll:.0%}[/] of {len(several)} questions with several "
         f"right answers, the guard [bold]{by_guard:.0%}[/]: where many answers are right, each is improbable, and only "
         "the gradient tells that from not knowing."
     )
