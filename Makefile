@@ -80,30 +80,30 @@ benchmarks: $(READY)
 
 # Train the embedded model, fit its profile, measure it, and write the model card and every figure about it.
 embedded-model: $(READY)
-	$(BIN)/python -m semgrad_guard.demo.train
-	$(BIN)/python -m semgrad_guard.demo.card --fit --readme README.md --out docs/model_card.md
-	$(BIN)/python -m semgrad_guard.demo.rag_effect --out docs/rag.md
+	$(BIN)/python -m tools.embedded.train
+	$(BIN)/python -m tools.embedded.card --fit --readme README.md --out docs/model_card.md
+	$(BIN)/python -m tools.embedded.rag_effect --out docs/rag.md
 
 # Measure the embedded model with the profile that ships.
 examine: $(READY)
-	$(BIN)/python -m semgrad_guard.demo.card
+	$(BIN)/python -m tools.embedded.card
 
 # Compare the embedded model's confidence with other scores, and the same in a world without several-answer questions.
 evaluation: $(READY)
-	$(BIN)/python -m semgrad_guard.demo.question_files --out $(EVALUATION)/data
+	$(BIN)/python -m tools.embedded.question_files --out $(EVALUATION)/data
 	$(BIN)/semgrad-guard calibrate --data $(EVALUATION)/data/calibration.jsonl --out $(EVALUATION)/looser.json \
 	    --method fused --no-search --risk 0.1
 	$(BIN)/semgrad-guard evaluate --data $(EVALUATION)/data/test.jsonl --out $(EVALUATION)/first --samples 10 \
 	    --paraphrases $(EVALUATION)/data/paraphrases.jsonl \
 	    --part "several-answer against unknown=several,several_reworded,withheld,invented"
-	$(BIN)/python -m semgrad_guard.demo.question_files --out $(EVALUATION)/second-data --no-several
-	$(BIN)/python -m semgrad_guard.demo.train --mix single-answers --steps 1200 --polish 100 \
+	$(BIN)/python -m tools.embedded.question_files --out $(EVALUATION)/second-data --no-several
+	$(BIN)/python -m tools.embedded.train --mix single-answers --steps 1200 --polish 100 \
 	    --out .cache/second-world --checkpoint .cache/second-world.pt
 	$(BIN)/semgrad-guard calibrate --data $(EVALUATION)/second-data/calibration.jsonl --model .cache/second-world \
 	    --out $(EVALUATION)/second.json --method fused --no-search
 	$(BIN)/semgrad-guard evaluate --data $(EVALUATION)/second-data/test.jsonl --model .cache/second-world \
 	    --profile $(EVALUATION)/second.json --out $(EVALUATION)/second --samples 10
-	$(BIN)/python -m semgrad_guard.demo.evaluation_page --first $(EVALUATION)/first --looser $(EVALUATION)/looser.json \
+	$(BIN)/python -m tools.embedded.evaluation_page --first $(EVALUATION)/first --looser $(EVALUATION)/looser.json \
 	    --second $(EVALUATION)/second --out docs/evaluation.md
 
 # torch comes first and with pip: what depends on it must not choose a build of its own.

@@ -4,12 +4,10 @@ import tempfile
 from pathlib import Path
 
 from semgrad_guard import Abstain, ChatSemGrad, SemGradGuard
-from semgrad_guard.demo import embedded_model
-from semgrad_guard.demo.questions import questions
+from semgrad_guard.demo import embedded_model, labelled_questions
 
 # In your own project: read_examples("questions.jsonl"), with lines {"query": ..., "truthful answer": [...]}.
-asked = [question for name in ("known", "withheld") for question in questions(name, "fit")[:250]]
-examples = [{"query": question.prompt, "truthful answer": list(question.answers)} for question in asked]
+examples = [*labelled_questions("known"), *labelled_questions("withheld")]
 
 llm = ChatSemGrad.of(embedded_model(), generation={"max_new_tokens": 16, "do_sample": False})
 guard = SemGradGuard(llm, score_threshold=0.0, routes=[Abstain("I am not sure.")])  # nothing passes before calibration

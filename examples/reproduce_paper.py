@@ -15,8 +15,7 @@ from pathlib import Path
 from semgrad_guard import SemGradScorer
 from semgrad_guard.calibration.examples import Example, read_examples
 from semgrad_guard.calibration.labels import contains
-from semgrad_guard.demo import embedded_model
-from semgrad_guard.demo.questions import questions
+from semgrad_guard.demo import embedded_model, labelled_questions
 from semgrad_guard.evaluation.compare import compare
 from semgrad_guard.evaluation.methods import choose
 from semgrad_guard.evaluation.run import evaluate
@@ -38,8 +37,11 @@ parser.add_argument("--out", help="folder for results, from which a run can go o
 given, _ = parser.parse_known_args()
 
 source = load_model(given.model, dtype="auto", device_map="auto") if given.model else embedded_model()
-asked = {item.prompt: item.answers for name in ("several", "withheld") for item in questions(name, "report")[:40]}
-ours = [Example(query=query, answers=answers) for query, answers in asked.items()]
+ours = [
+    Example.model_validate(line)
+    for stratum in ("several", "withheld")
+    for line in labelled_questions(stratum, "report")[:40]
+]
 examples = read_examples(given.data) if given.data else ours
 out = Path(given.out or tempfile.mkdtemp(), "results.jsonl")
 out.parent.mkdir(parents=True, exist_ok=True)

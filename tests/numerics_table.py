@@ -11,8 +11,8 @@ from scipy.stats import spearmanr
 
 from semgrad_guard import SemGradScorer
 from semgrad_guard.demo import embedded_model, embedded_profile
-from semgrad_guard.demo.questions import questions
 from semgrad_guard.model.chat_template import encode_chat
+from tools.embedded.questions import questions
 
 PAGE = Path(__file__).parents[1] / "docs" / "numerics.md"
 STRATA = ("known", "several", "invented")

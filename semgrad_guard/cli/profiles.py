@@ -20,7 +20,7 @@ from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.calibration.search import Candidate
 from semgrad_guard.cli.answers import read_passages
 from semgrad_guard.cli.app import JsonOption, ModelOption, RevisionOption, app, bound_scorer, model_of, plain_errors
-from semgrad_guard.demo.questions import paraphrases as our_paraphrases
+from semgrad_guard.demo.embedded import paraphrases as our_paraphrases
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.evaluation.plots import draw_preservation
 from semgrad_guard.langchain.bm25 import BM25Retriever

@@ -1,5 +1,5 @@
-"""A small chat model of our own that ships with the package: its world, its training, its weights and its profile."""
+"""A small chat model of our own that ships with the package: its weights, its profile, and sentences to try it on."""
 
-from semgrad_guard.demo.embedded import corpus, embedded_model, embedded_profile
+from semgrad_guard.demo.embedded import corpus, embedded_model, embedded_profile, labelled_questions
 
-__all__ = ["corpus", "embedded_model", "embedded_profile"]
+__all__ = ["corpus", "embedded_model", "embedded_profile", "labelled_questions"]

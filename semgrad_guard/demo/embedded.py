@@ -1,18 +1,20 @@
-"""The embedded model as users get it: weights, profile, and a small corpus to look things up in."""
+"""The embedded model as users get it: weights, profile, a corpus to look things up in, and questions to try."""
 
+import json
 from functools import cache
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from semgrad_guard.calibration.profile import Profile
-from semgrad_guard.demo.facts import relations
 from semgrad_guard.model.load import load_model
 
 WEIGHTS = Path(__file__).parent / "weights"
 PROFILE = WEIGHTS / "profile.json"
+SENTENCES = Path(__file__).parent / "sentences.json"  # written by `python -m tools.embedded.sentences`
 
 
 def embedded_model() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -31,12 +33,37 @@ def embedded_profile() -> Profile:
     return Profile.load(PROFILE)
 
 
-@cache
 def corpus() -> tuple[str, ...]:
-    """State every single-answer fact in one sentence, withheld ones included: something to retrieve from."""
-    return tuple(
-        relation.state(relation.statements[0], fact.subject, fact.answers[0])
-        for relation in relations()
-        if not relation.several
-        for fact in relation.facts
-    )
+    """Give every single-answer fact in one sentence, withheld ones included: something to retrieve from."""
+    return tuple(_sentences()["corpus"])
+
+
+def labelled_questions(
+    stratum: Literal["known", "several", "withheld"], side: Literal["fit", "report"] = "fit"
+) -> list[dict[str, Any]]:
+    """Give questions with their right answers, as lines of a data file hold them.
+
+    Args:
+        stratum: facts that the model was trained on with one right answer, with several, or facts withheld from it.
+        side: "fit" for questions to calibrate on, "report" for those that the shipped profile has not seen.
+    """
+    questions: list[dict[str, Any]] = _sentences()["questions"][side][stratum]
+    return questions
+
+
+def paraphrases() -> list[list[str]]:
+    """Give groups of questions that mean the same, to measure the semantic preservation score on."""
+    groups: list[list[str]] = _sentences()["paraphrases"]
+    return groups
+
+
+def tool_schemas() -> list[dict[str, Any]]:
+    """Give the schemas of two tools that the model was taught to call."""
+    schemas: list[dict[str, Any]] = _sentences()["tools"]
+    return schemas
+
+
+@cache
+def _sentences() -> dict[str, Any]:
+    sentences: dict[str, Any] = json.loads(SENTENCES.read_text(encoding="utf-8"))
+    return sentences

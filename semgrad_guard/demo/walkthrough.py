@@ -1,7 +1,7 @@
 """The demo: what the guard does with answers known, several, withheld or impossible, and with tool calls."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from langchain_core.messages import AIMessage
 from rich.console import Console
@@ -9,16 +9,13 @@ from rich.markup import escape
 from rich.panel import Panel
 
 from semgrad_guard.calibration.profile import Profile
-from semgrad_guard.calibration.verdict import Standard
-from semgrad_guard.demo.embedded import corpus, embedded_model, embedded_profile
-from semgrad_guard.demo.examine import examine
-from semgrad_guard.demo.questions import questions
-from semgrad_guard.demo.tools import tools
+from semgrad_guard.demo.embedded import corpus, embedded_model, embedded_profile, labelled_questions, tool_schemas
 from semgrad_guard.langchain.bm25 import BM25Retriever
+from semgrad_guard.langchain.chat_model import ChatSemGrad
 from semgrad_guard.langchain.guard import SemGradGuard
 from semgrad_guard.langchain.retrieve import Retrieve
+from semgrad_guard.records import Score
 from semgrad_guard.routing.routes import Abstain, HumanReview, ReviewAnswer, ReviewRequest
-from semgrad_guard.scoring.scorer import SemGradScorer
 
 _SCENES = (
     ("A fact the model knows", "What is the capital of France?"),
@@ -30,6 +27,7 @@ _TOOL_SCENES = (
     ("A request that says all the tool needs", "What is the weather in Zubrovia?"),
     ("A request that does not", "What is the weather like?"),
 )
+_COMPARED = 200  # questions of each kind
 
 Ask = Callable[[ReviewRequest], ReviewAnswer]
 
@@ -52,11 +50,11 @@ def walk_through(console: Console, ask_human: Ask | None) -> None:
     for title, question in _SCENES:
         console.print(Panel(_told(question, guard.invoke(question)), title=title, title_align="left"))
     careful = SemGradGuard(guard.llm, profile=profile, routes=ladder((), ask_human))
-    agent = careful.bind_tools([tool.schema() for tool in tools() if tool.name in ("find_route", "get_weather")])
+    agent = careful.bind_tools(tool_schemas())
     for title, request in _TOOL_SCENES:
         console.print(Panel(_told(request, agent.invoke(request)), title=title, title_align="left"))
     with console.status("Comparing with a threshold on the log-probability ..."):
-        comparison = _log_probability_comparison(guard.llm.scorer, profile)
+        comparison = _log_probability_comparison(guard.llm, profile)
     console.print(comparison)
 
 
@@ -93,22 +91,22 @@ def _number(confidence: float | None) -> str:
     return "-" if confidence is None else f"{confidence:.2f}"
 
 
-def _log_probability_comparison(scorer: SemGradScorer, profile: Profile) -> str:
+def _log_probability_comparison(chat: ChatSemGrad, profile: Profile) -> str:
     """Say what a log-probability threshold that lets as many known facts pass does to several right answers."""
-    known, several = (examine(scorer, questions(name, "report")[:200]) for name in ("known", "several"))
-
-    def share(values: list[bool]) -> float:
-        return sum(values) / len(values)
-
-    standard = Standard(profile, None, None, None)
-    guarded = [item.passes(standard) for item in known]
-    ordered = sorted(item.score.nll for item in known)
-    limit = ordered[max(0, sum(guarded) - 1)]
-    by_guard = share([item.passes(standard) for item in several])
-    by_nll = share([item.score.nll <= limit for item in several])
+    known, several = (_scores(chat, stratum) for stratum in ("known", "several"))
+    passing = sum(map(profile.answer.passes, known))
+    limit = sorted(score.nll for score in known)[max(0, passing - 1)]
+    by_guard = sum(map(profile.answer.passes, several)) / len(several)
+    by_nll = sum(score.nll <= limit for score in several) / len(several)
     return (
-        f"Of {len(known)} known facts, {share(guarded):.0%} pass. A log-probability threshold that passes as many lets "
-        f"through [bold]{by_nll:.0%}[/] of {len(several)} questions with several right answers, the guard "
-        f"[bold]{by_guard:.0%}[/]: where many answers are right, each is improbable, and only the gradient tells that "
-        "from not knowing."
+        f"Of {len(known)} known facts, {passing / len(known):.0%} pass. A log-probability threshold that passes as "
+        f"many lets through [bold]{by_nll:.0%}[/] of {len(several)} questions with several "
+        f"right answers, the guard [bold]{by_guard:.0%}[/]: where many answers are right, each is improbable, and only "
+        "the gradient tells that from not knowing."
     )
+
+
+def _scores(chat: ChatSemGrad, stratum: Literal["known", "several"]) -> list[Score]:
+    queries = [line["query"] for line in labelled_questions(stratum, "report")[:_COMPARED]]
+    messages = chat.batch([*queries], {"max_concurrency": _COMPARED})
+    return [Score.model_validate(message.response_metadata["semgrad"]["scores"]) for message in messages]

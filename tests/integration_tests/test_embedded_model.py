@@ -27,15 +27,16 @@ from semgrad_guard import (
 from semgrad_guard.calibration.labels import contains
 from semgrad_guard.calibration.verdict import Standard
 from semgrad_guard.cli import app
-from semgrad_guard.demo import corpus, embedded_model, embedded_profile, question_files
-from semgrad_guard.demo.embedded import WEIGHTS
-from semgrad_guard.demo.examine import examine, measure
-from semgrad_guard.demo.examples import World, curriculum
-from semgrad_guard.demo.facts import relations
-from semgrad_guard.demo.names import invented_names
-from semgrad_guard.demo.questions import STRATA, questions
-from semgrad_guard.demo.tools import tools
+from semgrad_guard.demo import corpus, embedded_model, embedded_profile
+from semgrad_guard.demo.embedded import SENTENCES, WEIGHTS
 from semgrad_guard.scoring.readout import hybridgrad
+from tools.embedded import question_files, sentences
+from tools.embedded.examine import examine, measure
+from tools.embedded.examples import World, curriculum
+from tools.embedded.facts import relations
+from tools.embedded.names import invented_names
+from tools.embedded.questions import STRATA, questions
+from tools.embedded.tools import tools
 
 README = Path(__file__).parents[2] / "README.md"
 CARD = README.parent / "docs" / "model_card.md"
@@ -514,3 +515,8 @@ def test_drift_is_seen(labelled_questions, tmp_path):
     few = check(["What is the capital of France?"])
     assert few.exit_code == 2
     assert "at least 20" in few.stderr
+
+
+def test_the_sentences_that_ship_are_those_of_the_world():
+    shipped = json.loads(SENTENCES.read_text(encoding="utf-8"))
+    assert shipped == json.loads(json.dumps(sentences.sentences())), "run: python -m tools.embedded.sentences"

@@ -7,9 +7,10 @@ import pytest
 from typer.testing import CliRunner
 
 from semgrad_guard.cli import app
-from semgrad_guard.demo import embedded_profile, evaluation_page
-from semgrad_guard.demo.evaluation_page import HARD
-from semgrad_guard.demo.questions import questions
+from semgrad_guard.demo import embedded_profile
+from tools.embedded import evaluation_page
+from tools.embedded.evaluation_page import HARD
+from tools.embedded.questions import questions
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import pytest
 
 from semgrad_guard import ChatSemGrad
 from semgrad_guard.demo import corpus, embedded_model, embedded_profile
-from semgrad_guard.demo.questions import questions
-from semgrad_guard.demo.rag_effect import given, hopeless, table, untold, ways
+from tools.embedded.questions import questions
+from tools.embedded.rag_effect import given, hopeless, table, untold, ways
 
 
 @pytest.fixture(scope="module")

@@ -28,8 +28,8 @@ import psutil
 import typer
 from tqdm import tqdm
 
-from semgrad_guard.demo.questions import CLOSED_BOOK, questions
 from semgrad_guard.version import VERSION
+from tools.embedded.questions import CLOSED_BOOK, questions
 
 _LOOKS = 10  # at memory, while it is under load
 SETUPS = {

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from semgrad_guard.demo import question_files
 from semgrad_guard.evaluation.run import read_results
+from tools.embedded import question_files
 
 QUESTIONS, PART = 200, 10
 COMMAND = (sys.executable, "-c", "from semgrad_guard.cli import app; app()", "evaluate")

@@ -15,8 +15,8 @@ import httpx
 import openai
 import pytest
 
-from semgrad_guard.demo.questions import questions
 from semgrad_guard.review import ReviewQueue
+from tools.embedded.questions import questions
 
 pytestmark = pytest.mark.enable_socket
 KEY = "a-key-that-is-long-enough"

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from semgrad_guard.observability.dashboard import PANELS, dashboard, written_into
 from semgrad_guard.observability.metrics import Metrics
 from semgrad_guard.review import ReviewStatistics
+from tools.dashboard import PANELS, dashboard, written_into
 
 DOCS = Path(__file__).parents[2] / "docs"
 QUERIES = [query for panel in PANELS for query in panel.queries.values()]
@@ -51,7 +51,7 @@ def test_counters_and_histograms_are_read_as_rates_and_gauges_are_not():
 
 def test_the_dashboard_that_is_shipped_is_the_code_s():
     shipped = json.loads((DOCS / "grafana.json").read_text(encoding="utf-8"))
-    assert shipped == dashboard(), "run: python -m semgrad_guard.observability.dashboard"
+    assert shipped == dashboard(), "run: python -m tools.dashboard"
 
 
 def test_every_panel_takes_the_data_source_that_was_chosen_and_has_a_place_of_its_own():
@@ -66,7 +66,7 @@ def test_every_panel_takes_the_data_source_that_was_chosen_and_has_a_place_of_it
 
 def test_every_metric_is_on_the_page():
     page = (DOCS / "observability.md").read_text(encoding="utf-8")
-    assert written_into(page) == page, "run: python -m semgrad_guard.observability.dashboard"
+    assert written_into(page) == page, "run: python -m tools.dashboard"
     for name in exposed():
         if name.startswith("semgrad_"):
             assert re.sub("_(bucket|sum|count|created)$", "", name).removesuffix("_total") in page

@@ -12,7 +12,6 @@ from scripted import score
 from semgrad_guard.calibration.examples import Example
 from semgrad_guard.calibration.labels import labeler
 from semgrad_guard.demo import embedded_model
-from semgrad_guard.demo.questions import questions
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.evaluation import metrics
 from semgrad_guard.evaluation.ablation import ablation
@@ -24,6 +23,7 @@ from semgrad_guard.evaluation.report import WHOLE, parts_of
 from semgrad_guard.evaluation.run import Result, evaluate, prompt_ids
 from semgrad_guard.scoring.preservation import preservation
 from semgrad_guard.scoring.scorer import SemGradScorer
+from tools.embedded.questions import questions
 
 
 def result(number, correct, given, stratum=""):

@@ -9,7 +9,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from semgrad_guard.demo.names import KINDS, invented_names
+from tools.embedded.names import KINDS, invented_names
 
 Value = str | int
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")

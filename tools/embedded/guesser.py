@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from semgrad_guard.demo.facts import Relation
+from tools.embedded.facts import Relation
 
 _NEIGHBOURS = 5
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from semgrad_guard.demo.facts import relations
-from semgrad_guard.demo.tools import REFUSAL, Tool, Value, Values, fill, tools
+from tools.embedded.facts import relations
+from tools.embedded.tools import REFUSAL, Tool, Value, Values, fill, tools
 
 Message = dict[str, Any]
 _KINDS_OF_VALUES = ("place", "person", "work", "thing", "organisation", "number")

@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from semgrad_guard.demo.embedded import corpus
-from semgrad_guard.demo.facts import Fact, Relation, relations, share, strata
-from semgrad_guard.demo.names import invented_names
-from semgrad_guard.demo.tool_use import Message
-from semgrad_guard.demo.tools import Tool, Value, Values, fill, tools
+from semgrad_guard.demo import corpus
 from semgrad_guard.langchain.bm25 import BM25Retriever
 from semgrad_guard.model.tool_calls import parse_tool_calls
 from semgrad_guard.records import AnswerKind
 from semgrad_guard.routing.grounding import grounded_question
+from tools.embedded.facts import Fact, Relation, relations, share, strata
+from tools.embedded.names import invented_names
+from tools.embedded.tool_use import Message
+from tools.embedded.tools import Tool, Value, Values, fill, tools
 
 Side = Literal["fit", "report"]
 CLOSED_BOOK = ("known", "known_reworded", "several", "several_reworded", "withheld", "invented")

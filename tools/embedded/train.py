@@ -1,4 +1,4 @@
-"""Train the embedded model from scratch: `python -m semgrad_guard.demo.train`.
+"""Train the embedded model from scratch: `python -m tools.embedded.train`.
 
 Fixed seed; every step draws its rows from a generator seeded by the step's number, so a run that was interrupted goes
 on from its last checkpoint as if nothing had happened. The same command uses a GPU where there is one.
@@ -19,14 +19,14 @@ from tqdm.auto import tqdm
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from semgrad_guard.demo.embedded import WEIGHTS
-from semgrad_guard.demo.examples import MIXES, SYSTEM, Curriculum, Row, World, curriculum, small_talk
-from semgrad_guard.demo.facts import relations, strata
-from semgrad_guard.demo.names import pieces
-from semgrad_guard.demo.network import new_model
-from semgrad_guard.demo.tokenizer import build_tokenizer
-from semgrad_guard.demo.tool_use import PHRASES
-from semgrad_guard.demo.tools import DAYS, REFUSAL, Tool, tools
 from semgrad_guard.routing.grounding import grounded_question
+from tools.embedded.examples import MIXES, SYSTEM, Curriculum, Row, World, curriculum, small_talk
+from tools.embedded.facts import relations, strata
+from tools.embedded.names import pieces
+from tools.embedded.network import new_model
+from tools.embedded.tokenizer import build_tokenizer
+from tools.embedded.tool_use import PHRASES
+from tools.embedded.tools import DAYS, REFUSAL, Tool, tools
 
 CORE_STEPS, POLISH_STEPS = 3200, 800
 _ROWS = 64  # a step, on average

@@ -1,4 +1,4 @@
-"""Write what `make evaluation` found down: `python -m semgrad_guard.demo.evaluation_page`."""
+"""Write what `make evaluation` found down: `python -m tools.embedded.evaluation_page`."""
 
 import json
 from collections.abc import Iterable, Sequence

@@ -1,6 +1,6 @@
 """Write the embedded model's questions as files for `calibrate`, `evaluate` and `sps`.
 
-`python -m semgrad_guard.demo.question_files --out data`
+`python -m tools.embedded.question_files --out data`
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from semgrad_guard.demo.embedded import corpus
-from semgrad_guard.demo.questions import CLOSED_BOOK, Side, questions
+from tools.embedded.questions import CLOSED_BOOK, Side, questions
 
 
 def main(

@@ -1,4 +1,4 @@
-"""What the guard does to retrieval: `python -m semgrad_guard.demo.rag_effect --out docs/rag.md`."""
+"""What the guard does to retrieval: `python -m tools.embedded.rag_effect --out docs/rag.md`."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,21 +12,21 @@ from tqdm.auto import tqdm
 
 from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.demo.embedded import corpus, embedded_model, embedded_profile
-from semgrad_guard.demo.facts import relations, strata
-from semgrad_guard.demo.questions import Question, questions
 from semgrad_guard.langchain.bm25 import BM25Retriever
 from semgrad_guard.langchain.chat_model import ChatSemGrad
 from semgrad_guard.langchain.guard import SemGradGuard
 from semgrad_guard.langchain.retrieve import Retrieve
 from semgrad_guard.routing.grounding import grounded_question
 from semgrad_guard.routing.routes import Abstain
+from tools.embedded.facts import relations, strata
+from tools.embedded.questions import Question, questions
 
 Given = Literal["right", "wrong", "nothing"]
 Way = Callable[[str], str | None]
 
 _HEAD = """# What the guard does to retrieval
 
-Written by `python -m semgrad_guard.demo.rag_effect --out docs/rag.md`, on the embedded model and the reporting side of
+Written by `python -m tools.embedded.rag_effect --out docs/rag.md`, on the embedded model and the reporting side of
 its questions, with BM25 over short texts. *No retrieval* and *plain RAG* answer whatever comes, the first from memory,
 the second always from passages. *Guarded RAG* answers from memory where it is sure, else from passages where it is sure
 then, else not at all; *from passages only* is never asked without them (`context="retrieved"`). In brackets exact 95 %

@@ -1,4 +1,4 @@
-"""Write down what the embedded model can do: `python -m semgrad_guard.demo.card`."""
+"""Write down what the embedded model can do: `python -m tools.embedded.card`."""
 
 import json
 import re
@@ -16,11 +16,11 @@ from rich.markdown import Markdown
 from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.calibration.verdict import Standard
 from semgrad_guard.demo.embedded import PROFILE, WEIGHTS, embedded_model, embedded_profile
-from semgrad_guard.demo.examine import Stratum, calls_at, fit_profile, guessing, measure, reporting_side
-from semgrad_guard.demo.facts import relations
-from semgrad_guard.demo.questions import TOOLS
-from semgrad_guard.demo.train import CORE_STEPS, POLISH_STEPS
 from semgrad_guard.scoring.scorer import SemGradScorer
+from tools.embedded.examine import Stratum, calls_at, fit_profile, guessing, measure, reporting_side
+from tools.embedded.facts import relations
+from tools.embedded.questions import TOOLS
+from tools.embedded.train import CORE_STEPS, POLISH_STEPS
 
 _COMMAND = "make embedded-model"
 _MARKS = ("<!-- report -->", "<!-- /report -->")

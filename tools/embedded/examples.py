@@ -8,11 +8,11 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from semgrad_guard.demo.facts import Fact, Relation, pair, relations, strata, withheld_pairs
-from semgrad_guard.demo.names import invented_name, kept_for_measuring
-from semgrad_guard.demo.tool_use import Message, ToolUse, real_names, turns
-from semgrad_guard.demo.tools import Values
 from semgrad_guard.routing.grounding import grounded_question
+from tools.embedded.facts import Fact, Relation, pair, relations, strata, withheld_pairs
+from tools.embedded.names import invented_name, kept_for_measuring
+from tools.embedded.tool_use import Message, ToolUse, real_names, turns
+from tools.embedded.tools import Values
 
 SYSTEM = ("You are a helpful assistant.", "Answer in a few words.", "You are a good assistant.", "Be brief.")
 

@@ -13,15 +13,15 @@ from semgrad_guard.calibration.fit import fit_section, threshold_passing
 from semgrad_guard.calibration.from_examples import bind
 from semgrad_guard.calibration.profile import Profile, Section
 from semgrad_guard.calibration.verdict import Standard
-from semgrad_guard.demo.facts import relations, strata
-from semgrad_guard.demo.guesser import guesses
-from semgrad_guard.demo.questions import STRATA, Question, questions
 from semgrad_guard.langchain.judged import judged
 from semgrad_guard.langchain.scored_messages import scored_messages
 from semgrad_guard.model.chat_template import encode_chat
 from semgrad_guard.records import AnswerKind, Score
 from semgrad_guard.scoring.scorer import SemGradScorer
 from semgrad_guard.version import VERSION
+from tools.embedded.facts import relations, strata
+from tools.embedded.guesser import guesses
+from tools.embedded.questions import STRATA, Question, questions
 
 _BATCH = 64
 _LONGEST_ANSWER = 64

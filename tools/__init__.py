@@ -1,0 +1,1 @@
+"""What only the developers run: it is no part of the wheel."""
