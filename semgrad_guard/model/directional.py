@@ -6,7 +6,7 @@ They agree where the backward belongs to the forward, and differ where it gives 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 # Steps relative to each entry, and the relative error allowed. Half precision drowns small steps in its rounding.
 _FINE_STEPS, _FINE_ERROR = (1e-3, 1e-2), 0.02
 _COARSE_STEPS, _COARSE_ERROR = (0.05, 0.1, 0.2), 0.25
+_ROUNDED = 0.05  # what is linear agrees better than this over the widest of them, unless it rounds more coarsely
 # Relative to the root mean square of a vector. What rounds its inputs to 8 bits is a staircase, and only across many
 # of its steps does a difference mean anything.
 _WIDE_STEPS, _WIDE_ERROR = (0.3, 1.0), 0.3
@@ -35,7 +36,7 @@ class Trial:
     """
 
     def __init__(
-        self, compute: Callable[[Stage], list[Stage]], inputs: Stage, draw: torch.Generator, *, wide: bool = True
+        self, compute: Callable[[Stage], list[Stage]], inputs: Stage, draw: torch.Generator, *, linear: bool = False
     ) -> None:
         """Run the computation with gradients.
 
@@ -43,9 +44,10 @@ class Trial:
             compute: gives the stages after the inputs; the last are the outputs.
             inputs: floating tensors.
             draw: draws u and v, on the CPU.
-            wide: also try steps so wide that only what is linear between its roundings can agree.
+            linear: the computation is linear but for its roundings, so that wide steps may be taken.
         """
-        self._compute, self._inputs, self._draw, self._wide = compute, inputs, draw, wide
+        self._compute, self._inputs, self._draw, self._linear = compute, inputs, draw, linear
+        self._half = any(value.dtype.itemsize < 4 for value in inputs)
         self._choices = _Choices()
         leaves = [value.detach().clone().requires_grad_() for value in inputs]
         with self._choices:
@@ -58,39 +60,37 @@ class Trial:
     def outcomes(self) -> list[Outcome]:
         """Tell of each step from a stage to the next whether both sides agree, or do but for rounded inputs."""
         pairs = range(len(self._gradients) - 1)
-        silent = [pair for pair in pairs if not any(bool(gradient.any()) for gradient in self._gradients[pair])]
+        silent = [pair for pair in pairs if not any(bool(value.any()) for value in self._gradients[pair])]
         settled: dict[int, Outcome] = {}
         if silent:  # no gradient is right only where no change, however large, comes through
             products = self._products(_WIDE_STEPS[-1], wide=True)
             settled = {pair: "fails" if bool(products[pair + 1].any()) else "agrees" for pair in silent}
         fine: list[list[Tensor]] = []
-        if all(value.dtype.itemsize >= 4 for value in self._inputs):
+        if not self._half:
             fine = [self._settle(settled, step, _FINE_ERROR) for step in _FINE_STEPS if len(settled) < len(pairs)]
         for pair in pairs if len(fine) == len(_FINE_STEPS) else ():
             if pair not in settled and _trustworthy([(products[pair], products[pair + 1]) for products in fine]):
                 settled[pair] = "fails"
-        for step in _COARSE_STEPS:
+        for step in _COARSE_STEPS[-1:] if self._linear else _COARSE_STEPS:
             if len(settled) < len(pairs):
                 self._settle(settled, step, _COARSE_ERROR)
-        for step in _WIDE_STEPS if self._wide else ():
+        for step in _WIDE_STEPS if self._linear else ():
             if len(settled) < len(pairs):
                 self._settle(settled, step, _WIDE_ERROR, wide=True)
         return [settled.get(pair, "fails") for pair in pairs]
 
-    def passes_something(self) -> bool:
-        """Tell whether a gradient that is finite and not all zero reaches every stage."""
-        return all(
-            all(bool(gradient.isfinite().all()) for gradient in stage) and any(bool(gradient.any()) for gradient in stage)
-            for stage in self._gradients
-        )
+    def reached(self) -> list[Outcome]:
+        """Tell of each step only whether a gradient that is finite and not all zero comes out of it.
 
-    def _settle(
-        self, settled: dict[int, Outcome], step: float, allowed: float, *, wide: bool = False
-    ) -> list[Tensor]:
+        That is all there is to know where many roundings on the way drown the differences.
+        """
+        return ["agrees" if _is_something(stage) else "fails" for stage in self._gradients[:-1]]
+
+    def _settle(self, settled: dict[int, Outcome], step: float, allowed: float, *, wide: bool = False) -> list[Tensor]:
         products = self._products(step, wide=wide)
         for pair, (before, after) in enumerate(pairwise(products)):
-            if pair not in settled and _distance(before, after) <= allowed:
-                settled[pair] = "rounds" if wide else "agrees"
+            if pair not in settled and (distance := _distance(before, after)) <= allowed:
+                settled[pair] = "rounds" if self._linear and distance > _ROUNDED else "agrees"
         return products
 
     def _products(self, step: float, *, wide: bool = False) -> list[Tensor]:
@@ -105,14 +105,15 @@ class Trial:
             with torch.no_grad(), self._choices.again():
                 reached.append([changed, *self._compute([value.clone() for value in changed])])
         return [
-            sum(
-                (gradient.cpu().double() * (up.cpu().double() - down.cpu().double()) / (2 * step))
-                .reshape(self._rows, -1)
-                .sum(-1)
-                for gradient, up, down in zip(*stages, strict=True)
-            )
+            torch.stack([self._product(gradient, up, down) for gradient, up, down in zip(*stages, strict=True)])
+            .sum(0)
+            .div(2 * step)
             for stages in zip(self._gradients, *reached, strict=True)
         ]
+
+    def _product(self, gradient: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        product = gradient.cpu().double() * (up.cpu().double() - down.cpu().double())
+        return product.reshape(self._rows, -1).sum(-1)
 
     def _normal(self, like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=self._draw).to(like.device, like.dtype)
@@ -156,10 +157,18 @@ def _gradients(stages: list[Stage], weights: Stage) -> list[Stage]:
     found: dict[int, Tensor] = {}
     if places:
         outputs, at_outputs = ([stage[place] for place in places] for stage in (stages[-1], weights))
-        pulled = torch.autograd.grad(outputs, reachable, at_outputs, allow_unused=True)
+        try:
+            pulled = torch.autograd.grad(outputs, reachable, at_outputs, allow_unused=True)
+        except NotImplementedError:  # "derivative for ... is not implemented"
+            pulled = (None,) * len(reachable)
         pairs = zip(reachable, pulled, strict=True)
         found = {id(value): gradient for value, gradient in pairs if gradient is not None}
     return [[found.get(id(value), torch.zeros_like(value)).detach() for value in stage] for stage in stages[:-1]]
+
+
+def _is_something(gradients: Stage) -> bool:
+    """Tell whether gradients are finite and not all zero."""
+    return all(bool(value.isfinite().all()) for value in gradients) and any(bool(value.any()) for value in gradients)
 
 
 def _distance(one: Tensor, other: Tensor) -> float:

@@ -270,7 +270,10 @@ def test_a_module_that_cuts_the_gradient_is_refused():
     model = tiny_model()
     down = model.model.layers[2].mlp.down_proj
     model.model.layers[2].mlp.down_proj = Cut(down.in_features, down.out_features, bias=False)
-    with pytest.raises(UnsupportedModelError, match="Gradients do not pass Cut in LlamaForCausalLM"):
+    with pytest.raises(
+        UnsupportedModelError,
+        match=r"Gradients do not pass model\.layers\.2\.mlp\.down_proj \(Cut\) in LlamaForCausalLM",
+    ):
         SemGradScorer(model, tiny_tokenizer())
 
 
