@@ -118,9 +118,7 @@ def test_a_cut_between_layers_is_refused(dtype):
 
 def test_models_with_quantised_layers_without_a_backward_are_refused():
     """In whole, in a single layer of 28, and in the output head alone."""
-    with pytest.raises(
-        UnsupportedModelError, match=r"model\.layers\.0\.self_attn\.q_proj \(DynamicQuantizedLinear\).* and 26 more in"
-    ):
+    with pytest.raises(UnsupportedModelError, match=r"model\.layers\.0\.self_attn\.q_proj \(DynamicQ.* and 26 more in"):
         SemGradScorer(quantised(tiny_model()), tiny_tokenizer())
     model = tiny_model()
     model.model.layers[3].mlp = quantised(model.model.layers[3].mlp)
@@ -129,9 +127,7 @@ def test_models_with_quantised_layers_without_a_backward_are_refused():
     model = tiny_model()
     whole = quantised(copy.deepcopy(model))
     model.model.layers[1].mlp.down_proj = whole.model.layers[1].mlp.down_proj
-    with pytest.raises(
-        UnsupportedModelError, match=r"do not pass model\.layers\.1\.mlp\.down_proj \(DynamicQuantizedLinear\) in"
-    ):
+    with pytest.raises(UnsupportedModelError, match=r"do not pass model\.layers\.1\.mlp\.down_proj \(DynamicQ"):
         SemGradScorer(model, tiny_tokenizer())
     model = tiny_model()
     model.lm_head = whole.lm_head
