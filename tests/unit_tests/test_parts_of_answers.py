@@ -1,7 +1,6 @@
 """Sentences, parts in pieces, scores left out, and what a pass may take."""
 
 import itertools
-
 import math
 
 import pytest
