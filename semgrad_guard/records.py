@@ -6,8 +6,8 @@ All are frozen. Scores point one way: *higher = more uncertain*. Confidence poin
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -70,7 +70,7 @@ class Generation:
 class Score(BaseModel):
     """The uncertainty of one response; *higher = more uncertain* in every field but `length` and `path`.
 
-    Gradient scores are >= 0; log-probabilities and entropies are in nats, >= 0. `layers` holds the mean absolute
+    Gradient scores are > 0; log-probabilities and entropies are in nats, >= 0. `layers` holds the mean absolute
     gradient at the semantic preserving token for each hidden state l of `span`; `semgrad` is their mean. `later` holds
     the same at each prompt token after that one, `layers_unweighted` the same as `layers` with w_t = 1. None, or empty,
     is what was not asked for.
@@ -95,13 +95,38 @@ class Score(BaseModel):
     later: tuple[tuple[float, ...], ...] = ()
 
     def finite(self) -> bool:
-        """Tell whether every value is a finite number; a score that is not must never let an answer pass."""
-        by_layer = {"layers", "layers_unweighted", "later"}
-        numbers = [
-            value for value in self.model_dump(exclude={"path", "span", *by_layer}).values() if value is not None
-        ]
-        layers = chain(self.layers, self.layers_unweighted, *self.later)
-        return all(math.isfinite(value) for value in chain(numbers, layers))
+        """Tell whether the score may be used: see `failure`."""
+        return not self.failure()
+
+    def failure(self) -> str:
+        """Say why the response counts as not scored, naming the field or layer; "" if nothing is wrong.
+
+        Every value must be finite and not negative, and no gradient may be exactly zero: that is what comes from a
+        kernel without a backward. A score that fails must never let an answer pass.
+        """
+        for name, value in self._values():
+            if value is None:
+                continue
+            if not math.isfinite(value):
+                return f"the score is not a finite number: {name} is {value:g}"
+            if value < 0:
+                return f"not scored: {name} is {value:g}, and never negative by its definition"
+            if value == 0 and "grad" in name:
+                return (
+                    f"not scored: {name} is exactly 0. No gradient came through, or the model leaves every other "
+                    "token a probability of 0"
+                )
+        return ""
+
+    def _values(self) -> Iterator[tuple[str, float | None]]:
+        """Give every value under a name to tell it by."""
+        by_layer = ("layers", "layers_unweighted", "later")
+        yield from self.model_dump(exclude={"length", "path", "span", *by_layer}).items()
+        rows = {"the gradient": self.layers, "the unweighted gradient": self.layers_unweighted}
+        rows |= {f"the gradient {place} tokens after t*": row for place, row in enumerate(self.later, 1)}
+        for name, row in rows.items():
+            for place, value in enumerate(row):
+                yield f"{name} at layer {self.span[place] if place < len(self.span) else place}", value
 
 
 class SentenceScore(BaseModel):
@@ -123,13 +148,22 @@ class LongScore(BaseModel):
     aggregate: Literal["max", "mean"]
 
     def value(self, name: str = "semgrad") -> float:
-        """Give the largest ("max") or the mean ("mean") of a score over the sentences; *higher = more uncertain*."""
+        """Give the largest ("max") or the mean ("mean") of a score over the sentences; *higher = more uncertain*.
+
+        NaN where a sentence counts as not scored.
+        """
+        if any(sentence.score.failure() for sentence in self.sentences):
+            return math.nan
         values = [float(getattr(sentence.score, name)) for sentence in self.sentences]
         return max(values) if self.aggregate == "max" else sum(values) / len(values)
 
     def most_uncertain(self, name: str = "semgrad") -> SentenceScore:
-        """Give the sentence where a score is largest."""
-        return max(self.sentences, key=lambda sentence: float(getattr(sentence.score, name)))
+        """Give the sentence where a score is largest, or the first that counts as not scored."""
+
+        def doubt(sentence: SentenceScore) -> float:
+            return math.inf if sentence.score.failure() else float(getattr(sentence.score, name))
+
+        return max(self.sentences, key=doubt)
 
 
 class TokenDoubt(BaseModel):

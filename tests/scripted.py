@@ -10,7 +10,7 @@ from pydantic import Field, PrivateAttr
 from semgrad_guard import ChatSemGrad, Profile, Score
 from semgrad_guard.calibration.profile import Binding, Section
 from semgrad_guard.langchain.streaming import last_chunk
-from semgrad_guard.model.load import fingerprint, template_fingerprint
+from semgrad_guard.model.fingerprint import fingerprint, template_fingerprint
 
 
 def score(semgrad=1.0, **fields):

@@ -18,7 +18,7 @@ from semgrad_guard.langchain.drafts import without_text
 from semgrad_guard.langchain.guard import chat_model_for
 from semgrad_guard.langchain.judged import call_verdicts, judged
 from semgrad_guard.langchain.messages import reads_tool_results
-from semgrad_guard.model.load import template_fingerprint
+from semgrad_guard.model.fingerprint import precision, template_fingerprint
 from semgrad_guard.records import Step
 
 
@@ -85,7 +85,7 @@ class Judge:
             )
         prepared = self._prepared
         if prepared is None or prepared[0] is not given:  # building it takes a look at all weights
-            self.profile.check(given.fingerprint, template_fingerprint(given.tokenizer))
+            self.profile.check(given.fingerprint, template_fingerprint(given.tokenizer), precision(given.model))
             self._prepared = prepared = given, chat_model_for(given, self.profile)
         return prepared[1]
 

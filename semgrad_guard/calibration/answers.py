@@ -14,7 +14,7 @@ from semgrad_guard.calibration.examples import Example
 from semgrad_guard.calibration.journal import Journal
 from semgrad_guard.calibration.labels import Labeler
 from semgrad_guard.model.chat_template import encode_chat
-from semgrad_guard.model.load import fingerprint, template_fingerprint
+from semgrad_guard.model.fingerprint import fingerprint, template_fingerprint
 from semgrad_guard.records import Generation, Score
 from semgrad_guard.scoring.scorer import SemGradScorer
 

@@ -14,7 +14,7 @@ from semgrad_guard.calibration.profile import Binding, PositionSource, Profile, 
 from semgrad_guard.calibration.search import Candidate, searched, tuned_hybrid, with_hybrid
 from semgrad_guard.errors import DataError
 from semgrad_guard.model.chat_template import generation_prompt_position
-from semgrad_guard.model.load import fingerprint, template_fingerprint
+from semgrad_guard.model.fingerprint import fingerprint, precision, template_fingerprint
 from semgrad_guard.scoring.preservation import Preservation
 from semgrad_guard.scoring.scorer import SemGradScorer
 from semgrad_guard.version import VERSION
@@ -152,6 +152,7 @@ def bind(scorer: SemGradScorer, model: str, *sections: Section | None) -> Bindin
         beta=scorer.beta,
         unweighted=any("unweighted" in name for name in features),
         later=any(name.startswith("later.") for name in features),
+        precision=precision(scorer.model),
     )
 
 

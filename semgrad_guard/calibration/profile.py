@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from semgrad_guard.calibration.guarantee import Guarantee
 from semgrad_guard.errors import ProfileError
+from semgrad_guard.model.fingerprint import Precision
 from semgrad_guard.records import AnswerKind, Score
 from semgrad_guard.scoring.preservation import Preservation
 
@@ -113,10 +114,11 @@ class Binding(BaseModel):
     beta: float = 1.0
     unweighted: bool = False
     later: bool = False
+    precision: Precision | None = None
 
     def settings(self) -> dict[str, Any]:
         """Give the keywords of `SemGradScorer` that score as the profile was fitted."""
-        return self.model_dump(exclude={"model", "fingerprint", "template"})
+        return self.model_dump(exclude={"model", "fingerprint", "template", "precision"})
 
 
 class Profile(BaseModel):
@@ -176,12 +178,22 @@ class Profile(BaseModel):
         """Write the profile as JSON."""
         Path(path).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
-    def check(self, fingerprint: str, template: str) -> None:
+    def check(self, fingerprint: str, template: str, precision: Precision | None = None) -> None:
         """Refuse a model or chat template other than the one the profile was fitted on.
+
+        With the model's precision, the error tells where nothing else differs.
 
         Raises:
             ProfileError: naming what differs.
         """
+        fitted = self.bound_to.precision
+        rounded = precision and fitted and precision.signs == fitted.signs and precision.held_in != fitted.held_in
+        if precision and fitted and rounded and fingerprint != self.bound_to.fingerprint:
+            raise ProfileError(
+                f"This profile was fitted on {self.bound_to.model} in {fitted.held_in}; the model given has the same "
+                f"weights in {precision.held_in}. Scores move with the precision: load the model in "
+                f"{fitted.held_in}, or calibrate a profile in {precision.held_in}."
+            )
         for what, given, expected in (
             ("weights", fingerprint, self.bound_to.fingerprint),
             ("chat template", template, self.bound_to.template),

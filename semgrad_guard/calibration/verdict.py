@@ -98,8 +98,8 @@ class Standard:
             reason, confidence = failure, None if confidence is None else 0.0
         elif score is None:
             reason = "the answer has no score"
-        elif not score.finite():
-            reason = "the score is not a finite number"
+        elif score.failure():
+            reason = score.failure()
         elif self.profile is None and threshold is not None:
             value = getattr(score, self.method)
             if value is None:

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.demo.embedded import embedded_model
 from semgrad_guard.errors import SemGradError
-from semgrad_guard.model.load import fingerprint, load_model, template_fingerprint
+from semgrad_guard.model.fingerprint import fingerprint, precision, template_fingerprint
+from semgrad_guard.model.load import load_model
 from semgrad_guard.scoring.scorer import SemGradScorer
 
 app = typer.Typer(
@@ -45,5 +46,5 @@ def bound_scorer(source: tuple[PreTrainedModel, PreTrainedTokenizerBase], profil
     """Build a scorer that scores as a profile was fitted, and refuse another model; without a profile, the default."""
     if profile is None:
         return SemGradScorer(*source)
-    profile.check(fingerprint(source[0]), template_fingerprint(source[1]))
+    profile.check(fingerprint(source[0]), template_fingerprint(source[1]), precision(source[0]))
     return SemGradScorer(*source, **profile.bound_to.settings())

@@ -27,7 +27,7 @@ from semgrad_guard.evaluation.report import WHOLE, parts_of, report
 from semgrad_guard.evaluation.run import PROMPTS
 from semgrad_guard.evaluation.run import evaluate as run_evaluation
 from semgrad_guard.evaluation.study import study
-from semgrad_guard.model.load import fingerprint
+from semgrad_guard.model.fingerprint import fingerprint
 
 _SAMPLES = 10  # as many as the paper draws for the baselines that sample
 

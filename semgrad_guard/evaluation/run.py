@@ -193,7 +193,7 @@ def _answered(
         return Result(**known)
     (generation,) = generated
     text = generation.text.strip()
-    score = attempt("scoring", lambda: _finite_score(scorer, generation))
+    score = attempt("scoring", lambda: _usable_score(scorer, generation))
     drawn = attempt("sampling", lambda: _samples(scorer, ids, work.samples, most, seed)) if work.samples else None
     values: dict[str, float | None] = {}
     if work.polygraph is not None and drawn is not None:
@@ -210,10 +210,10 @@ def _answered(
     )
 
 
-def _finite_score(scorer: SemGradScorer, generation: Generation) -> Score:
+def _usable_score(scorer: SemGradScorer, generation: Generation) -> Score:
     (score,) = scorer.score([generation])
-    if not score.finite():
-        raise ArithmeticError("the score is not a finite number")
+    if failure := score.failure():
+        raise ArithmeticError(failure)
     return score
 
 

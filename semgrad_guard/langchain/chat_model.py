@@ -25,9 +25,10 @@ from semgrad_guard.langchain.source import local_model
 from semgrad_guard.langchain.streaming import Listener, Shown, last_chunk
 from semgrad_guard.langchain.tools import offered
 from semgrad_guard.model.chat_template import encode_chat, generation_prompt_position, user_text_position
+from semgrad_guard.model.fingerprint import fingerprint, template_fingerprint
 from semgrad_guard.model.forcing import forced_call
 from semgrad_guard.model.generate import check_prompt
-from semgrad_guard.model.load import fingerprint, revision, template_fingerprint
+from semgrad_guard.model.load import revision
 from semgrad_guard.records import Generation, TokenDoubt
 from semgrad_guard.scoring.budget import Budget
 from semgrad_guard.scoring.gradients import Norm

@@ -27,7 +27,7 @@ from semgrad_guard.langchain.outgoing import last_of_stream
 from semgrad_guard.langchain.retrieve import Retrieve, retry_with
 from semgrad_guard.langchain.settling import asettled, settled
 from semgrad_guard.langchain.tools import offered
-from semgrad_guard.model.load import template_fingerprint
+from semgrad_guard.model.fingerprint import precision, template_fingerprint
 from semgrad_guard.routing.ladder import Answer, Route
 from semgrad_guard.routing.routes import Abstain
 
@@ -237,7 +237,7 @@ def chat_model_for(llm: Any, profile: Profile | None) -> ChatSemGrad:
         chat = llm
     else:
         chat = ChatSemGrad.of(llm, **settings)
-    profile.check(chat.fingerprint, template_fingerprint(chat.tokenizer))
+    profile.check(chat.fingerprint, template_fingerprint(chat.tokenizer), precision(chat.model))
     return chat
 
 

@@ -77,8 +77,9 @@ def _scores(scorer: SemGradScorer, answers: Sequence[tuple[Generation, Response]
 
 
 def _doubt(generation: Generation, scores: Sequence[Score]) -> str:
-    if not all(score.finite() for score in scores):
-        return "the score is not a finite number"
+    failures = [failure for score in scores if (failure := score.failure())]
+    if failures:
+        return failures[0]
     if generation.finish_reason == "length":
         return f"the answer was cut off at the limit of {len(generation.response_ids)} tokens"
     return ""

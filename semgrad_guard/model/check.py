@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -11,11 +10,12 @@ from transformers import PreTrainedModel
 from semgrad_guard._compat import cache_argument, linear_layers
 from semgrad_guard.errors import ConfigurationError, EmptyResponseError, PromptTooLongError, UnsupportedModelError
 from semgrad_guard.model.generate import context_length
+from semgrad_guard.model.gradient_check import check_gradients
 from semgrad_guard.model.head import Head
 from semgrad_guard.model.mirror import mirror
 
 _PROBE_TOKENS = 4
-_TOLERANCE = 1e-3  # half precision rounds logits by about this much; a wrong transform is off by far more
+_TOLERANCE = 1e-3  # and twice the rounding of the logits' own precision; a wrong transform is off by far more
 
 
 def check_scorable(model: PreTrainedModel) -> None:
@@ -48,9 +48,13 @@ def check_sequences(
 
 
 def check_model(model: PreTrainedModel) -> None:
-    """Refuse a model that cannot be scored exactly: wrong kind, wrong state, or an output head we do not know.
+    """Refuse a model that cannot be scored exactly: wrong kind, wrong state, unknown head, or a broken backward.
 
-    The head is tried out on four tokens: its logits must be those of the model's own forward pass.
+    The head is tried out on four tokens: its logits must be those of the model's own forward pass. Gradients are
+    compared with what small changes do, module by module.
+
+    Raises:
+        UnsupportedModelError: naming what is wrong, and with gradients the modules.
     """
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel):
@@ -71,7 +75,7 @@ def check_model(model: PreTrainedModel) -> None:
     if linear and all(linear):
         raise UnsupportedModelError(f"{name} has no attention layer; state-space models are not supported.")
     _check_head(model)
-    _check_gradients_pass(model)
+    check_gradients(model)
 
 
 def _check_head(model: PreTrainedModel) -> None:
@@ -80,7 +84,8 @@ def _check_head(model: PreTrainedModel) -> None:
     ids = torch.arange(1, _PROBE_TOKENS + 1, device=model.device).remainder(text.vocab_size).unsqueeze(0)
     with torch.no_grad():
         states = mirror(model.get_decoder())(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
-        theirs = model(input_ids=ids, use_cache=False).logits.float()
+        theirs = model(input_ids=ids, use_cache=False).logits
+    tolerance = _TOLERANCE + 2 * torch.finfo(theirs.dtype).eps
     regular = len(states) == text.num_hidden_layers + 1 and all(state.ndim == 3 for state in states)
     if not regular:
         raise UnsupportedModelError(
@@ -88,31 +93,8 @@ def _check_head(model: PreTrainedModel) -> None:
         )
     with torch.no_grad():
         ours = head.transform(head.raw(states[-1])).float()
-    if not torch.allclose(ours, theirs, rtol=_TOLERANCE, atol=_TOLERANCE * float(theirs.abs().max())):
+    if not torch.allclose(ours, theirs.float(), rtol=tolerance, atol=tolerance * float(theirs.abs().max())):
         raise UnsupportedModelError(
             f"The output head of {type(model).__name__} transforms its logits in a way that is not known here, so the "
             "scores would be wrong. Known are logit_scale, logits_scaling and final_logit_softcapping."
-        )
-
-
-def _check_gradients_pass(model: PreTrainedModel) -> None:
-    """Refuse modules that gradients cannot pass, as some quantised kernels: the residual stream would hide the gap."""
-    cut: set[str] = set()
-
-    def look(module: torch.nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        reached = any(isinstance(given, torch.Tensor) and given.requires_grad for given in inputs)
-        if reached and isinstance(output, torch.Tensor) and output.is_floating_point() and not output.requires_grad:
-            cut.add(type(module).__name__)
-
-    twin = mirror(model.get_decoder(), leaves=True)
-    for module in twin.modules():
-        if hasattr(module, "in_features") or any(True for _ in module.parameters(recurse=False)):
-            module.register_forward_hook(look)
-    with torch.inference_mode(False), torch.enable_grad():
-        ids = torch.ones(1, _PROBE_TOKENS, dtype=torch.long, device=model.device)
-        twin(inputs_embeds=model.get_input_embeddings()(ids).detach().requires_grad_(), use_cache=False)
-    if cut:
-        raise UnsupportedModelError(
-            f"Gradients do not pass {', '.join(sorted(cut))} in {type(model).__name__}, so its scores would be wrong. "
-            "Load the model without quantisation, or with kernels that have a backward."
         )

@@ -1,19 +1,14 @@
-"""A local model with its tokenizer: loaded from a name or folder, and told apart from others by a fingerprint."""
+"""A local model with its tokenizer: loaded from a name or folder."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from semgrad_guard._compat import commit_of
 from semgrad_guard.errors import UnsupportedModelError
-
-_SAMPLES = 64  # weights read per tensor: enough to tell models apart, quick for large ones
 
 
 def load_model(
@@ -51,22 +46,3 @@ def without_adapter_shell(model: Any) -> Any:
 def revision(model: PreTrainedModel) -> str | None:
     """Give the commit of the hub that a model was loaded from; None where it came from elsewhere."""
     return commit_of(model)
-
-
-def fingerprint(model: PreTrainedModel) -> str:
-    """Hash the names, shapes and a sample of the values of all weights, in float32 whatever precision they are held in.
-
-    Other weights give another fingerprint, and so do the same weights rounded to another precision.
-    """
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        flat = parameter.detach().reshape(-1)
-        sample = flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES].to("cpu", torch.float32)
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(sample.numpy().tobytes())
-    return digest.hexdigest()[:32]
-
-
-def template_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash the chat template: scores move when the prompt is rendered otherwise."""
-    return hashlib.sha256(json.dumps(tokenizer.chat_template, sort_keys=True).encode()).hexdigest()[:32]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -164,6 +163,6 @@ def _doubts(scorer: SemGradScorer, generation: Generation) -> tuple[TokenDoubt, 
 
 
 def _score(scores: Score | None, method: str) -> float | None:
-    """Give the raw score that a method names, or SemGrad; None where there is none, or it is not finite."""
-    value: Any = None if scores is None else getattr(scores, method, scores.semgrad)
-    return value if value is not None and math.isfinite(value) else None
+    """Give the raw score that a method names, or SemGrad; None where there is none, or it counts as not scored."""
+    value: float | None = None if scores is None or scores.failure() else getattr(scores, method, scores.semgrad)
+    return value

@@ -123,7 +123,7 @@ def no_memory_for_one(folder: Path) -> str:
         return _asked(url, *[KNOWN] * (_BATCH - 1), INVENTED)
 
 
-@fault("scores are not numbers", "8 times abstains: the score is not a finite number")
+@fault("scores are not numbers", "8 times abstains: the score is not a finite number: semgrad is nan")
 def not_a_number(folder: Path) -> str:
     def broken(true: Any, self: Any, *args: Any, **settings: Any) -> Any:
         found = true(self, *args, **settings)

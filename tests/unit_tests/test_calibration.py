@@ -39,7 +39,7 @@ def test_confidence_falls_as_a_single_score_rises():
     assert values[0] > values[-1]
 
 
-@given(st.floats(min_value=0, allow_infinity=False, allow_nan=False))
+@given(st.floats(min_value=0, exclude_min=True, allow_infinity=False, allow_nan=False))
 def test_confidence_is_a_probability_and_never_extrapolates(value):
     section = profile().answer.model_copy(update={"lowest": (-1.0,), "highest": (1.0,)})
     confidence = section.confidence(score(value))

@@ -22,6 +22,7 @@ from semgrad_guard import (
     SemGradGuard,
     get_confidence,
 )
+from semgrad_guard.calibration.verdict import Standard
 
 PASSAGES = RunnableLambda(lambda question: [Document("Paris is in France.", metadata={"index": 7})])
 
@@ -190,7 +191,13 @@ def sleeps(*args):
     [
         (("draft", None, ""), "no score"),
         (("draft", score(math.nan), ""), "not a finite number"),
-        (("draft", score(0.01, layers=(0.01, math.inf)), ""), "not a finite number"),
+        (("draft", score(0.01, layers=(0.01, math.inf)), ""), "not a finite number: the gradient at layer 3 is inf"),
+        (("draft", score(0.0, layers=(0.0, 0.0)), ""), "not scored: semgrad is exactly 0"),
+        (("draft", score(0.01, layers=(0.02, 0.0)), ""), "not scored: the gradient at layer 3 is exactly 0"),
+        (("draft", score(0.01, paragrad=0.0), ""), "not scored: paragrad is exactly 0"),
+        (("draft", score(0.01, later=((0.1, 0.1), (0.0, 0.1))), ""), "2 tokens after t* at layer 2 is exactly 0"),
+        (("draft", score(-0.01), ""), "not scored: semgrad is -0.01"),
+        (("draft", score(0.01, nll=-1.0), ""), "not scored: nll is -1"),
         (("draft", score(0.01), "the answer was cut off at the limit of 4 tokens"), "cut off"),
         (("draft", score(0.01, nll=9.0, mean_entropy=0.5, length=4), ""), "hardly give this answer itself"),
         (("", None, "the response is empty"), "empty"),
@@ -288,3 +295,13 @@ def test_unreadable_input_is_an_error_not_an_abstention():
         real.invoke([HumanMessage([{"type": "image_url", "image_url": {"url": "x"}}])])
     with pytest.raises(ConfigurationError, match="no human message"):
         real.invoke([SystemMessage("only this")])
+
+
+@pytest.mark.parametrize("method", ["semgrad", "nll", "max_entropy"])
+def test_a_raw_threshold_lets_no_answer_pass_that_is_not_scored(method):
+    standard = Standard(None, None, 1e9, method)
+    assert standard.judge(score(0.01), "").passed
+    for broken in (score(0.0, layers=(0.0, 0.0)), score(0.01, layers=(0.0, 0.02)), score(-1.0), score(math.nan)):
+        verdict = standard.judge(broken, "")
+        assert not verdict.passed
+        assert verdict.reason == broken.failure() != ""

@@ -1,6 +1,7 @@
 """Sentences, parts in pieces, scores left out, and what a pass may take."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -82,6 +83,10 @@ def test_every_sentence_has_a_score_of_its_own(scorer):
     assert long.value() == max(values) == long.most_uncertain().score.semgrad
     (mean,) = score_sentences(scorer, [first], aggregate="mean")
     assert mean.value("nll") == pytest.approx(sum(score.nll for score in expected[0]) / 2)
+    silent = long.sentences[1].model_copy(update={"score": expected[0][1].model_copy(update={"layers": (0.0,)})})
+    broken = long.model_copy(update={"sentences": (long.sentences[0], silent)})
+    assert math.isnan(broken.value("nll"))
+    assert broken.most_uncertain() is silent
     with pytest.raises(EmptyResponseError, match="Response 1 has no text"):
         score_sentences(scorer, [first, spoken(scorer, " ")])
 

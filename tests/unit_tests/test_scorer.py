@@ -193,7 +193,14 @@ def test_semgrad_is_the_mean_of_its_layers_and_none_unless_asked(scorer):
     assert score.semgrad == pytest.approx(sum(score.layers) / len(score.layers))
     assert score.semgrad_unweighted is None
     assert score.finite()
-    assert not score.model_copy(update={"layers": (float("nan"),)}).finite()
+    for wrong in (float("nan"), float("inf"), 0.0, -1e-9):
+        for update in ({"layers": (wrong,)}, {"layers_unweighted": (1.0, wrong)}, {"later": ((1.0, wrong),)}):
+            assert not score.model_copy(update=update).finite()
+        for name in ("semgrad", "paragrad", "exgrad", "hybridgrad", "semgrad_unweighted"):
+            assert name in score.model_copy(update={name: wrong}).failure()
+    for name in ("nll", "mean_nll", "mean_entropy", "max_entropy"):
+        assert score.model_copy(update={name: 0.0}).finite()  # an entropy may be 0
+        assert f"{name} is -1" in score.model_copy(update={name: -1.0}).failure()
 
 
 @pytest.mark.parametrize(
@@ -270,7 +277,10 @@ def test_a_module_that_cuts_the_gradient_is_refused():
     model = tiny_model()
     down = model.model.layers[2].mlp.down_proj
     model.model.layers[2].mlp.down_proj = Cut(down.in_features, down.out_features, bias=False)
-    with pytest.raises(UnsupportedModelError, match="Gradients do not pass Cut in LlamaForCausalLM"):
+    with pytest.raises(
+        UnsupportedModelError,
+        match=r"do not pass model\.layers\.2\.mlp\.down_proj \(Cut\) in Llama",
+    ):
         SemGradScorer(model, tiny_tokenizer())
 
 
