@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.demo.facts import relations
@@ -17,13 +16,7 @@ PROFILE = WEIGHTS / "profile.json"
 
 def embedded_model() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the embedded model and its tokenizer: a few million parameters that know some general facts."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # it loads in a blink
-    try:
-        return load_model(WEIGHTS, dtype=torch.float32)
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+    return load_model(WEIGHTS, dtype=torch.float32, quiet=True)  # it loads in a blink
 
 
 def embedded_profile() -> Profile:

@@ -13,6 +13,7 @@ from semgrad_guard.errors import ConfigurationError, EmptyResponseError, PromptT
 from semgrad_guard.model.generate import context_length
 from semgrad_guard.model.head import Head
 from semgrad_guard.model.mirror import mirror
+from semgrad_guard.model.readiness import check_ready
 
 _PROBE_TOKENS = 4
 _TOLERANCE = 1e-3  # half precision rounds logits by about this much; a wrong transform is off by far more
@@ -52,6 +53,7 @@ def check_model(model: PreTrainedModel) -> None:
 
     The head is tried out on four tokens: its logits must be those of the model's own forward pass.
     """
+    check_ready(model)
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedModelError(

@@ -15,6 +15,7 @@ from semgrad_guard.model.check import check_model, check_sequences
 from semgrad_guard.model.generate import generate
 from semgrad_guard.model.head import Head
 from semgrad_guard.model.load import without_adapter_shell
+from semgrad_guard.model.readiness import check_tokenizer
 from semgrad_guard.model.replay import Layout
 from semgrad_guard.model.text_spans import pieces
 from semgrad_guard.records import Generation, Score, TokenDoubt
@@ -81,6 +82,7 @@ class SemGradScorer:
         self._settings = {name: value for name, value in locals().items() if name != "self"}
         model = without_adapter_shell(model)
         check_model(model)
+        check_tokenizer(model, tokenizer)
         self.model = model
         self.tokenizer = tokenizer
         self.span = resolved_span(span, model.config.get_text_config(decoder=True).num_hidden_layers)
