@@ -19,7 +19,7 @@ _POINTER = b"version https://git-lfs"  # what git leaves in the place of a large
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _HUB_FILE = re.compile(r"([\w.-]+/[\w.-]+)[/:](.+\.gguf)")
-_SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/")
+_SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})(?:/|$)")
 _PATIENCE = 10.0  # seconds that the hub has to answer at all
 
 
@@ -29,7 +29,7 @@ def cannot_load(name: str | Path, why: str) -> UnsupportedModelError:
 
 
 def locate(name: str | Path, *, revision: str | None = None) -> Path | str:
-    """Tell files and folders from hub ids; a GGUF file on the hub is fetched.
+    """Tell files and folders from hub ids; a GGUF file on the hub is fetched, and without network the cache is used.
 
     What begins as a path, or has a folder before its last slash that is there, is a path and never a hub id.
 
@@ -47,7 +47,7 @@ def locate(name: str | Path, *, revision: str | None = None) -> Path | str:
     """
     text = os.fspath(name)
     path = Path(text).expanduser()
-    if path.exists():
+    if text and path.exists():
         if revision is not None:
             raise ConfigurationError(f"revision={revision!r}: {text!r} is no hub id, so it has no revisions.")
         return _checked_folder(path) if path.is_dir() else _checked_file(path)
@@ -59,7 +59,8 @@ def locate(name: str | Path, *, revision: str | None = None) -> Path | str:
         return _fetch(name, *hub_file.groups(), revision)
     if not _HUB_ID.fullmatch(text) or text.endswith(".gguf"):
         raise cannot_load(name, "it is neither a file, nor a folder, nor a hub id such as owner/name.")
-    return text
+    failure = hub_failure()
+    return _checked_folder(_cached(text, revision, failure)) if failure else text
 
 
 def _checked_file(path: Path) -> Path:
@@ -139,7 +140,26 @@ def hub_failure() -> str:
         return f"no answer within {_PATIENCE:g} s"
 
 
-def not_on_hub(name: str | Path, failure: str, error: Exception) -> UnsupportedModelError:
+def _fetch(name: str | Path, repository: str, file: str, revision: str | None) -> Path:
+    """Fetch a file from the hub, or take it from the cache."""
+    failure = hub_failure()
+    try:
+        return Path(
+            huggingface_hub.hf_hub_download(repository, file, revision=revision, local_files_only=bool(failure))
+        )
+    except (OSError, ValueError) as error:
+        raise _not_on_hub(name, failure, error) from error
+
+
+def _cached(name: str, revision: str | None, failure: str) -> Path:
+    """Find a model in the hub's cache on this machine."""
+    try:
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, local_files_only=True))
+    except (OSError, ValueError) as error:
+        raise _not_on_hub(name, failure, error) from error
+
+
+def _not_on_hub(name: str | Path, failure: str, error: Exception) -> UnsupportedModelError:
     """Say why a hub id cannot be loaded: the hub does not answer, or what it answers."""
     if not failure:
         return cannot_load(name, first_line(error))
@@ -150,19 +170,8 @@ def not_on_hub(name: str | Path, failure: str, error: Exception) -> UnsupportedM
     )
 
 
-def _fetch(name: str | Path, repository: str, file: str, revision: str | None) -> Path:
-    """Fetch a file from the hub, or take it from the cache."""
-    failure = hub_failure()
-    try:
-        return Path(
-            huggingface_hub.hf_hub_download(repository, file, revision=revision, local_files_only=bool(failure))
-        )
-    except (OSError, ValueError) as error:
-        raise not_on_hub(name, failure, error) from error
-
-
 def hub_commit(path: Path) -> str | None:
-    """Read off the path of a file in the hub's cache which commit it is of; None for other files."""
+    """Read off a path in the hub's cache which commit it is of; None for other paths."""
     found = _SNAPSHOT.search(path.as_posix())
     return found and found[1]
 

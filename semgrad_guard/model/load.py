@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from semgrad_guard.errors import ConfigurationError, UnsupportedModelError
+from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.extras import needs
-from semgrad_guard.model.checkpoint import cannot_load, first_line, hub_commit, hub_failure, locate, not_on_hub
+from semgrad_guard.model.checkpoint import cannot_load, first_line, hub_commit, locate
 from semgrad_guard.model.gguf_file import finish, quiet_loading, read_header, unpacked
 
 logger = logging.getLogger(__name__)
@@ -63,10 +63,13 @@ def load_model(
     with quiet_loading() if quiet else nullcontext():
         if isinstance(place, Path) and place.is_file():
             model, tokenizer = _from_gguf(place, dtype, device, announce, settings)
-            model.name_or_path = model.config.name_or_path = tokenizer.name_or_path = str(name)
-            model.config._commit_hash = hub_commit(place)
         else:
-            model, tokenizer = _from_safetensors(name, place, revision, {"dtype": dtype or "auto", **settings})
+            where = {"revision": revision} if isinstance(place, str) else {}
+            model = _load_weights(name, place, **where, **{"dtype": dtype or "auto", **settings})
+            tokenizer = _load_tokenizer(name, place, **where)
+    if isinstance(place, Path) and (place.is_file() or hub_commit(place)):
+        model.name_or_path = model.config.name_or_path = tokenizer.name_or_path = str(name)
+        model.config._commit_hash = hub_commit(place)
     if device is not None:
         torch.nn.Module.to(model, device)
     return model.eval(), tokenizer
@@ -110,21 +113,6 @@ def _from_gguf(
         model = _load_weights(path, empty, **where, **unpacked(), dtype=dtype, **settings)
     finish(model, tokenizer, header)
     return model, tokenizer
-
-
-def _from_safetensors(
-    name: str | Path, place: Path | str, revision: str | None, settings: dict[str, Any]
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    if isinstance(place, Path):
-        return _load_weights(name, place, **settings), _load_tokenizer(name, place)
-    failure = hub_failure()
-    where = {"revision": revision, "local_files_only": bool(failure)}
-    try:
-        return _load_weights(name, place, **where, **settings), _load_tokenizer(name, place, **where)
-    except UnsupportedModelError as error:
-        if failure and isinstance(error.__cause__, OSError):
-            raise not_on_hub(name, failure, error) from error
-        raise
 
 
 def _load_tokenizer(name: str | Path, place: Path | str, **settings: Any) -> PreTrainedTokenizerBase:
