@@ -9,16 +9,35 @@ import pytest
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
-from semgrad_guard import Abstain, ChatSemGrad, Profile, SemGradGuard, get_confidence
+from semgrad_guard import ChatSemGrad, Profile, SemGradGuard, get_confidence
 from semgrad_guard.cli import app
 from semgrad_guard.evaluation.run import read_results
 from semgrad_guard.serving.app import application
 from semgrad_guard.serving.local import LocalEngine
 from semgrad_guard.serving.setup import Setup
 
-KNOWN = {"Germany", "Italy", "Spain", "Greece", "Egypt", "Japan", "Russia", "Portugal", "Austria", "Poland"} | {
-    "Hungary", "Norway", "Sweden", "Finland", "Ireland", "Cuba", "Peru", "Kenya", "Iran", "Iraq"
-}  # fmt: skip
+KNOWN = (
+    "Austria",
+    "Canada",
+    "Chile",
+    "China",
+    "Cuba",
+    "Egypt",
+    "Finland",
+    "Greece",
+    "Hungary",
+    "Iran",
+    "Iraq",
+    "Ireland",
+    "Italy",
+    "Kenya",
+    "Peru",
+    "Poland",
+    "Portugal",
+    "Russia",
+    "Spain",
+    "Sweden",
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,16 +62,12 @@ def written(rows, path):
 
 def test_a_guard_is_calibrated(brief, rows, tmp_path):
     guard = SemGradGuard(ChatSemGrad.of(brief, generation={"max_new_tokens": 8}), score_threshold=0.0)
-    calibrated = guard.calibrate(rows, risk=0.4, delta=0.2, labels="contains", method="semgrad", search=False)
+    calibrated = guard.calibrate(rows, risk=0.5, delta=0.5, labels="contains", method="semgrad", search=False)
     calibrated.profile.save(tmp_path / "profile.json")
-    profile = Profile.load(tmp_path / "profile.json")
-    again = SemGradGuard(calibrated.llm, profile=profile, routes=[Abstain("no")])
-    message = again.invoke("What is the capital of France?")
-    print(profile, message)
-    assert 0 < get_confidence(message) < 1
-    assert message.response_metadata["semgrad"]["decision"] == (
-        "pass" if get_confidence(message) >= profile.answer.threshold else "abstain"
-    )
+    again = SemGradGuard(calibrated.llm, profile=Profile.load(tmp_path / "profile.json"), threshold=0.5)
+    known, invented = again.batch(["What is the capital of France?", "What is the capital of Zubrovia?"])
+    assert 0 < get_confidence(invented) < get_confidence(known) < 1
+    assert known.response_metadata["semgrad"]["decision"] == "pass"
 
 
 def test_an_evaluation_is_the_same_here_and_on_ray(folder, rows, tmp_path):
