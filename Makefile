@@ -16,12 +16,13 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/pytest
 
-# The same, and all that needs a browser, PostgreSQL or Ray, or takes longer; installs Debian's packages where it may.
+# The same, and all that needs a browser, PostgreSQL, Ray or a published model, or takes longer; installs Debian's packages
+# where it may.
 test-all: $(READY)
 	@dpkg -s $(DEBIAN) > /dev/null 2>&1 || [ "$$(id -u)" != 0 ] || ! command -v apt-get > /dev/null || \
 	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $(DEBIAN); } || \
 	    echo "$(DEBIAN) cannot be installed; what needs them is skipped" >&2
-	$(BIN)/pytest -rs tests/unit_tests tests/integration_tests tests/production
+	$(BIN)/pytest -rs tests/unit_tests tests/integration_tests tests/production tests/real
 
 # Bring the faults of the table about, send the service bad input, and work a queue off with many reviewers; write the pages about it.
 faults: $(READY)

@@ -8,7 +8,21 @@ import copy
 import math
 from dataclasses import dataclass
 
+import pytest
 import torch
+
+FIELDS = (
+    "semgrad",
+    "paragrad",
+    "exgrad",
+    "hybridgrad",
+    "nll",
+    "mean_nll",
+    "mean_entropy",
+    "max_entropy",
+    "length",
+    "semgrad_unweighted",
+)
 
 
 @dataclass
@@ -89,3 +103,14 @@ def reference(model, prompt, response, position, span, *, reduction="mean", norm
         semgrad_unweighted=sum(unweighted) / len(unweighted),
         later=[at_anchor(weighted, later) for later in range(position - 1, 0, -1)],
     )
+
+
+def assert_equals_reference(score, model, prompt, response, tolerance=1e-5, **settings):
+    expected = reference(model, prompt, response, span=score.span, **settings)
+    for field in FIELDS:
+        assert getattr(score, field) == pytest.approx(getattr(expected, field), rel=tolerance, abs=0), field
+    for field in ("layers", "layers_unweighted"):
+        assert list(getattr(score, field)) == pytest.approx(getattr(expected, field), rel=tolerance, abs=0), field
+    assert len(score.later) == len(expected.later) == settings["position"] - 1
+    for found, wanted in zip(score.later, expected.later, strict=True):
+        assert list(found) == pytest.approx(wanted, rel=tolerance, abs=0)

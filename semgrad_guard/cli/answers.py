@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.prompt import Prompt
 
-from semgrad_guard.cli.app import JsonOption, ModelOption, RevisionOption, app, model_of, plain_errors
+from semgrad_guard.cli.app import DtypeOption, JsonOption, ModelOption, RevisionOption, app, model_of, plain_errors
 from semgrad_guard.demo.embedded import PROFILE
 from semgrad_guard.demo.embedded import corpus as embedded_corpus
 from semgrad_guard.demo.walkthrough import ladder, walk_through
@@ -32,6 +32,7 @@ def ask(
     question: Annotated[str, typer.Argument(help="The question.")],
     model: ModelOption = None,
     revision: RevisionOption = None,
+    dtype: DtypeOption = None,
     profile: Annotated[Path | None, typer.Option(help="Profile of the model, a JSON file.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Least confidence that passes, in [0, 1].")] = None,
     score_threshold: Annotated[
@@ -45,7 +46,7 @@ def ask(
         if not question.strip():
             raise ConfigurationError("The question is empty; expected some text.")
         human = None if as_json or not sys.stdin.isatty() else _ask_human
-        source = model_of(model, revision)
+        source = model_of(model, revision, dtype, quiet=as_json)
         if model is None and profile is None and score_threshold is None:
             profile = PROFILE
         own = embedded_corpus() if model is None else ()

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.demo.embedded import embedded_model
-from semgrad_guard.errors import SemGradError
+from semgrad_guard.errors import ConfigurationError, SemGradError
 from semgrad_guard.model.fingerprint import fingerprint, precision, template_fingerprint
 from semgrad_guard.model.load import load_model
 from semgrad_guard.scoring.scorer import SemGradScorer
@@ -22,8 +22,14 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-ModelOption = Annotated[str | None, typer.Option("--model", help="Hub id or folder; the embedded model if not given.")]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help="Hub id, folder or GGUF file; the embedded model if not given.")
+]
 RevisionOption = Annotated[str | None, typer.Option("--revision", help="Revision of a hub id.")]
+DtypeOption = Annotated[
+    str | None,
+    typer.Option("--dtype", help="Precision of the weights, such as bfloat16; the model's own if not given."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -37,9 +43,29 @@ def plain_errors() -> Iterator[None]:
         raise typer.Exit(2) from error
 
 
-def model_of(name: str | None, revision: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load the model that was asked for, the embedded one if none was."""
-    return embedded_model() if name is None else load_model(name, revision=revision)
+def model_of(
+    name: str | None, revision: str | None, dtype: str | None = None, *, quiet: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load the model that was asked for, the embedded one if none was.
+
+    Args:
+        name: what `load_model` takes.
+        revision: of a hub id.
+        dtype: precision of the weights.
+        quiet: show neither the size of the weights nor progress, so that a program can read what is printed.
+    """
+    if name is None:
+        if revision is not None or dtype is not None:
+            raise ConfigurationError("--revision and --dtype belong to a --model; the embedded model has neither.")
+        return embedded_model()
+    notes = Console(stderr=True, quiet=quiet)
+    return load_model(
+        name,
+        revision=revision,
+        dtype=dtype,
+        quiet=quiet,
+        announce=lambda line: notes.print(escape(line), soft_wrap=True),
+    )
 
 
 def bound_scorer(source: tuple[PreTrainedModel, PreTrainedTokenizerBase], profile: Profile | None) -> SemGradScorer:

@@ -19,6 +19,8 @@ class Asked:
 
     model: str | None
     revision: str | None
+    dtype: str | None
+    quiet: bool
     profile: Profile | None
     labels: str
     prompt: str
@@ -37,7 +39,7 @@ class Asked:
             SemGradError: one cannot be loaded, or an option is out of range.
         """
         label = labeler(self.labels)
-        model, tokenizer = model_of(self.model, self.revision)
+        model, tokenizer = model_of(self.model, self.revision, self.dtype, quiet=self.quiet)
         torch.nn.Module.to(model, device)
         scorer = bound_scorer((model, tokenizer), self.profile)
         polygraph = (

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from semgrad_guard.calibration.examples import read_examples, read_paraphrases
 from semgrad_guard.calibration.profile import Profile
-from semgrad_guard.cli.app import JsonOption, ModelOption, RevisionOption, app, plain_errors
+from semgrad_guard.cli.app import DtypeOption, JsonOption, ModelOption, RevisionOption, app, plain_errors
 from semgrad_guard.cli.asked import Asked
 from semgrad_guard.demo.embedded import PROFILE, embedded_model
 from semgrad_guard.errors import ConfigurationError
@@ -40,6 +40,7 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Folder for results.jsonl, metrics.json and report.html.")],
     model: ModelOption = None,
     revision: RevisionOption = None,
+    dtype: DtypeOption = None,
     profile: Annotated[Path | None, typer.Option(help="Profile of the model; the embedded model's by default.")] = None,
     prompt: Annotated[str, typer.Option(help="plain, or paper for the prompt of the SemGrad paper.")] = "plain",
     labels: Annotated[
@@ -86,6 +87,8 @@ def evaluate(
         asked = Asked(
             model=model,
             revision=revision,
+            dtype=dtype,
+            quiet=as_json,
             profile=loaded,
             labels=labels,
             prompt=prompt,

@@ -19,7 +19,16 @@ from semgrad_guard.calibration.paraphrases import written_paraphrases
 from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.calibration.search import Candidate
 from semgrad_guard.cli.answers import read_passages
-from semgrad_guard.cli.app import JsonOption, ModelOption, RevisionOption, app, bound_scorer, model_of, plain_errors
+from semgrad_guard.cli.app import (
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    RevisionOption,
+    app,
+    bound_scorer,
+    model_of,
+    plain_errors,
+)
 from semgrad_guard.demo.embedded import paraphrases as our_paraphrases
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.evaluation.plots import draw_preservation
@@ -42,6 +51,7 @@ def calibrate(
     out: Annotated[Path, typer.Option(help="The profile to write.")],
     model: ModelOption = None,
     revision: RevisionOption = None,
+    dtype: DtypeOption = None,
     risk: Annotated[float, typer.Option(help="Largest share of wrong answers among those that pass.")] = 0.05,
     delta: Annotated[float, typer.Option(help="Probability that the promise does not hold.")] = 0.05,
     coverage: Annotated[
@@ -71,7 +81,7 @@ def calibrate(
         if method not in get_args(Method):
             raise ConfigurationError(f"method={method!r}: expected one of {', '.join(get_args(Method))}.")
         examples, label = read_examples(data), labeler(labels)
-        source = model_of(model, revision)
+        source = model_of(model, revision, dtype, quiet=as_json)
         scorer = SemGradScorer(*source)
         preserved = None if paraphrases is None else preservation(*source, read_paraphrases(paraphrases))
         route = None if passages is None else Retrieve(BM25Retriever.from_texts(read_passages(passages)))
@@ -149,13 +159,14 @@ def check_profile(
     data: Annotated[str, typer.Option(help='Fresh questions, as for calibrate; only "query" is needed.')],
     model: ModelOption = None,
     revision: RevisionOption = None,
+    dtype: DtypeOption = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 64,
     as_json: JsonOption = False,
 ) -> None:
     """Tell whether fresh questions are answered as surely as those a profile was fitted on; exit code 1 if not."""
     with plain_errors():
         loaded, examples = Profile.load(profile), read_examples(data)
-        scorer = bound_scorer(model_of(model, revision), loaded)
+        scorer = bound_scorer(model_of(model, revision, dtype, quiet=as_json), loaded)
         answers = answered(scorer, examples, same, {"max_new_tokens": max_new_tokens, "do_sample": False})
         found = drift(loaded.answer, [item.score for item in answers])
     if as_json:
@@ -173,6 +184,7 @@ def check_profile(
 def sps(
     model: ModelOption = None,
     revision: RevisionOption = None,
+    dtype: DtypeOption = None,
     paraphrases: Annotated[
         Path | None, typer.Option(help='JSON lines with "query" and "paraphrases"; ours if not given.')
     ] = None,
@@ -194,7 +206,7 @@ def sps(
             )
         asked = [] if data is None else read_examples(data)
         groups = our_paraphrases() if paraphrases is None else read_paraphrases(paraphrases)
-        source = model_of(model, revision)
+        source = model_of(model, revision, dtype, quiet=as_json)
         scorer = SemGradScorer(*source)
         if asked:
             groups = written_paraphrases(scorer, [example.query for example in asked], write, seed=seed)

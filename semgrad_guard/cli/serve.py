@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from semgrad_guard.cli.answers import read_passages
-from semgrad_guard.cli.app import ModelOption, RevisionOption, app, plain_errors
+from semgrad_guard.cli.app import DtypeOption, ModelOption, RevisionOption, app, plain_errors
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.extras import needs
 from semgrad_guard.serving.work import PolicyName
@@ -23,6 +23,7 @@ _POLICIES = get_args(PolicyName)
 def serve(
     model: ModelOption = None,
     revision: RevisionOption = None,
+    dtype: DtypeOption = None,
     profile: Annotated[Path | None, typer.Option(help="Profile of the model, a JSON file.")] = None,
     threshold: Annotated[float | None, typer.Option(min=0, max=1, help="Least confidence that passes.")] = None,
     score_threshold: Annotated[
@@ -87,6 +88,8 @@ def serve(
         setup = Setup(
             model=model,
             revision=revision,
+            dtype=dtype,
+            quiet=json_logs,
             profile=profile,
             threshold=threshold,
             score_threshold=score_threshold,

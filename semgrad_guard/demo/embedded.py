@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.model.load import load_model
@@ -19,13 +18,7 @@ SENTENCES = Path(__file__).parent / "sentences.json"  # written by `python -m to
 
 def embedded_model() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the embedded model and its tokenizer: a few million parameters that know some general facts."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # it loads in a blink
-    try:
-        return load_model(WEIGHTS, dtype=torch.float32)
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+    return load_model(WEIGHTS, dtype=torch.float32, quiet=True)  # it loads in a blink
 
 
 def embedded_profile() -> Profile:

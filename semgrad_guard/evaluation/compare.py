@@ -92,8 +92,7 @@ def compare(
         for other in auroc
         if other != ours
     ]
-    if profile is not None:
-        summary["confidence"] = kept_promise(labelled, profile)
+    summary["confidence"] = None if profile is None else kept_promise(labelled, profile)
     return summary
 
 

@@ -21,7 +21,7 @@ from semgrad_guard.langchain.logprobs import asked_for
 from semgrad_guard.langchain.messages import to_template
 from semgrad_guard.langchain.request import Request, gone_by_now, joint_settings
 from semgrad_guard.langchain.scored_messages import scored_messages
-from semgrad_guard.langchain.source import local_model
+from semgrad_guard.langchain.source import local_model, refuse_loading
 from semgrad_guard.langchain.streaming import Listener, Shown, last_chunk
 from semgrad_guard.langchain.tools import offered
 from semgrad_guard.model.chat_template import encode_chat, generation_prompt_position, user_text_position
@@ -76,25 +76,37 @@ class ChatSemGrad(BatchedChatModel):
 
     @classmethod
     def of(
-        cls, source: Any, *, revision: str | None = None, generation: dict[str, Any] | None = None, **settings: Any
+        cls,
+        source: Any,
+        *,
+        revision: str | None = None,
+        dtype: Any = None,
+        device: Any = None,
+        generation: dict[str, Any] | None = None,
+        **settings: Any,
     ) -> ChatSemGrad:
         """Wrap whatever the user has.
 
         Args:
-            source: a hub id or folder, a `(model, tokenizer)` pair, a `HuggingFacePipeline`, a `ChatHuggingFace`, or a
-                `ChatSemGrad`, which is copied.
+            source: a hub id, a folder, a GGUF file, a `(model, tokenizer)` pair, a `HuggingFacePipeline`, a
+                `ChatHuggingFace`, or a `ChatSemGrad`, which is copied.
             revision: for a hub id: commit, tag or branch.
+            dtype: precision of a model that is loaded by name, such as "bfloat16"; None: as `load_model` chooses.
+            device: where such a model is put, such as "cuda"; None: on the CPU.
             generation: keywords of `model.generate`; what is not given is the source's own setting.
             settings: `token_position`, `span`, `reduction`, `norm`, `tau`, `beta`, `unweighted`, `later` and `budget`
                 of `SemGradScorer`; `stop`, texts to stop before; `batch_size`.
 
         Raises:
             UnsupportedModelError: there is no local model behind the source, or it cannot be scored exactly.
+            ConfigurationError: `revision`, `dtype` or `device` for a model that is loaded already.
         """
+        loading = {"revision": revision, "dtype": dtype, "device": device}
         if isinstance(source, ChatSemGrad):
+            refuse_loading(**loading)
             update = settings | {"generation": source.generation | (generation or {})}
             return cls(**{name: getattr(source, name) for name in cls.model_fields} | update)
-        model, tokenizer, own = local_model(source, revision=revision)
+        model, tokenizer, own = local_model(source, **loading)
         return cls(model=model, tokenizer=tokenizer, generation=own | (generation or {}), **settings)
 
     def model_post_init(self, context: Any, /) -> None:

@@ -11,25 +11,27 @@ from langchain_huggingface import ChatHuggingFace, HuggingFacePipeline
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from semgrad_guard._compat import pipeline_settings
-from semgrad_guard.errors import UnsupportedModelError
+from semgrad_guard.errors import ConfigurationError, UnsupportedModelError
 from semgrad_guard.model.load import load_model, without_adapter_shell
 
 LocalModel = tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]
 
 
-def local_model(source: Any, *, revision: str | None = None) -> LocalModel:
+def local_model(source: Any, **loading: Any) -> LocalModel:
     """Get model, tokenizer and generation settings out of whatever the user has.
 
     Args:
-        source: a hub id or folder, a `(model, tokenizer)` pair, a `HuggingFacePipeline`, or a `ChatHuggingFace`
-            over one.
-        revision: for a hub id.
+        source: what `load_model` takes (a hub id, a folder, a GGUF file), a `(model, tokenizer)` pair, a
+            `HuggingFacePipeline`, or a `ChatHuggingFace` over one.
+        loading: `revision`, `dtype` and `device` of `load_model`; None stands for its default.
 
     Raises:
         UnsupportedModelError: there is no local model behind it.
+        ConfigurationError: the model is loaded already, and a setting says how to load it.
     """
     if isinstance(source, str | Path):
-        return (*load_model(source, revision=revision), {})
+        return (*load_model(source, **loading), {})
+    refuse_loading(**loading)
     if isinstance(source, tuple) and len(source) == 2:
         return without_adapter_shell(source[0]), source[1], {}
     if isinstance(source, ChatHuggingFace):
@@ -45,9 +47,17 @@ def local_model(source: Any, *, revision: str | None = None) -> LocalModel:
         )
     given = type(source.bound if isinstance(source, RunnableBinding) else source).__name__
     raise UnsupportedModelError(
-        f"{given} gives no access to a local model. Pass a model id or folder, a (model, tokenizer) pair, "
+        f"{given} gives no access to a local model. Pass a model id, a folder, a GGUF file, a (model, tokenizer) pair, "
         "a HuggingFacePipeline, or a ChatHuggingFace over a HuggingFacePipeline."
     )
+
+
+def refuse_loading(**loading: Any) -> None:
+    """Refuse settings that say how a model is loaded, where it is loaded already."""
+    if present := [name for name, value in loading.items() if value is not None]:
+        raise ConfigurationError(
+            f"{', '.join(present)}: the model is loaded already. Give them with a hub id, a folder or a GGUF file."
+        )
 
 
 def _settings(llm: HuggingFacePipeline) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from semgrad_guard.errors import ConfigurationError, TokenPositionError
 
+_ANSWER = "Certainly"  # plain text that no template writes by itself
+
 
 def encode_chat(
     tokenizer: PreTrainedTokenizerBase,
@@ -73,3 +75,17 @@ def user_text_position(tokenizer: PreTrainedTokenizerBase) -> int:
     while common < min(len(first), len(second)) and first[-1 - common] == second[-1 - common]:
         common += 1
     return common + 1
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Find the control token that the template writes after an answer; None where it writes none, or has no answers."""
+    if tokenizer.chat_template is None:
+        return None
+    probe = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": _ANSWER}]
+    try:
+        text = str(tokenizer.apply_chat_template(probe, tokenize=False))
+    except Exception:  # the template is foreign code: it raises what it likes
+        return None
+    _, answer, rest = text.rpartition(_ANSWER)
+    ids = tokenizer(rest.lstrip(), add_special_tokens=False)["input_ids"] if answer else []
+    return int(ids[0]) if ids and ids[0] in tokenizer.added_tokens_decoder else None

@@ -13,6 +13,7 @@ from semgrad_guard.model.generate import context_length
 from semgrad_guard.model.gradient_check import check_gradients
 from semgrad_guard.model.head import Head
 from semgrad_guard.model.mirror import mirror
+from semgrad_guard.model.readiness import check_ready
 
 _PROBE_TOKENS = 4
 _TOLERANCE = 1e-3  # and twice the rounding of the logits' own precision; a wrong transform is off by far more
@@ -56,6 +57,7 @@ def check_model(model: PreTrainedModel) -> None:
     Raises:
         UnsupportedModelError: naming what is wrong, and with gradients the modules.
     """
+    check_ready(model)
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedModelError(

@@ -16,6 +16,7 @@ from semgrad_guard.model.check import check_model, check_sequences
 from semgrad_guard.model.generate import generate
 from semgrad_guard.model.head import Head
 from semgrad_guard.model.load import without_adapter_shell
+from semgrad_guard.model.readiness import check_tokenizer
 from semgrad_guard.model.replay import Layout
 from semgrad_guard.model.text_spans import pieces
 from semgrad_guard.records import Generation, Score, TokenDoubt
@@ -83,6 +84,7 @@ class SemGradScorer:
         model = without_adapter_shell(model)
         warn_of_untested_versions()
         check_model(model)
+        check_tokenizer(model, tokenizer)
         self.model = model
         self.tokenizer = tokenizer
         self.span = resolved_span(span, model.config.get_text_config(decoder=True).num_hidden_layers)

@@ -26,8 +26,10 @@ class Setup(Record):
     """Which model is served, and how.
 
     Args:
-        model: hub id or folder; None for the embedded model.
+        model: hub id, folder or GGUF file; None for the embedded model.
         revision: of a hub id.
+        dtype: precision of the weights; None for the model's own.
+        quiet: show no progress while it is loaded.
         profile: file of the profile; None for the embedded model's own, or none.
         threshold: least confidence that passes, in [0, 1]; None for the profile's.
         score_threshold: without a profile, the largest raw SemGrad score that passes.
@@ -40,6 +42,8 @@ class Setup(Record):
 
     model: str | None = None
     revision: str | None = None
+    dtype: str | None = None
+    quiet: bool = False
     profile: Path | None = None
     threshold: float | None = Field(default=None, ge=0, le=1)
     score_threshold: float | None = Field(default=None, ge=0)
@@ -55,8 +59,13 @@ class Setup(Record):
         Raises:
             SemGradError: the model cannot be loaded or scored, the profile is of another, or the queue out of reach.
         """
-        source = embedded_model() if self.model is None else load_model(self.model, revision=self.revision)
-        torch.nn.Module.to(source[0], self.device)
+        if self.model is None:
+            source = embedded_model()
+            torch.nn.Module.to(source[0], self.device)
+        else:
+            source = load_model(
+                self.model, revision=self.revision, dtype=self.dtype, device=self.device, quiet=self.quiet
+            )
         profile = self.profile
         if self.model is None and profile is None and self.score_threshold is None:
             profile = PROFILE

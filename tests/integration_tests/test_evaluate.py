@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from semgrad_guard.cli import app
 from semgrad_guard.demo import embedded_profile
+from semgrad_guard.demo.embedded import WEIGHTS
 from tools.embedded import evaluation_page
 from tools.embedded.evaluation_page import HARD
 from tools.embedded.questions import questions
@@ -54,6 +55,18 @@ def test_an_evaluation_writes_results_metrics_and_a_report(data, tmp_path):
     assert not re.search(r"(src|href)=.http|url\(http|<script", page)
     assert "{{" not in page
     assert "MiB with scoring" in page
+
+
+def test_a_model_without_a_profile_is_compared_without_confidence(data, tmp_path):
+    few = tmp_path / "few.jsonl"
+    lines = data.read_text(encoding="utf-8").splitlines(keepends=True)
+    few.write_text("".join(lines[:4] + lines[-4:]), encoding="utf-8")
+    result = evaluate(few, tmp_path, "--model", str(WEIGHTS), "--json")
+    assert result.exit_code == 0, result.stderr
+    whole = json.loads(result.stdout)["parts"]["All questions"]
+    assert (whole["missing"], whole["confidence"]) == ("", None)
+    assert "SemGrad" in whole["methods"]
+    assert "Confidence: Brier" not in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_methods_are_chosen_by_name(data, tmp_path):

@@ -47,7 +47,9 @@ def _nothing_deprecated(caplog):
 def test_the_installed_wheel_is_tested():
     assert "site-packages" in semgrad_guard.__file__
     assert not (Path(semgrad_guard.__file__).parents[1] / "tools").exists()
-    print(f"transformers {transformers.__version__}, langchain-core {version('langchain-core')}, torch {version('torch')}")
+    print(
+        f"transformers {transformers.__version__}, langchain-core {version('langchain-core')}, torch {version('torch')}"
+    )
 
 
 def test_torch_is_the_build_that_was_there():
@@ -59,7 +61,12 @@ def test_the_source_distribution_holds_what_its_tests_need():
     with tarfile.open(archive) as files:
         names = {name.partition("/")[2] for name in files.getnames()}
     expected = {"Makefile", "README.md", "constraints.txt", "docs/engine.md", "docs/grafana.json", "tests/models.py"}
-    expected |= {".ci/run", "tools/fetch_models.py", "examples/lcel_chain.py", "semgrad_guard/demo/weights/profile.json"}
+    expected |= {
+        ".ci/run",
+        "tools/fetch_models.py",
+        "examples/lcel_chain.py",
+        "semgrad_guard/demo/weights/profile.json",
+    }
     assert expected - names == set()
     assert not [name for name in names if name.startswith((".cache", ".venv"))]
 

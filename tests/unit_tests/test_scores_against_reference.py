@@ -4,39 +4,16 @@ import random
 
 import pytest
 from models import FAMILIES, VOCABULARY, tiny_model, tiny_tokenizer
-from reference import reference
+from reference import assert_equals_reference
 
 from semgrad_guard import SemGradScorer
 
-FIELDS = (
-    "semgrad",
-    "paragrad",
-    "exgrad",
-    "hybridgrad",
-    "nll",
-    "mean_nll",
-    "mean_entropy",
-    "max_entropy",
-    "length",
-    "semgrad_unweighted",
-)
 EVERYTHING = {"unweighted": True, "later": True}
 
 
 def random_prompts(*lengths, seed=0):
     rng = random.Random(seed)
     return [[rng.randrange(5, VOCABULARY) for _ in range(length)] for length in lengths]
-
-
-def assert_equals_reference(score, model, prompt, response, tolerance=1e-5, **settings):
-    expected = reference(model, prompt, response, span=score.span, **settings)
-    for field in FIELDS:
-        assert getattr(score, field) == pytest.approx(getattr(expected, field), rel=tolerance, abs=0), field
-    for field in ("layers", "layers_unweighted"):
-        assert list(getattr(score, field)) == pytest.approx(getattr(expected, field), rel=tolerance, abs=0), field
-    assert len(score.later) == len(expected.later) == settings["position"] - 1
-    for found, wanted in zip(score.later, expected.later, strict=True):
-        assert list(found) == pytest.approx(wanted, rel=tolerance, abs=0)
 
 
 @pytest.mark.parametrize("peak", [0.02, 1.0, 6.0], ids=["near-uniform", "ordinary", "peaked"])
