@@ -6,11 +6,14 @@ All are frozen. Scores point one way: *higher = more uncertain*. Confidence poin
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from semgrad_guard.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -184,6 +187,8 @@ class Step(BaseModel):
 class Verdict(BaseModel):
     """How sure an answer is, against what, and why not surer; `confidence` is None without a profile.
 
+    `calibrated` tells whether confidence is a probability, fitted on labels; otherwise it only orders answers.
+
     `guarantee` is what the threshold promises of answers that pass: at most the share `risk` are wrong, with certainty
     1 - `delta`, shown on `n` that passed. None where nothing is promised. `policy` tells in words what answers of this
     kind must reach, and what that promises of those that do.
@@ -193,6 +198,7 @@ class Verdict(BaseModel):
 
     passed: bool
     confidence: float | None
+    calibrated: bool = False
     scores: Score | None
     threshold: float | None
     method: str
@@ -208,6 +214,7 @@ class Verdict(BaseModel):
 class Decision(BaseModel):
     """What became of an answer: the content of `response_metadata["semgrad"]`; `tool_calls` go by their ids.
 
+    `calibrated` tells whether confidence is a probability, fitted on labels; otherwise it only orders answers.
     `review_id` names the review in the queue that an answer was handed to; None without one.
     """
 
@@ -215,6 +222,7 @@ class Decision(BaseModel):
 
     decision: DecisionName
     confidence: float | None
+    calibrated: bool = False
     scores: Score | None
     threshold: float | None
     method: str
@@ -224,3 +232,16 @@ class Decision(BaseModel):
     tool_calls: dict[str, CallConfidence] = Field(default_factory=dict)
     guarantee: dict[str, float] | None = None
     review_id: str | None = None
+
+
+def checked_confidence(name: str, value: object) -> float | None:
+    """Check a threshold on confidence; None is none.
+
+    Raises:
+        ConfigurationError: it is no number in [0, 1].
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value <= 1:
+        raise ConfigurationError(f"{name}={value!r}: expected a confidence in [0, 1].")
+    return float(value)
