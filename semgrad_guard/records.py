@@ -242,6 +242,17 @@ def checked_confidence(name: str, value: object) -> float | None:
     """
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value <= 1:
+    number = as_number(value)
+    if not 0 <= number <= 1:
         raise ConfigurationError(f"{name}={value!r}: expected a confidence in [0, 1].")
-    return float(value)
+    return number
+
+
+def as_number(value: object) -> float:
+    """Give a number as a float, and NaN for whatever is none: texts, truth values, arrays."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf

@@ -13,6 +13,7 @@ Positive = Annotated[float, Strict(), Field(gt=0)]
 Share = Annotated[float, Strict(), Field(ge=0, le=1)]
 Chance = Annotated[float, Strict(), Field(gt=0, lt=1)]
 Count = Annotated[int, Strict(), Field(ge=0, le=10**12)]
+OneOrMore = Annotated[int, Strict(), Field(ge=1, le=10**12)]
 Flag = Annotated[bool, Strict()]
 
 

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from scipy.stats import binom
 
-from semgrad_guard.calibration.checked import Chance, Checked, Count, Share
+from semgrad_guard.calibration.checked import Chance, Checked, Count, OneOrMore, Share
 from semgrad_guard.errors import ConfigurationError
 
 _STEPS = 81  # thresholds tried; fewer, farther apart, cost coverage, and more cost nothing
@@ -34,7 +34,7 @@ class Guarantee(Checked):
 
     risk: Chance
     delta: Chance
-    n: Count = Field(ge=1)
+    n: OneOrMore
     errors: Count
     threshold: Share | None = None
     seal: str = ""

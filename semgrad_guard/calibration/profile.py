@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from semgrad_guard.calibration.checked import Checked, Count, Flag, Number, Positive
+from semgrad_guard.calibration.checked import Checked, Count, Flag, Number, OneOrMore, Positive
 from semgrad_guard.calibration.features import Feature, feature_values
 from semgrad_guard.calibration.json_file import read_json, write_text
 from semgrad_guard.calibration.section import Section
@@ -49,7 +49,7 @@ class Binding(Checked):
     model: str
     fingerprint: str = Field(min_length=1)
     template: str = Field(min_length=1)
-    token_position: Count = Field(ge=1)
+    token_position: OneOrMore
     span: tuple[Count, ...] = Field(min_length=1)
     reduction: Literal["mean", "sum"]
     norm: Literal["l1", "l2"]
@@ -103,7 +103,7 @@ class Profile(Checked):
     confidence_is: Literal["probability", "ordering"] = Field(default_factory=_meaning)
     position_from: PositionSource = "template"
     preservation: Preservation | None = None
-    seed: Annotated[int, Strict()]
+    seed: Annotated[int, Strict(), Field(ge=-(2**63), lt=2**63)]
     created: date | None = None
 
     @property
@@ -195,9 +195,17 @@ class Profile(Checked):
     @field_validator("preservation")
     @classmethod
     def _is_a_table(cls, found: Preservation | None) -> Preservation | None:
-        for row in () if found is None else found.scores:
+        if found is None:
+            return None
+        if not 0 < found.questions <= found.prompts < 10**12:
+            raise ValueError(
+                f"{found.questions} questions in {found.prompts} prompts; expected at least one prompt each"
+            )
+        for row in found.scores:
             if len(row) != len(found.tokens) or not all(-2.001 <= value <= 2.001 for value in row):
-                raise ValueError(f"scores: expected rows of {len(found.tokens)} numbers from -2 to 2, one for each token")
+                raise ValueError(
+                    f"scores: expected rows of {len(found.tokens)} numbers from -2 to 2, one for each token"
+                )
         return found
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ from typing import Self
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from semgrad_guard.calibration.checked import Checked, Count, Number, Positive, Share
+from semgrad_guard.calibration.checked import Checked, Count, Number, OneOrMore, Positive, Share
 from semgrad_guard.calibration.features import Feature, feature_values
 from semgrad_guard.calibration.guarantee import Guarantee
 from semgrad_guard.records import Score
@@ -24,8 +24,8 @@ class Section(Checked):
 
     With one feature it is Platt scaling, with several a fused score. `steps`, where there are any, map the regression's
     probabilities to isotonic ones: pairs of both, ascending. A `threshold` of None lets nothing pass: none was found
-    that keeps what was to be promised. `guarantee` is the promise that goes with the threshold; where there was one that
-    does not hold any more, `void` says why. `quantiles` are evenly spaced ones of the confidences of `spread_of`
+    that keeps what was to be promised. `guarantee` is the promise that goes with the threshold; where there was one
+    that does not hold any more, `void` says why. `quantiles` are evenly spaced ones of the confidences of `spread_of`
     answers, from least to greatest; empty if they were not kept.
 
     A value outside the range met in fitting counts as the nearest one met, so that no answer is confident by
@@ -44,7 +44,7 @@ class Section(Checked):
     coefficients: tuple[Number, ...]
     intercept: Number
     steps: tuple[tuple[Share, Share], ...] = ()
-    questions: Count = Field(ge=1)
+    questions: OneOrMore
     threshold: Share | None
     threshold_rule: str
     guarantee: Guarantee | None = None
@@ -81,7 +81,8 @@ class Section(Checked):
         for name in ("lowest", "highest", "center", "scale", "coefficients"):
             if len(getattr(self, name)) != len(self.features):
                 raise ValueError(
-                    f"{name} has {len(getattr(self, name))} numbers; expected {len(self.features)}, one for each feature"
+                    f"{name} has {len(getattr(self, name))} numbers; expected {len(self.features)}, one for each "
+                    "feature"
                 )
         for name, low, high in zip(self.features, self.lowest, self.highest, strict=True):
             if low > high:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import numbers
 
 from semgrad_guard.calibration.profile import Profile, Section
 from semgrad_guard.errors import ConfigurationError
-from semgrad_guard.records import AnswerKind, Score, Verdict, checked_confidence
+from semgrad_guard.records import AnswerKind, Score, Verdict, as_number, checked_confidence
 
 RAW_METHODS = ("semgrad", "hybridgrad", "paragrad", "exgrad", "nll", "mean_nll", "mean_entropy", "max_entropy")
 
@@ -43,8 +42,8 @@ class Standard:
                 "Without a profile there is no confidence"
                 + ("" if threshold is None else f" for threshold={threshold}")
                 + ". Pass profile=... (threshold is on confidence), "
-                "or score_threshold=... (on the raw score, pass when <=). `semgrad-guard calibrate` makes a profile; with "
-                "--coverage it needs no labels."
+                "or score_threshold=... (on the raw score, pass when <=). `semgrad-guard calibrate` makes a profile; "
+                "with --coverage it needs no labels."
             )
         if score_threshold is not None and (profile is not None or threshold is not None):
             raise ConfigurationError(
@@ -185,9 +184,10 @@ def checked_raw(value: object) -> float | None:
     """
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value < math.inf:
+    number = as_number(value)
+    if not 0 <= number < math.inf:
         raise ConfigurationError(f"score_threshold={value!r}: expected a finite number >= 0.")
-    return float(value)
+    return number
 
 
 def _not_its_own(score: Score | None) -> str:

@@ -35,9 +35,10 @@ def ask(
     profile: Annotated[Path | None, typer.Option(help="Profile of the model, a JSON file.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Least confidence that passes, in [0, 1].")] = None,
     score_threshold: Annotated[
-        float | None, typer.Option(
-            help="For experts, without a profile: largest raw SemGrad score that passes. It differs from model to model; "
-            "calibrate --coverage finds one without labels."
+        float | None,
+        typer.Option(
+            help="For experts, without a profile: largest raw SemGrad score that passes. It differs from model to "
+            "model; calibrate --coverage finds a threshold without labels."
         ),
     ] = None,
     corpus: Annotated[Path | None, typer.Option(help="Text file to retrieve from, one passage a line.")] = None,
