@@ -244,7 +244,8 @@ def checked_confidence(name: str, value: object) -> float | None:
         return None
     number = as_number(value)
     if not 0 <= number <= 1:
-        raise ConfigurationError(f"{name}={value!r}: expected a confidence in [0, 1].")
+        shown = repr(value) if math.isnan(number) else number
+        raise ConfigurationError(f"{name}={shown}: expected a confidence in [0, 1].")
     return number
 
 

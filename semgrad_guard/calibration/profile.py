@@ -135,7 +135,7 @@ class Profile(Checked):
             return cls.model_validate(given)
         except ValidationError as error:
             first, *more = error.errors(include_url=False, include_input=False)
-            place = ".".join(map(str, first["loc"])) or "the file"
+            place = ".".join(map(str, first["loc"])).encode(errors="replace").decode() or "the file"
             others = f" (and {len(more)} more)" if more else ""
             raise ProfileError(
                 f"{path} is not a profile of version {_VERSION}: {place}: {first['msg'].removeprefix('Value error, ')}"

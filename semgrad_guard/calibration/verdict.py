@@ -186,7 +186,8 @@ def checked_raw(value: object) -> float | None:
         return None
     number = as_number(value)
     if not 0 <= number < math.inf:
-        raise ConfigurationError(f"score_threshold={value!r}: expected a finite number >= 0.")
+        shown = repr(value) if math.isnan(number) else number
+        raise ConfigurationError(f"score_threshold={shown}: expected a finite number >= 0.")
     return number
 
 

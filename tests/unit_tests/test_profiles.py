@@ -25,6 +25,7 @@ from semgrad_guard.evaluation.report import parts_of, report
 from semgrad_guard.evaluation.run import Result
 from semgrad_guard.evaluation.study import Study
 from semgrad_guard.scoring.preservation import Preservation
+from semgrad_guard.serving.work import ChatJob, ScoreJob
 from semgrad_guard.serving.worker import Worker
 
 FEATURES = ("semgrad", "mean_nll", "layers.1", "layers_unweighted.0:2", "later.1.0")
@@ -222,14 +223,16 @@ def test_what_is_wrong_and_where(tmp_path, path, value, message):
         (b'{"seed": ' + b"9" * 5000 + b"}", "Exceeds the limit"),
         (b'{"a": ' * 100_000, "nested too deeply"),
         ("{}".encode("utf-16"), "is not UTF-8"),
+        (b'{"\\ud800": 1}', "Calibrate again"),
         (b"{}", r"package: Field required \(and 6 more\)"),
     ],
 )
 def test_a_file_that_is_no_profile(tmp_path, raw, message):
     path = tmp_path / "p.json"
     path.write_bytes(raw)
-    with pytest.raises(ProfileError, match=f"p.json is not a profile of version 1: .*{message}"):
+    with pytest.raises(ProfileError, match=f"p.json is not a profile of version 1: .*{message}") as found:
         Profile.load(path)
+    str(found.value).encode()  # it can be printed
 
 
 def test_a_path_that_cannot_be_read_or_written(tmp_path):
@@ -456,7 +459,13 @@ def test_an_ordering_is_called_one_in_every_record(tmp_path):
 def test_an_ordering_is_not_served_as_calibrated():
     for found, calibrated in ((ordering(), False), (profile(), True), (None, False)):
         standard = {"score_threshold": 1.0} if found is None else {"profile": found}
-        assert Worker(SemGradGuard(scripted(0.9), **standard), name="m").card.calibrated is calibrated
+        worker = Worker(SemGradGuard(scripted(0.9), **standard), name="m")
+        assert worker.card.calibrated is calibrated
+        jobs = [
+            ChatJob(messages=({"role": "user", "content": "q?"},)),
+            ScoreJob(prompt_ids=(2, 40, 41, 42, 43, 44), response_ids=(50, 51, 1)),
+        ]
+        assert [answer.judgement.calibrated for answer in worker.run(jobs)] == [calibrated] * 2
 
 
 def test_an_evaluation_gives_an_ordering_no_calibration_error():
