@@ -6,11 +6,14 @@ All are frozen. Scores point one way: *higher = more uncertain*. Confidence poin
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from semgrad_guard.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -218,6 +221,8 @@ class Step(BaseModel):
 class Verdict(BaseModel):
     """How sure an answer is, against what, and why not surer; `confidence` is None without a profile.
 
+    `calibrated` tells whether confidence is a probability, fitted on labels; otherwise it only orders answers.
+
     `guarantee` is what the threshold promises of answers that pass: at most the share `risk` are wrong, with certainty
     1 - `delta`, shown on `n` that passed. None where nothing is promised. `policy` tells in words what answers of this
     kind must reach, and what that promises of those that do.
@@ -227,6 +232,7 @@ class Verdict(BaseModel):
 
     passed: bool
     confidence: float | None
+    calibrated: bool = False
     scores: Score | None
     threshold: float | None
     method: str
@@ -242,6 +248,7 @@ class Verdict(BaseModel):
 class Decision(BaseModel):
     """What became of an answer: the content of `response_metadata["semgrad"]`; `tool_calls` go by their ids.
 
+    `calibrated` tells whether confidence is a probability, fitted on labels; otherwise it only orders answers.
     `review_id` names the review in the queue that an answer was handed to; None without one.
     """
 
@@ -249,6 +256,7 @@ class Decision(BaseModel):
 
     decision: DecisionName
     confidence: float | None
+    calibrated: bool = False
     scores: Score | None
     threshold: float | None
     method: str
@@ -258,3 +266,28 @@ class Decision(BaseModel):
     tool_calls: dict[str, CallConfidence] = Field(default_factory=dict)
     guarantee: dict[str, float] | None = None
     review_id: str | None = None
+
+
+def checked_confidence(name: str, value: object) -> float | None:
+    """Check a threshold on confidence; None is none.
+
+    Raises:
+        ConfigurationError: it is no number in [0, 1].
+    """
+    if value is None:
+        return None
+    number = as_number(value)
+    if not 0 <= number <= 1:
+        shown = repr(value) if math.isnan(number) else number
+        raise ConfigurationError(f"{name}={shown}: expected a confidence in [0, 1].")
+    return number
+
+
+def as_number(value: object) -> float:
+    """Give a number as a float, and NaN for whatever is none: texts, truth values, arrays."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf

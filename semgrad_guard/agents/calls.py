@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 from langchain_core.messages import AIMessage, BaseMessage, ToolCall
 
 from semgrad_guard.errors import ConfigurationError
+from semgrad_guard.records import checked_confidence
 
 Gate = Literal["call", "answer", "unsure"]
 
@@ -107,8 +108,8 @@ def confidence_gate(threshold: float, *, thresholds: Mapping[str, float] | None 
 
 def _check(*thresholds: float) -> None:
     for threshold in thresholds:
-        if not 0 <= threshold <= 1:
-            raise ConfigurationError(f"threshold={threshold}: expected a confidence in [0, 1].")
+        if checked_confidence("threshold", threshold) is None:
+            raise ConfigurationError("threshold=None: expected a confidence in [0, 1].")
 
 
 def _record(message: BaseMessage, id_: str | None) -> dict[str, Any]:
@@ -117,4 +118,5 @@ def _record(message: BaseMessage, id_: str | None) -> dict[str, Any]:
 
 
 def _sure(confidence: float | None, threshold: float) -> bool:
-    return confidence is not None and confidence >= threshold  # NaN is not
+    # NaN is not, and 0 stands for a confidence that could not be computed.
+    return confidence is not None and confidence > 0 and confidence >= threshold

@@ -50,7 +50,6 @@ def drift(section: Section, scores: Sequence[Score]) -> Drift:
         raise DataError(f"{len(scores)} fresh answers; at least {_FEWEST} are needed to see whether anything changed.")
     levels = np.linspace(0, 1, len(section.quantiles))
     fresh = np.array([section.confidence(score) for score in scores])
-    fresh = np.where(np.isfinite(fresh), fresh, 0.0)
     test = kstest(fresh, lambda values: np.interp(values, section.quantiles, levels))
     # Those of calibration are a sample too: both sizes count, as in the test of two samples.
     size = len(scores) * section.spread_of / (len(scores) + section.spread_of)

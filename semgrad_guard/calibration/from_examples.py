@@ -10,7 +10,7 @@ from datetime import date
 from semgrad_guard.calibration.answers import Answered, rescored
 from semgrad_guard.calibration.calibrate import Calibrated, Labelled, Method, calibrate_section, cover_section
 from semgrad_guard.calibration.examples import Example
-from semgrad_guard.calibration.profile import Binding, PositionSource, Profile, Section
+from semgrad_guard.calibration.profile import NO_LABELS, Binding, PositionSource, Profile, Section
 from semgrad_guard.calibration.search import Candidate, searched, tuned_hybrid, with_hybrid
 from semgrad_guard.errors import DataError
 from semgrad_guard.model.chat_template import generation_prompt_position
@@ -128,7 +128,8 @@ def covering_profile(
         method=single,
         bound_to=bind(scorer, model, section),
         answer=section,
-        label_source="none: confidence is only an ordering",
+        label_source=NO_LABELS,
+        confidence_is="ordering",
         position_from=source,
         preservation=preservation,
         seed=0,

@@ -9,26 +9,47 @@ questions, if the thresholds tried were chosen without looking at the answers th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import model_validator
 from scipy.stats import binom
 
+from semgrad_guard.calibration.checked import Chance, Checked, Count, OneOrMore, Share
 from semgrad_guard.errors import ConfigurationError
 
 _STEPS = 81  # thresholds tried; fewer, farther apart, cost coverage, and more cost nothing
 _START = 0.2  # share of the most confident answers that the first one lets pass
 
 
-class Guarantee(BaseModel):
-    """What was promised, and what it rests on: `n` answers passed in the test, `errors` of them wrong."""
+class Guarantee(Checked):
+    """What was promised, and what it rests on: `n` answers passed in the test, `errors` of them wrong.
 
-    model_config = ConfigDict(frozen=True)
+    `threshold` is the one it was proved for. `seal` is a digest of all that it rests on (see `seal_of`), "" until a
+    profile holds it: whatever is changed after that makes it void.
 
-    risk: float = Field(gt=0, lt=1)
-    delta: float = Field(gt=0, lt=1)
-    n: int
-    errors: int
+    Raises:
+        ValidationError: (of pydantic) a number is out of range, or the test does not show what is promised.
+    """
+
+    risk: Chance
+    delta: Chance
+    n: OneOrMore
+    errors: Count
+    threshold: Share | None = None
+    seal: str = ""
+
+    @model_validator(mode="after")
+    def _is_shown(self) -> Self:
+        if self.errors > self.n:
+            raise ValueError(f"{self.errors} errors among {self.n} answers; expected no more errors than answers")
+        chance = float(binom.cdf(self.errors, self.n, self.risk))
+        if not chance <= self.delta * (1 + 1e-9):
+            raise ValueError(
+                f"{self.errors} errors among {self.n} answers do not show a risk of at most {self.risk} with certainty "
+                f"{1 - self.delta:g}: so few are met by chance with probability {chance:.3g}, above delta"
+            )
+        return self
 
 
 def thresholds_to_try(confidences: Sequence[float]) -> list[float]:
@@ -61,9 +82,9 @@ def guaranteed_threshold(
     for threshold in tried:
         passing = values >= threshold
         n, errors = int(passing.sum()), int((passing & wrong).sum())
-        if binom.cdf(errors, n, risk) > delta:  # 1 where nothing passes: nothing is shown then
+        if not binom.cdf(errors, n, risk) <= delta:  # 1 where nothing passes: nothing is shown then
             break
-        best = threshold, Guarantee(risk=risk, delta=delta, n=n, errors=errors)
+        best = threshold, Guarantee(risk=risk, delta=delta, n=n, errors=errors, threshold=threshold)
     return best
 
 

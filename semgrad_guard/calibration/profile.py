@@ -2,134 +2,96 @@
 
 from __future__ import annotations
 
-import math
+import hashlib
+import json
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self, get_args
 
-import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    Field,
+    Strict,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
-from semgrad_guard.calibration.guarantee import Guarantee
+from semgrad_guard.calibration.checked import Checked, Count, Flag, Number, OneOrMore, Positive
+from semgrad_guard.calibration.features import Feature, feature_values
+from semgrad_guard.calibration.json_file import read_json, write_text
+from semgrad_guard.calibration.section import Section
 from semgrad_guard.errors import ProfileError
 from semgrad_guard.model.fingerprint import Precision
-from semgrad_guard.records import AnswerKind, Score
+from semgrad_guard.records import AnswerKind
 from semgrad_guard.scoring.preservation import Preservation
+
+__all__ = ["NO_LABELS", "Binding", "PositionSource", "Profile", "Section", "feature_values", "seal_of"]
 
 PositionSource = Literal["template", "preservation", "labels", "caller"]
 
-_FLOOR = 1e-30  # scores are >= 0; a logarithm needs more
-# Isotonic probabilities are equal over whole steps. This much of the regression's own keeps answers on a step apart, so
-# that a threshold on confidence is one on the score.
-_KEPT = 1e-3
+NO_LABELS = "none: confidence is only an ordering"  # the label source of a profile that was set without labels
+_VERSION = 1
 
 
-def feature_values(score: Score, features: tuple[str, ...]) -> list[float]:
-    """Read the named features off a score: logs of its fields or of what is in them.
+def _meaning(given: dict[str, Any]) -> Literal["probability", "ordering"]:
+    """Tell by the label source what confidence is, for files from before it stood there."""
+    return "ordering" if given.get("label_source") == NO_LABELS else "probability"
 
-    `layers.2` is the third value of `layers`, `layers.2:4` the mean of the third and fourth, and `later.0.2` the third
-    at the first token after t*.
+
+class Binding(Checked):
+    """What a profile belongs to: a model's weights and chat template, and how its scores are computed.
 
     Raises:
-        ProfileError: a feature was not computed.
+        ValidationError: (of pydantic) a setting is out of range.
     """
-    return [math.log(max(_value(score, name), _FLOOR)) for name in features]
-
-
-def _value(score: Score, name: str) -> float:
-    field, *places = name.split(".")
-    value = getattr(score, field)
-    try:
-        for place in places:
-            first, colon, end = place.partition(":")
-            value = np.mean(value[int(first) : int(end)]) if colon else value[int(first)]
-        return float(value)
-    except (IndexError, TypeError) as error:
-        raise ProfileError(
-            f"The profile needs {name!r}, which was not computed: score as the profile is bound, with its parameters."
-        ) from error
-
-
-class Section(BaseModel):
-    """A logistic regression on log scores, and the confidence that passes unless the user says otherwise.
-
-    With one feature it is Platt scaling, with several a fused score. `steps`, where there are any, map the regression's
-    probabilities to isotonic ones: pairs of both, ascending. A `threshold` of None lets nothing pass: none was found
-    that keeps what was to be promised. `guarantee` is the promise that goes with the threshold. `quantiles` are
-    evenly spaced ones of the confidences of `spread_of` answers, from least to greatest; empty if they were not kept.
-
-    A value outside the range met in fitting counts as the nearest one met, so that no answer is confident by
-    extrapolation.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    features: tuple[str, ...] = Field(min_length=1)
-    lowest: tuple[float, ...]
-    highest: tuple[float, ...]
-    center: tuple[float, ...]
-    scale: tuple[float, ...]
-    coefficients: tuple[float, ...]
-    intercept: float
-    steps: tuple[tuple[float, float], ...] = ()
-    questions: int
-    threshold: float | None = Field(ge=0, le=1)
-    threshold_rule: str
-    guarantee: Guarantee | None = None
-    quantiles: tuple[float, ...] = ()
-    spread_of: int = 0
-
-    def confidence(self, score: Score) -> float:
-        """Give the probability that the answer is right, in [0, 1]; NaN for a score that is not finite."""
-        if not score.finite():
-            return math.nan
-        values = np.clip(feature_values(score, self.features), self.lowest, self.highest)
-        logit = self.intercept + float(
-            np.dot((values - np.array(self.center)) / np.array(self.scale), self.coefficients)
-        )
-        probability = 1.0 / (1.0 + math.exp(-max(-700.0, min(700.0, logit))))
-        if not self.steps:
-            return probability
-        plain, isotonic = np.array(self.steps).T
-        return (1.0 - _KEPT) * float(np.interp(probability, plain, isotonic)) + _KEPT * probability
-
-    def passes(self, score: Score) -> bool:
-        """Tell whether an answer with this score passes at the section's own threshold; without a finite one, never."""
-        return self.threshold is not None and self.confidence(score) >= self.threshold
-
-
-class Binding(BaseModel):
-    """What a profile belongs to: a model's weights and chat template, and how its scores are computed."""
-
-    model_config = ConfigDict(frozen=True)
 
     model: str
-    fingerprint: str
-    template: str
-    token_position: int
-    span: tuple[int, ...]
+    fingerprint: str = Field(min_length=1)
+    template: str = Field(min_length=1)
+    token_position: OneOrMore
+    span: tuple[Count, ...] = Field(min_length=1)
     reduction: Literal["mean", "sum"]
     norm: Literal["l1", "l2"]
-    tau: float = 1.0
-    beta: float = 1.0
-    unweighted: bool = False
-    later: bool = False
+    tau: Positive = 1.0
+    beta: Number = Field(default=1.0, ge=0)
+    unweighted: Flag = False
+    later: Flag = False
     precision: Precision | None = None
+
+    @field_validator("span")
+    @classmethod
+    def _ascends(cls, span: tuple[int, ...]) -> tuple[int, ...]:
+        if list(span) != sorted(set(span)):
+            raise ValueError(f"{list(span)}: expected hidden states in ascending order, each once")
+        return span
 
     def settings(self) -> dict[str, Any]:
         """Give the keywords of `SemGradScorer` that score as the profile was fitted."""
         return self.model_dump(exclude={"model", "fingerprint", "template", "precision"})
 
+    def lacks(self, name: str) -> str:
+        """Say why scores computed in this way lack a feature; "" if they have it."""
+        later = self.token_position - 1 if self.later else 0
+        return Feature.of(name).missing(layers=len(self.span), later=later, unweighted=self.unweighted)
 
-class Profile(BaseModel):
+
+class Profile(Checked):
     """Confidence for one model: a section for each kind of answer that it was fitted on.
 
     `answer` judges answers from memory, `grounded` those from passages or from the results of tools, `tool_call` whole
     tool calls and `argument` single arguments of them. `position_from` says how t* was found: by the chat template's
-    generation prompt, by the `preservation` score, by labels, or by the caller.
-    """
+    generation prompt, by the `preservation` score, by labels, or by the caller. `confidence_is` says what a confidence
+    means: the "probability" that an answer is right, fitted on labels, or only its place in an "ordering".
 
-    model_config = ConfigDict(frozen=True)
+    A guarantee holds for what it was proved for. It is sealed when a section that was made in Python becomes part of a
+    profile. Where the seal does not fit any more, because the threshold or whatever makes the confidence was changed,
+    in a file or in a copy, the profile has no guarantee, and the section's `void` says why.
+
+    Raises:
+        ValidationError: (of pydantic) a value is invalid, or values contradict each other.
+    """
 
     version: Literal[1] = 1
     package: str
@@ -140,10 +102,16 @@ class Profile(BaseModel):
     tool_call: Section | None = None
     argument: Section | None = None
     label_source: str
+    confidence_is: Literal["probability", "ordering"] = Field(default_factory=_meaning)
     position_from: PositionSource = "template"
     preservation: Preservation | None = None
-    seed: int
+    seed: Annotated[int, Strict(), Field(ge=-(2**63), lt=2**63)]
     created: date | None = None
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether confidence is a probability, fitted on labels, and not only an ordering."""
+        return self.confidence_is == "probability"
 
     def section(self, kind: AnswerKind = "answer") -> Section | None:
         """Give the section that judges answers of a kind.
@@ -161,22 +129,28 @@ class Profile(BaseModel):
         """Read a profile from a JSON file.
 
         Raises:
-            ProfileError: there is no such file, or it is not a profile of this version.
+            ProfileError: the file cannot be read, or it is not a valid profile of this version; it says what is wrong
+                and where.
         """
+        given = read_json(path)
         try:
-            return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ProfileError(f"Cannot read the profile {path}: {error.strerror}.") from error
+            return cls.model_validate(given)
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"])) or "the file"
+            first, *more = error.errors(include_url=False, include_input=False)
+            place = ".".join(map(str, first["loc"])).encode(errors="replace").decode() or "the file"
+            others = f" (and {len(more)} more)" if more else ""
             raise ProfileError(
-                f"{path} is not a profile of version 1: {place}: {first['msg']}. Calibrate again to get one."
+                f"{path} is not a profile of version {_VERSION}: {place}: {first['msg'].removeprefix('Value error, ')}"
+                f"{others}. Calibrate again to get one."
             ) from error
 
     def save(self, path: str | Path) -> None:
-        """Write the profile as JSON."""
-        Path(path).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        """Write the profile as JSON.
+
+        Raises:
+            ProfileError: the file cannot be written.
+        """
+        write_text(path, self.model_dump_json(indent=1) + "\n")
 
     def check(self, fingerprint: str, template: str, precision: Precision | None = None) -> None:
         """Refuse a model or chat template other than the one the profile was fitted on.
@@ -201,6 +175,95 @@ class Profile(BaseModel):
             if given != expected:
                 raise ProfileError(
                     f"This profile was fitted on {self.bound_to.model} with {what} {expected}; the model given has "
-                    f"{given}. Confidence does not carry over: calibrate a profile for this model, or use "
-                    "score_threshold without one."
+                    f"{given}. Confidence does not carry over: calibrate a profile for this model. It needs labelled "
+                    "questions, or with --coverage only questions."
                 )
+
+    @field_validator("version", mode="before")
+    @classmethod
+    def _is_known(cls, version: Any) -> Any:
+        if version != _VERSION or isinstance(version, bool):
+            raise ValueError(f"{version!r}: expected {_VERSION}; another semgrad-guard wrote this file")
+        return version
+
+    @field_validator("answer", "grounded", "tool_call", "argument", mode="wrap")
+    @classmethod
+    def _belongs(cls, given: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+        """Check that scores have the features, and that the guarantee was proved for this section."""
+        section, bound, kind = handler(given), info.data.get("bound_to"), str(info.field_name)
+        if section is None or bound is None:
+            return section
+        for name in section.features:
+            if lacking := bound.lacks(name):
+                raise ValueError(lacking)
+        if section.guarantee is None:
+            return section
+        if void := _void(section, kind, bound, sealed=not isinstance(given, Section)):
+            return section.model_copy(update={"guarantee": None, "void": void})
+        seal = seal_of(section, kind, bound)
+        proved = section.guarantee.model_copy(update={"threshold": section.threshold, "seal": seal})
+        return section.model_copy(update={"guarantee": proved})
+
+    @field_validator("preservation")
+    @classmethod
+    def _is_a_table(cls, found: Preservation | None) -> Preservation | None:
+        if found is None:
+            return None
+        if not 0 < found.questions <= found.prompts < 10**12:
+            raise ValueError(
+                f"{found.questions} questions in {found.prompts} prompts; expected at least one prompt each"
+            )
+        for row in found.scores:
+            if len(row) != len(found.tokens) or not all(-2.001 <= value <= 2.001 for value in row):
+                raise ValueError(
+                    f"scores: expected rows of {len(found.tokens)} numbers from -2 to 2, one for each token"
+                )
+        return found
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        features = self.answer.features
+        single = {"semgrad": ("semgrad", "semgrad_unweighted")}.get(self.method, (self.method,))
+        if self.method != "fused" and (len(features) != 1 or features[0] not in single):
+            raise ValueError(
+                f"method {self.method!r}, but answer.features are {', '.join(features)}; expected 'fused', or the name "
+                "of the only feature"
+            )
+        sections = [getattr(self, kind) for kind in get_args(AnswerKind)]
+        if self.calibrated == (self.label_source == NO_LABELS):
+            raise ValueError(f"confidence_is {self.confidence_is!r}, but label_source is {self.label_source!r}")
+        if not self.calibrated and any(section.guarantee for section in sections if section is not None):
+            raise ValueError("confidence_is 'ordering', but there is a guarantee, which needs labels")
+        return self
+
+
+def seal_of(section: Section, kind: str, bound: Binding) -> str:
+    """Digest all that a guarantee rests on: the test, the threshold, and what makes the confidence of this kind.
+
+    Values at their defaults are left out, so that fields which later versions add do not break seals. A seal shows that
+    something was changed; it is no signature.
+    """
+    without = {"threshold_rule": True, "void": True, "questions": True, "quantiles": True, "spread_of": True}
+    parts = {
+        "kind": kind,
+        "section": section.model_dump(
+            mode="json", exclude_defaults=True, exclude={**without, "guarantee": {"seal", "threshold"}}
+        ),
+        "bound_to": bound.model_dump(mode="json", exclude_defaults=True, exclude={"model"}),
+    }
+    canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+
+
+def _void(section: Section, kind: str, bound: Binding, *, sealed: bool) -> str:
+    """Say why a section's guarantee does not hold; "" if it does. One that comes from data must be sealed."""
+    promise = section.guarantee
+    if promise is None:
+        return ""
+    if promise.threshold is not None and promise.threshold != section.threshold:
+        return f"the threshold was changed from {promise.threshold} to {section.threshold} after it was tested"
+    if not promise.seal:
+        return "the profile does not say what its guarantee was proved for; calibrate again" if sealed else ""
+    if promise.seal != seal_of(section, kind, bound):
+        return "the profile was changed after its threshold was tested"
+    return ""

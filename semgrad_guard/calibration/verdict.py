@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from semgrad_guard.calibration.profile import Profile
+from semgrad_guard.calibration.profile import Profile, Section
 from semgrad_guard.errors import ConfigurationError
-from semgrad_guard.records import AnswerKind, Score, Verdict
+from semgrad_guard.records import AnswerKind, Score, Verdict, as_number, checked_confidence
 
 RAW_METHODS = ("semgrad", "hybridgrad", "paragrad", "exgrad", "nll", "mean_nll", "mean_entropy", "max_entropy")
 
@@ -31,7 +31,7 @@ class Standard:
         Args:
             profile: gives confidence, and the default of `threshold`, for answers from passages another.
             threshold: least confidence that passes, in [0, 1].
-            score_threshold: largest raw score of `method` that passes, >= 0.
+            score_threshold: largest raw score of `method` that passes, >= 0. Raw scores differ from model to model.
             method: raw score that `score_threshold` is on, "semgrad" by default; with a profile, it is the profile's.
 
         Raises:
@@ -42,17 +42,15 @@ class Standard:
                 "Without a profile there is no confidence"
                 + ("" if threshold is None else f" for threshold={threshold}")
                 + ". Pass profile=... (threshold is on confidence), "
-                "or score_threshold=... (on the raw score, pass when <=)."
+                "or score_threshold=... (on the raw score, pass when <=). `semgrad-guard calibrate` makes a profile; "
+                "with --coverage it needs no labels."
             )
         if score_threshold is not None and (profile is not None or threshold is not None):
             raise ConfigurationError(
                 "score_threshold is on the raw score and excludes profile and threshold, which are on confidence. "
                 "Pass one or the other."
             )
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise ConfigurationError(f"threshold={threshold}: expected a confidence in [0, 1].")
-        if score_threshold is not None and not (score_threshold >= 0 and math.isfinite(score_threshold)):
-            raise ConfigurationError(f"score_threshold={score_threshold}: expected a finite number >= 0.")
+        threshold, score_threshold = checked_confidence("threshold", threshold), checked_raw(score_threshold)
         if profile is not None and method not in (None, profile.method):
             raise ConfigurationError(f"method={method!r}, but the profile's is {profile.method!r}. Leave method out.")
         self.profile = profile
@@ -75,11 +73,14 @@ class Standard:
         return None if section is None else section.threshold
 
     def confidence(self, score: Score | None, kind: AnswerKind = "answer") -> float | None:
-        """Give the confidence of a score, in [0, 1]; 0 without a finite score, None where the profile does not say."""
+        """Give the confidence of a score, in [0, 1]; None where the profile does not say.
+
+        It is 0 without a score, and where a score or what is made from it is not a finite number.
+        """
         section = None if self.profile is None else self.profile.section(kind)
         if section is None:
             return None
-        return section.confidence(score) if score is not None and score.finite() else 0.0
+        return 0.0 if score is None else section.confidence(score)
 
     def judge(self, score: Score | None, failure: str, kind: AnswerKind = "answer") -> Verdict:
         """Judge an answer; without a finite score, or with a failure, it never passes.
@@ -109,17 +110,20 @@ class Standard:
             reason = f"{self.method} {value:.4g} {comparison} the threshold {threshold:.4g}"
         elif confidence is None:
             reason = f"the profile has no section for answers of the kind {kind!r}, so there is no confidence"
+        elif not confidence > 0:
+            reason = "the confidence cannot be computed: a number on the way to it is not finite"
         elif threshold is None:
-            reason = (
-                f"confidence {confidence:.3f}, but calibration found no threshold that keeps what was to be promised"
-            )
+            reason = f"{self._shown(confidence)}, but calibration found no threshold that keeps what was to be promised"
         else:
             passed = confidence >= threshold
             comparison = "reaches" if passed else "is below"
-            reason = f"confidence {confidence:.3f} {comparison} the threshold {threshold:.3f}"
+            reason = f"{self._shown(confidence)} {comparison} the threshold {threshold:.3f}"
+            if passed and (void := self._void(kind)):
+                reason += f"; nothing is promised: {void}"
         return Verdict(
             passed=passed,
             confidence=confidence,
+            calibrated=self.profile is not None and self.profile.calibrated,
             scores=score,
             threshold=threshold,
             method=self.method,
@@ -134,25 +138,57 @@ class Standard:
             return "nothing passes: there is no threshold"
         if self.profile is None:
             return f"{self.method} of at most {threshold:.4g}, a raw score, which promises nothing"
-        promise = self._promise(kind)
+        promise, void = self._promise(kind), self._void(kind)
         if promise is None:
-            promised = "nothing is promised of what passes"
+            promised = "nothing is promised of what passes" + (f": {void}" if void else "")
         else:
             risk, certainty = 100 * promise["risk"], 100 - 100 * promise["delta"]
             promised = (
                 f"of what passes at most {risk:g} % is wrong, with {certainty:g} % certainty, for questions like those "
                 "of the calibration"
             )
-        return f"confidence of at least {threshold:.3f} (method: {self.method}); {promised}"
+        meaning = "" if self.profile.calibrated else ", which is only an ordering and no probability"
+        return f"confidence of at least {threshold:.3f} (method: {self.method}){meaning}; {promised}"
+
+    def _shown(self, confidence: float) -> str:
+        """Show a confidence as what it is."""
+        if self.profile is None or self.profile.calibrated:
+            return f"confidence {confidence:.3f}"
+        return f"confidence {confidence:.3f}, only an ordering and no probability,"
 
     def _promise(self, kind: AnswerKind) -> dict[str, float] | None:
         """Give what the profile's own threshold promises; one that the caller has set promises nothing."""
+        section = self._promising(kind)
+        if section is None or section.guarantee is None:
+            return None
+        return section.guarantee.model_dump(include={"risk", "delta", "n"})
+
+    def _void(self, kind: AnswerKind) -> str:
+        """Say why the profile's own threshold promises nothing any more; "" where nothing was promised."""
+        section = self._promising(kind)
+        return "" if section is None else section.void
+
+    def _promising(self, kind: AnswerKind) -> Section | None:
+        """Give the section whose promise counts: the one fitted on this very kind, not one that stands in."""
         if self.profile is None or self._threshold is not None:
             return None
-        section = getattr(self.profile, kind)  # the section fitted on this very kind, not one that stands in
-        return (
-            None if section is None or section.guarantee is None else section.guarantee.model_dump(exclude={"errors"})
-        )
+        section: Section | None = getattr(self.profile, kind)
+        return section
+
+
+def checked_raw(value: object) -> float | None:
+    """Check a threshold on a raw score; None is none.
+
+    Raises:
+        ConfigurationError: it is no finite number >= 0.
+    """
+    if value is None:
+        return None
+    number = as_number(value)
+    if not 0 <= number < math.inf:
+        shown = repr(value) if math.isnan(number) else number
+        raise ConfigurationError(f"score_threshold={shown}: expected a finite number >= 0.")
+    return number
 
 
 def _not_its_own(score: Score | None) -> str:

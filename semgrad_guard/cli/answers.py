@@ -18,7 +18,7 @@ from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.langchain.guard import SemGradGuard
 from semgrad_guard.routing.routes import ReviewAnswer, ReviewRequest
 
-_FIELDS = ("decision", "confidence", "scores", "threshold", "reason", "steps", "sources")
+_FIELDS = ("decision", "confidence", "calibrated", "scores", "threshold", "reason", "steps", "sources")
 
 
 @app.command()
@@ -36,7 +36,11 @@ def ask(
     profile: Annotated[Path | None, typer.Option(help="Profile of the model, a JSON file.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Least confidence that passes, in [0, 1].")] = None,
     score_threshold: Annotated[
-        float | None, typer.Option(help="Without a profile: largest raw SemGrad score that passes.")
+        float | None,
+        typer.Option(
+            help="For experts, without a profile: largest raw SemGrad score that passes. It differs from model to "
+            "model; calibrate --coverage finds a threshold without labels."
+        ),
     ] = None,
     corpus: Annotated[Path | None, typer.Option(help="Text file to retrieve from, one passage a line.")] = None,
     as_json: JsonOption = False,

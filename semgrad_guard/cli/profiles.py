@@ -125,6 +125,8 @@ def calibrate(
     for kind in ("answer", "grounded"):
         if (section := told[kind]) is not None:
             console.print(f"{kind}: threshold {section['threshold']}\n{section['rule']}")
+    if not found.profile.calibrated:
+        console.print("confidence is only an ordering and no probability: it was set without labels")
 
 
 def _told(found: Calibration) -> dict[str, Any]:
@@ -135,12 +137,15 @@ def _told(found: Calibration) -> dict[str, Any]:
         else {
             "threshold": section.threshold,
             "rule": section.threshold_rule,
-            "guarantee": None if section.guarantee is None else section.guarantee.model_dump(),
+            "guarantee": None
+            if section.guarantee is None
+            else section.guarantee.model_dump(exclude={"threshold", "seal"}),
         }
         for kind, section in (("answer", profile.answer), ("grounded", profile.grounded))
     }
     return {
         "method": profile.method,
+        "confidence_is": profile.confidence_is,
         "position": profile.bound_to.token_position,
         "position_from": profile.position_from,
         **sections,
@@ -170,13 +175,26 @@ def check_profile(
         answers = answered(scorer, examples, same, {"max_new_tokens": max_new_tokens, "do_sample": False})
         found = drift(loaded.answer, [item.score for item in answers])
     if as_json:
-        print(json.dumps({**asdict(found), "drifted": found.drifted()}))
+        print(
+            json.dumps(
+                {
+                    **asdict(found),
+                    "drifted": found.drifted(),
+                    "confidence_is": loaded.confidence_is,
+                    "void": loaded.answer.void,
+                }
+            )
+        )
     else:
         verdict = "drifted: calibrate again on questions like these" if found.drifted() else "no drift to be seen"
         print(
             f"{verdict}. {found.n} answers, median confidence {found.median:.3f} against {found.fitted_median:.3f} in "
             f"fitting, Kolmogorov-Smirnov statistic {found.statistic:.3f}, p = {found.p_value:.2g}"
         )
+        if not loaded.calibrated:
+            print("confidence is only an ordering and no probability: the profile was made without labels")
+        if loaded.answer.void:
+            print(f"the profile promises nothing: {loaded.answer.void}")
     raise typer.Exit(int(found.drifted()))
 
 

@@ -27,7 +27,12 @@ def serve(
     profile: Annotated[Path | None, typer.Option(help="Profile of the model, a JSON file.")] = None,
     threshold: Annotated[float | None, typer.Option(min=0, max=1, help="Least confidence that passes.")] = None,
     score_threshold: Annotated[
-        float | None, typer.Option(min=0, help="Without a profile: largest raw SemGrad score that passes.")
+        float | None,
+        typer.Option(
+            min=0,
+            help="For experts, without a profile: largest raw SemGrad score that passes. It differs from model to "
+            "model; calibrate --coverage finds a threshold without labels.",
+        ),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen to; other than this machine's needs API keys.")] = (
         "127.0.0.1"

@@ -109,21 +109,29 @@ def _aurocs(
 
 
 def kept_promise(results: Sequence[Result], profile: Profile) -> dict[str, Any]:
-    """Say how good the probabilities of a profile are, what its threshold lets pass, and what of that is wrong."""
+    """Say how good the probabilities of a profile are, what its threshold lets pass, and what of that is wrong.
+
+    Where confidence is only an ordering, there are no probabilities to be good or bad: their figures are None.
+    """
     labelled = [result for result in results if result.correct is not None]
     correct, section = np.array([bool(result.correct) for result in labelled]), profile.answer
     values = np.array([0.0 if result.score is None else section.confidence(result.score) for result in labelled])
     passing = values >= section.threshold if section.threshold is not None else np.zeros(len(values), dtype=bool)
     promise = section.guarantee
     coverage, risk = metrics.risk_coverage(-values, correct)
+    figures = {
+        "brier": metrics.brier,
+        "ece_15_bins": metrics.calibration_error,
+        "smooth_ece": metrics.smooth_calibration_error,
+    }
     return {
-        "brier": metrics.brier(values, correct),
-        "ece_15_bins": metrics.calibration_error(values, correct),
-        "smooth_ece": metrics.smooth_calibration_error(values, correct),
+        "calibrated": profile.calibrated,
+        **{name: figure(values, correct) if profile.calibrated else None for name, figure in figures.items()},
         "threshold": section.threshold,
         "coverage": float(passing.mean()),
         "risk": float((~correct[passing]).mean()) if passing.any() else None,
-        "guarantee": None if promise is None else promise.model_dump(),
+        "guarantee": None if promise is None else promise.model_dump(exclude={"threshold", "seal"}),
+        "void": section.void,
         # What the same confidence would let through if the errors here were known.
         "best_coverage": None if promise is None else float(np.max(coverage, initial=0.0, where=risk <= promise.risk)),
     }

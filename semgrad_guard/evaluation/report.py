@@ -139,7 +139,7 @@ def _figures(results: Sequence[Result], methods: Sequence[Method], profile: Prof
         for name in ("SemGrad", "mean entropy")
         if name in doubts
     ]
-    if profile is not None:
+    if profile is not None and profile.calibrated:
         section = profile.answer
         confidence = np.array([0.0 if r.score is None else section.confidence(r.score) for r in labelled])
         drawn.append((reliability(confidence, correct), "Confidence against the share of right answers."))

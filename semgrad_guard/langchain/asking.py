@@ -11,6 +11,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.runnables import RunnableConfig
 
 from semgrad_guard.calibration.drift import Watch
+from semgrad_guard.calibration.raw_watch import RawWatch
 from semgrad_guard.calibration.verdict import Standard
 from semgrad_guard.errors import PromptTooLongError, described
 from semgrad_guard.langchain.chat_model import ChatSemGrad
@@ -19,7 +20,7 @@ from semgrad_guard.langchain.drafts import Draft
 from semgrad_guard.langchain.judged import judged, watched_score
 from semgrad_guard.langchain.messages import last_question, reads_tool_results
 from semgrad_guard.langchain.streaming import joined
-from semgrad_guard.records import Source, TokenDoubt
+from semgrad_guard.records import Score, Source, TokenDoubt
 from semgrad_guard.routing.ladder import Answer, Situation
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Manner:
     llm: ChatSemGrad
     standard: Standard
     watch: Watch | None
+    raw_watch: RawWatch | None
     context: Context
     record_drafts: bool
 
@@ -161,7 +163,15 @@ class Asking:
         seen = watched_score(message, grounded=grounded)
         if self._manner.watch is not None and seen is not None:
             self._manner.watch.see(seen)
+        self._see_raw(watched_score(message, grounded=False))
         return judged(message, self._manner.standard, grounded=grounded)
+
+    def _see_raw(self, score: Score | None) -> None:
+        standard, watch = self._manner.standard, self._manner.raw_watch
+        if watch is None or standard.score_threshold is None or score is None or not score.finite():
+            return
+        if (value := getattr(score, standard.method)) is not None:
+            watch.see(value, standard.score_threshold, standard.method)
 
     def _failed(self, error: BaseException) -> Answer:
         logger.warning("No answer: %s", described(error))

@@ -100,6 +100,7 @@ def _outcome(given: object) -> Outcome:
     verdict = Verdict(
         passed=theirs.decision != "abstain",
         confidence=theirs.confidence,
+        calibrated=theirs.calibrated,
         scores=theirs.scores,
         threshold=theirs.threshold,
         method=theirs.method,

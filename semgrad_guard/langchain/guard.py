@@ -9,7 +9,7 @@ from typing import Any, Literal
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, field_validator
 
 from semgrad_guard.calibration.answers import answered
 from semgrad_guard.calibration.calibrate import Method
@@ -18,7 +18,8 @@ from semgrad_guard.calibration.examples import Example
 from semgrad_guard.calibration.from_examples import calibrated_profile
 from semgrad_guard.calibration.labels import Labeler, labeler, tolerant
 from semgrad_guard.calibration.profile import Profile
-from semgrad_guard.calibration.verdict import Standard
+from semgrad_guard.calibration.raw_watch import RawWatch
+from semgrad_guard.calibration.verdict import Standard, checked_raw
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.langchain.asking import Asking, Context, Manner
 from semgrad_guard.langchain.chat_model import ChatSemGrad
@@ -28,6 +29,7 @@ from semgrad_guard.langchain.retrieve import Retrieve, retry_with
 from semgrad_guard.langchain.settling import asettled, settled
 from semgrad_guard.langchain.tools import offered
 from semgrad_guard.model.fingerprint import precision, template_fingerprint
+from semgrad_guard.records import checked_confidence
 from semgrad_guard.routing.ladder import Answer, Route
 from semgrad_guard.routing.routes import Abstain
 
@@ -36,9 +38,9 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
     """Answers pass when the model is sure; otherwise routes are tried in order until one settles.
 
     Takes a string, messages or a prompt value; gives an `AIMessage` whose `response_metadata["semgrad"]` holds
-    `decision`, `confidence`, `scores`, `threshold`, `method`, `reason`, `steps` and `sources`. Streaming yields one
-    message, after the decision, since a token that was shown cannot be taken back. Callbacks see child runs "generate",
-    "score" and "route", without the texts of drafts, and the custom event "semgrad.decision".
+    `decision`, `confidence`, `calibrated`, `scores`, `threshold`, `method`, `reason`, `steps` and `sources`. Streaming
+    yields one message, after the decision, since a token that was shown cannot be taken back. Callbacks see child runs
+    "generate", "score" and "route", without the texts of drafts, and the custom event "semgrad.decision".
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -53,6 +55,17 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
     context: Context = "none"
     streaming: Literal["buffered", "verdict"] = "buffered"
     record_drafts: bool = False
+    raw_watch: RawWatch | None = Field(default=None, exclude=True, repr=False)
+
+    @field_validator("threshold", mode="before")
+    @classmethod
+    def _is_a_confidence(cls, threshold: Any) -> float | None:
+        return checked_confidence("threshold", threshold)
+
+    @field_validator("score_threshold", mode="before")
+    @classmethod
+    def _is_a_raw_score(cls, threshold: Any) -> float | None:
+        return checked_raw(threshold)
 
     def __init__(self, llm: Any, *, profile: Profile | str | Path | None = None, **settings: Any) -> None:
         """Set the model, the standard its answers must reach, and what happens to those that do not.
@@ -62,7 +75,8 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
                 `ChatSemGrad`.
             profile: turns scores into confidence; a `Profile` or the path of its JSON.
             settings: `threshold`, the least confidence that passes (default: the profile's); without a profile
-                `score_threshold`, the largest raw score of `method` (default "semgrad") that passes;
+                `score_threshold`, the largest raw score of `method` (default "semgrad") that passes, for experts: raw
+                scores differ from model to model, and the guard warns if its first answers all lie far on one side;
                 `routes`, tried in order (default: `[Abstain()]`); `watch`, first answers after which to look for drift
                 and warn of it, again and again (default: never), counted over all copies of the guard; `context`, where
                 passages come from: "none" is needed (default), they are "given" with the question, so that first
@@ -71,12 +85,15 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
                 callbacks and traces, other than those that stream to the consumer, see drafts (default: nobody does).
 
         Raises:
-            ConfigurationError: no threshold, or one of each kind; a `below`, or a `watch`, without a profile.
+            ConfigurationError: no threshold, or one of each kind, or one that is no number in range; a `below`, or a
+                `watch`, without a profile.
             ProfileError: the profile belongs to another model.
             UnsupportedModelError: the model cannot be scored.
         """
         loaded = Profile.load(profile) if isinstance(profile, str | Path) else profile
         settings["watch"] = Watch.of(settings.get("watch"), loaded)
+        if settings.get("raw_watch") is None and loaded is None:
+            settings["raw_watch"] = RawWatch()
         super().__init__(**{"llm": chat_model_for(llm, loaded), "profile": loaded, **settings})
         self.standard()
         for route in self.routes:
@@ -198,7 +215,7 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
         return self.bind(**offered(tools, tool_choice), **settings)
 
     def _asking(self, given: LanguageModelInput, settings: dict[str, Any]) -> Asking:
-        manner = Manner(self.llm, self.standard(), self.watch, self.context, self.record_drafts)
+        manner = Manner(self.llm, self.standard(), self.watch, self.raw_watch, self.context, self.record_drafts)
         return Asking(manner, to_messages(given), settings)
 
     def _guard(self, given: LanguageModelInput, **kwargs: Any) -> AIMessage:
@@ -242,7 +259,11 @@ def chat_model_for(llm: Any, profile: Profile | None) -> ChatSemGrad:
 
 
 def get_confidence(message: BaseMessage) -> float | None:
-    """Read the confidence off a guarded message, in [0, 1]; None where there is none."""
+    """Read the confidence off a guarded message, in [0, 1]; None where there is none.
+
+    It is the probability that the answer is right where the record's `calibrated` is true. From a profile that was made
+    without labels (`calibrate --coverage`) it only orders answers, the more certain higher.
+    """
     record = message.response_metadata.get("semgrad") or {}
     confidence: float | None = record.get("confidence")
     return confidence

@@ -132,7 +132,7 @@ def climb(draft: Answer, routes: Sequence[Route]) -> Generator[tuple[Route, tupl
 
 def _applies(route: Route, verdict: Verdict) -> bool:
     """Tell whether a held-back answer is in the route's band; one that could not be judged is in every band."""
-    return route.below is None or verdict.confidence is None or verdict.confidence < route.below
+    return route.below is None or verdict.confidence is None or not verdict.confidence >= route.below
 
 
 def _resolve(
@@ -143,6 +143,7 @@ def _resolve(
     decision = Decision(
         decision=name,
         confidence=verdict.confidence,
+        calibrated=verdict.calibrated,
         scores=verdict.scores,
         threshold=verdict.threshold,
         method=verdict.method,

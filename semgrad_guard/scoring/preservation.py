@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from pydantic import ConfigDict, with_config
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,6 +22,7 @@ from semgrad_guard.model.chat_template import encode_chat
 from semgrad_guard.model.mirror import mirror
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
 class Preservation:
     """SPS by hidden state and token: `scores[l][t - 1]`, from -2 to 2, *higher = the meaning is better preserved*.

@@ -41,7 +41,7 @@ def judgement(guard: SemGradGuard, decision: Decision, *, with_calls: bool) -> J
     return Judgement(
         score=_score(decision.scores, decision.method),
         confidence=None if unscored else decision.confidence,
-        calibrated=guard.profile is not None,
+        calibrated=guard.profile is not None and guard.profile.calibrated,
         decision="unscored" if unscored else decision.decision,
         reason=_reason(decision),
         tool_calls=decision.tool_calls if with_calls else {},
@@ -147,7 +147,7 @@ def _answer(
 def _judgement(guard: SemGradGuard, verdict: Verdict) -> Judgement:
     return Judgement(
         score=_score(verdict.scores, verdict.method),
-        calibrated=guard.profile is not None,
+        calibrated=guard.profile is not None and guard.profile.calibrated,
         decision="pass" if verdict.passed else "abstain",
         version=VERSION,
         **verdict.model_dump(include={"confidence", "threshold", "method", "reason", "guarantee"}),

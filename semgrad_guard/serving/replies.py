@@ -119,7 +119,11 @@ class Scored(BaseModel):
 
 
 class Served(BaseModel):
-    """How a model is served; `scored` false means that no answer is judged, and none passes."""
+    """How a model is served.
+
+    `scored` false means that no answer is judged, and none passes; `calibrated` true that confidence is a probability,
+    fitted on labels. Otherwise confidence only orders answers, or there is none.
+    """
 
     scored: bool
     calibrated: bool

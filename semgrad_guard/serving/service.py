@@ -133,7 +133,7 @@ class Service:
             return
         if options.stream == "verdict":
             raise RefusedError(400, "policy", f"semgrad.stream 'verdict': {_DRAFTS}.")
-        if options.threshold is not None and (least is None or options.threshold < least):
+        if options.threshold is not None and (least is None or not options.threshold >= least):
             raise RefusedError(400, "policy", f"semgrad.threshold {options.threshold:g} is too low: {_DRAFTS}.")
 
     def _count(self, judgement: Judgement, began: float) -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator
 
 from semgrad_guard.calibration.profile import Profile
+from semgrad_guard.calibration.verdict import checked_raw
 from semgrad_guard.demo.embedded import PROFILE, embedded_model
 from semgrad_guard.langchain.bm25 import BM25Retriever
 from semgrad_guard.langchain.chat_model import ChatSemGrad
 from semgrad_guard.langchain.guard import SemGradGuard
 from semgrad_guard.langchain.retrieve import Retrieve
 from semgrad_guard.model.load import load_model
+from semgrad_guard.records import checked_confidence
 from semgrad_guard.routing.ladder import Route
 from semgrad_guard.routing.routes import Queue
 from semgrad_guard.serving.work import Limits, Record
@@ -32,7 +36,7 @@ class Setup(Record):
         quiet: show no progress while it is loaded.
         profile: file of the profile; None for the embedded model's own, or none.
         threshold: least confidence that passes, in [0, 1]; None for the profile's.
-        score_threshold: without a profile, the largest raw SemGrad score that passes.
+        score_threshold: without a profile, the largest raw SemGrad score that passes; for experts.
         passages: texts to retrieve from before the policy decides; none: nothing is retrieved.
         reviews: URL of the review queue; None for none.
         limits: what a job may take.
@@ -45,8 +49,8 @@ class Setup(Record):
     dtype: str | None = None
     quiet: bool = False
     profile: Path | None = None
-    threshold: float | None = Field(default=None, ge=0, le=1)
-    score_threshold: float | None = Field(default=None, ge=0)
+    threshold: Annotated[float | None, BeforeValidator(partial(checked_confidence, "threshold"))] = None
+    score_threshold: Annotated[float | None, BeforeValidator(checked_raw)] = None
     passages: tuple[str, ...] = ()
     reviews: str | None = None
     limits: Limits = Limits()

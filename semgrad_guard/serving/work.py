@@ -89,8 +89,9 @@ class Judgement(Record):
     """How sure an answer is, and what was decided: the record `semgrad` beside every choice.
 
     `score` is the uncertainty, of the raw score that `method` names or else SemGrad (*higher = more uncertain*);
-    `confidence`, in [0, 1], is there where a profile is (`calibrated`). Without a score, `decision` is never "pass". It
-    is "unscored" where the service was started without scoring.
+    `confidence`, in [0, 1], is there where a profile is. It is the probability that the answer is right where
+    `calibrated` is true, because the profile was fitted on labels; otherwise it only orders answers. Without a score,
+    `decision` is never "pass". It is "unscored" where the service was started without scoring.
     """
 
     score: float | None
@@ -149,6 +150,9 @@ class Limits(Record):
 
 class ModelCard(Record):
     """The model that is served: its id, how its answers are judged, and what it takes.
+
+    `calibrated` tells whether confidence is a probability, fitted on labels; otherwise it only orders answers, or there
+    is none.
 
     `least_threshold` is the lowest that a request may ask for where drafts that are not sure are not to be seen; None
     where a request may ask for none. `context` is in tokens, None for no limit.

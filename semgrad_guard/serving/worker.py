@@ -108,7 +108,7 @@ class Worker:
         return ModelCard(
             id=self._name,
             scored=self._guard.llm.scored,
-            calibrated=profile is not None,
+            calibrated=profile is not None and profile.calibrated,
             method=standard.method,
             threshold=standard.threshold(),
             least_threshold=max(found) if found and len(found) == len(thresholds) else None,

@@ -439,9 +439,17 @@ def test_a_judge_that_fails_now_and_then_does_not_lose_the_run(labelled_question
 def test_a_profile_without_labels_promises_coverage_only(labelled_questions, tmp_path):
     code, out, err = calibrate(labelled_questions, tmp_path / "p.json", "--coverage", "0.5")
     assert code == 0, err
-    told = json.loads(out)["answer"]
-    assert told["guarantee"] is None
-    assert "nothing is promised" in told["rule"]
+    told = json.loads(out)
+    assert told["confidence_is"] == "ordering"
+    assert told["answer"]["guarantee"] is None
+    assert "nothing is promised" in told["answer"]["rule"]
+    profile, runner = ("--profile", str(tmp_path / "p.json")), CliRunner()
+    asked = runner.invoke(app, ["ask", "What is the capital of France?", *profile])
+    assert "only an ordering and no probability" in asked.stdout.replace("\n", " ")
+    asked = runner.invoke(app, ["ask", "What is the capital of France?", *profile, "--json"])
+    assert json.loads(asked.stdout)["calibrated"] is False
+    checked = runner.invoke(app, ["check-profile", "--data", str(labelled_questions), *profile])
+    assert "only an ordering and no probability" in checked.stdout
 
 
 def test_bad_data_is_one_clear_line_and_writes_nothing(labelled_questions, tmp_path):

@@ -62,6 +62,7 @@ def test_a_sure_answer_passes():
     assert set(record(message)) == {
         "decision",
         "confidence",
+        "calibrated",
         "scores",
         "threshold",
         "method",

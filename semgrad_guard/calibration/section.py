@@ -1,0 +1,119 @@
+"""One section of a profile: what turns the scores of one kind of answer into a confidence, and what must be reached."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Self
+
+import numpy as np
+from pydantic import Field, field_validator, model_validator
+
+from semgrad_guard.calibration.checked import Checked, Count, Number, OneOrMore, Positive, Share
+from semgrad_guard.calibration.features import Feature, feature_values
+from semgrad_guard.calibration.guarantee import Guarantee
+from semgrad_guard.records import Score
+
+# Isotonic probabilities are equal over whole steps. This much of the regression's own keeps answers on a step apart, so
+# that a threshold on confidence is one on the score.
+_KEPT = 1e-3
+
+
+class Section(Checked):
+    """A logistic regression on log scores, and the confidence that passes unless the user says otherwise.
+
+    With one feature it is Platt scaling, with several a fused score. `steps`, where there are any, map the regression's
+    probabilities to isotonic ones: pairs of both, ascending. A `threshold` of None lets nothing pass: none was found
+    that keeps what was to be promised. `guarantee` is the promise that goes with the threshold; where there was one
+    that does not hold any more, `void` says why. `quantiles` are evenly spaced ones of the confidences of `spread_of`
+    answers, from least to greatest; empty if they were not kept.
+
+    A value outside the range met in fitting counts as the nearest one met, so that no answer is confident by
+    extrapolation.
+
+    Raises:
+        ValidationError: (of pydantic) a number is not finite or out of range, vectors differ in length, or a feature is
+            unknown.
+    """
+
+    features: tuple[str, ...] = Field(min_length=1)
+    lowest: tuple[Number, ...]
+    highest: tuple[Number, ...]
+    center: tuple[Number, ...]
+    scale: tuple[Positive, ...]
+    coefficients: tuple[Number, ...]
+    intercept: Number
+    steps: tuple[tuple[Share, Share], ...] = ()
+    questions: OneOrMore
+    threshold: Share | None
+    threshold_rule: str
+    guarantee: Guarantee | None = None
+    void: str = ""
+    quantiles: tuple[Share, ...] = ()
+    spread_of: Count = 0
+
+    @field_validator("features")
+    @classmethod
+    def _are_known(cls, features: tuple[str, ...]) -> tuple[str, ...]:
+        for name in features:
+            Feature.of(name)
+            if features.count(name) > 1:
+                raise ValueError(f"{name!r} stands there twice")
+        return features
+
+    @field_validator("steps")
+    @classmethod
+    def _rise(cls, steps: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+        for (x, y), (next_x, next_y) in pairwise(steps):
+            if not (x < next_x and y <= next_y):
+                raise ValueError(f"({x}, {y}) is followed by ({next_x}, {next_y}); expected rising steps")
+        return steps
+
+    @field_validator("quantiles")
+    @classmethod
+    def _are_sorted(cls, quantiles: tuple[float, ...]) -> tuple[float, ...]:
+        if len(quantiles) == 1 or any(low > high for low, high in pairwise(quantiles)):
+            raise ValueError("expected at least two numbers, from least to greatest")
+        return quantiles
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        for name in ("lowest", "highest", "center", "scale", "coefficients"):
+            if len(getattr(self, name)) != len(self.features):
+                raise ValueError(
+                    f"{name} has {len(getattr(self, name))} numbers; expected {len(self.features)}, one for each "
+                    "feature"
+                )
+        for name, low, high in zip(self.features, self.lowest, self.highest, strict=True):
+            if low > high:
+                raise ValueError(f"lowest {low} of {name!r} is above highest {high}")
+        if bool(self.quantiles) != bool(self.spread_of):
+            raise ValueError(f"{len(self.quantiles)} quantiles of {self.spread_of} answers; expected both or neither")
+        if self.guarantee is not None and self.void:
+            raise ValueError("there is a guarantee, and void says why there is none")
+        return self
+
+    def confidence(self, score: Score) -> float:
+        """Give the probability that the answer is right, in [0, 1], or its place where a profile only orders.
+
+        It is 0 for a score, or anything made from it, that is not a finite number, and for nothing else.
+        """
+        if not score.finite():
+            return 0.0
+        values = np.clip(feature_values(score, self.features), self.lowest, self.highest)
+        with np.errstate(all="ignore"):
+            logit = self.intercept + float(
+                np.dot((values - np.array(self.center)) / np.array(self.scale), self.coefficients)
+            )
+        if not math.isfinite(logit):
+            return 0.0
+        probability = 1.0 / (1.0 + math.exp(-max(-700.0, min(700.0, logit))))
+        if self.steps:
+            plain, isotonic = np.array(self.steps).T
+            probability = (1.0 - _KEPT) * float(np.interp(probability, plain, isotonic)) + _KEPT * probability
+        return probability if 0.0 <= probability <= 1.0 else 0.0
+
+    def passes(self, score: Score) -> bool:
+        """Tell whether an answer with this score passes at the section's own threshold; without one, never."""
+        confidence = self.confidence(score)
+        return self.threshold is not None and confidence > 0 and confidence >= self.threshold
