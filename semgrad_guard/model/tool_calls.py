@@ -94,7 +94,7 @@ def placed_call(text: str, start: int, name: Any, arguments: Any) -> ToolCall:
 def _found(text: str, start: int, part: str) -> TextSpan:
     place = text.find(part, start)
     if place < 0:
-        raise ValueError(f"{part!r} does not stand in the response where the call should hold it")
+        raise ValueError("its name or an argument does not stand in the response where the call should hold it")
     return place, place + len(part)
 
 

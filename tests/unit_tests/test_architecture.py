@@ -16,6 +16,7 @@ STAGES = [
     "errors",
     "extras",
     "_compat",
+    "plain",
     "cluster",
     "records",
     "model",
@@ -39,7 +40,19 @@ ALLOWED["routing"] = {"errors", "records"}
 ALLOWED["web"] = {"errors"}
 ALLOWED["review"] = {"errors", "extras", "records", "routing", "web"}
 # The stages that know nothing of LangChain.
-PURE = ["errors", "extras", "cluster", "records", "model", "scoring", "calibration", "routing", "web", "review"]
+PURE = [
+    "errors",
+    "extras",
+    "plain",
+    "cluster",
+    "records",
+    "model",
+    "scoring",
+    "calibration",
+    "routing",
+    "web",
+    "review",
+]
 
 
 def imports():
