@@ -15,6 +15,7 @@ from semgrad_guard.calibration.answers import Answered, answered
 from semgrad_guard.calibration.examples import Example
 from semgrad_guard.calibration.from_examples import Retry
 from semgrad_guard.calibration.labels import Labeler
+from semgrad_guard.durations import SecondsOrNone
 from semgrad_guard.errors import ConfigurationError, RetrievalError
 from semgrad_guard.langchain.passages import query_from, sources_from
 from semgrad_guard.records import Source
@@ -49,7 +50,7 @@ class Retrieve(BaseModel):
     max_length: int | None = Field(default=None, ge=1)
     length_function: Callable[[str], int] = len
     below: float | None = Field(default=None, ge=0, le=1)
-    timeout: float | None = Field(default=None, gt=0)
+    timeout: SecondsOrNone = None
     decision: Literal["retrieve"] = "retrieve"
 
     def __init__(self, retriever: Runnable[str, Any], **settings: Any) -> None:
