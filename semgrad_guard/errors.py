@@ -11,7 +11,9 @@ SemGradError
 ├── ConfigurationError         settings contradict each other or are missing
 ├── ReviewError                the review queue cannot do what it was asked: no such review, database out of reach
 │   └── ReviewConflictError    a review is decided otherwise already, expired, or in somebody else's hands
+├── RetrievalError             a retriever, or what rewrites its query, gave something else than texts
 ├── AbandonedError             nobody waits for the answer any more
+├── TimedOutError              a retriever, a reviewer or another model did not answer in time
 └── LowConfidenceError         an answer is not sure enough, and the route `Raise` was to say so
 """
 
@@ -69,8 +71,16 @@ class ReviewConflictError(ReviewError):
     """A review is decided otherwise already, has expired, or is in somebody else's hands."""
 
 
+class RetrievalError(SemGradError):
+    """A retriever, or what rewrites its query, gave something else than texts; the message names classes only."""
+
+
 class AbandonedError(SemGradError):
     """Nobody waits for the answer any more, so it was not finished."""
+
+
+class TimedOutError(SemGradError, TimeoutError):
+    """A retriever, a reviewer or another model did not answer in time."""
 
 
 class LowConfidenceError(SemGradError):
@@ -98,6 +108,18 @@ _OF_NO_TEXT = (
     BudgetError,
     ProfileError,
     ReviewError,
+    TimedOutError,
+    RetrievalError,
+)
+# Of these, those that do not name a file or a database either.
+_OF_NO_PLACE = (
+    TokenPositionError,
+    PromptTooLongError,
+    EmptyResponseError,
+    BudgetError,
+    TimedOutError,
+    RetrievalError,
+    LowConfidenceError,
 )
 _FRAMES = 3
 
@@ -112,3 +134,13 @@ def described(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)[-_FRAMES:]
     places = [f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}" for frame in frames]
     return " > ".join([type(error).__name__, *places])
+
+
+def named(error: BaseException) -> str:
+    """Name an error in a record, which callers and clients read.
+
+    The message of an error may hold a password, an address, a question or a draft. It is left out, unless the error is
+    one of ours that tells sizes and times only.
+    """
+    name = "TimeoutError" if isinstance(error, TimedOutError) else type(error).__name__
+    return f"{name}: {error}" if isinstance(error, _OF_NO_PLACE) else name

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from semgrad_guard.errors import ConfigurationError
+from semgrad_guard.plain import plain, sound_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -187,14 +188,24 @@ class TokenDoubt(BaseModel):
 class Source(BaseModel):
     """A passage that was found.
 
-    `metadata` is the retriever's; `used` in it tells, of passages an answer that settled was given from, whether all
-    words of one of its sentences stand there.
+    `metadata` is the retriever's, made plain (`semgrad_guard.plain.plain`); `used` in it tells, of passages an answer
+    that settled was given from, whether all words of one of its sentences stand there.
     """
 
     model_config = ConfigDict(frozen=True)
 
     text: str
     metadata: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("text", mode="before")
+    @classmethod
+    def _sound(cls, text: object) -> object:
+        return sound_text(text) if isinstance(text, str) else text
+
+    @field_validator("metadata", mode="before")
+    @classmethod
+    def _plain(cls, metadata: object) -> object:
+        return plain(metadata) if isinstance(metadata, Mapping) else metadata
 
 
 class CallConfidence(BaseModel):

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse
+from langchain.agents.middleware.types import ToolCallRequest
 from langchain_core.messages import AIMessage, BaseMessage, ToolCall, ToolMessage
 from langchain_core.runnables.config import var_child_runnable_config
 from langgraph.config import get_config
 from langgraph.runtime import Runtime
+from langgraph.types import Command
 
 from semgrad_guard._compat import has_checkpointer
 from semgrad_guard.agents.judging import Judge, JudgedMessage
@@ -32,6 +34,10 @@ class ConfidenceMiddleware(AgentMiddleware[Any, Any, Any]):
 
     The model is a `ChatSemGrad`. Confidences, and what was decided, are in the message's
     `response_metadata["semgrad"]`. List it last, so that no other middleware comes between it and the model.
+
+    Other middleware may send a run straight to the tools (`jump_to="tools"`). A call that was rejected, blocked or
+    answered, or that still waits for a human, does not run then either. A `ToolNode` of a graph written by hand gets
+    the same check: `ToolNode(tools, wrap_tool_call=middleware.wrap_tool_call)`.
     """
 
     def __init__(
@@ -121,6 +127,34 @@ class ConfidenceMiddleware(AgentMiddleware[Any, Any, Any]):
         """Async twin of `after_model`."""
         return self.after_model(state, runtime)
 
+    def wrap_tool_call(
+        self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], ToolMessage | Command[Any]]
+    ) -> ToolMessage | Command[Any]:
+        """Run a call, unless it is answered already or is held without a decision; then give the message for that."""
+        stopped = self._stopped(request)
+        return handler(request) if stopped is None else stopped
+
+    async def awrap_tool_call(
+        self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[ToolMessage | Command[Any]]]
+    ) -> ToolMessage | Command[Any]:
+        """Async twin of `wrap_tool_call`."""
+        stopped = self._stopped(request)
+        return await handler(request) if stopped is None else stopped
+
+    def _stopped(self, request: ToolCallRequest) -> ToolMessage | None:
+        """Give the message that stands in the place of a call that must not run; None where it may run."""
+        call = request.tool_call
+        message, after = _turn(request.state, call["id"])
+        for other in after:
+            if isinstance(other, ToolMessage) and other.tool_call_id == call["id"]:
+                return other  # with its id, so that it does not stand in the state twice
+        if self._calls == "annotate":
+            return None
+        held = {call["id"]: "it has no confidence"} if message is None else _held(message, after)
+        if call["id"] not in held:
+            return None
+        return _not_run(call, held[call["id"]], "" if message is None else _least_sure(message, call))
+
     def _prepared(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
         if self._calls == "interrupt" and not has_checkpointer(get_config()["configurable"]):
             raise ConfigurationError(
@@ -165,11 +199,25 @@ def _out_of_streams() -> Iterator[None]:
         var_child_runnable_config.reset(before)
 
 
+def _turn(state: Any, id_: str | None) -> tuple[AIMessage | None, Sequence[BaseMessage]]:
+    """Find the last message with a call of that id in a graph's state, and the messages after it."""
+    if isinstance(state, list):
+        messages = state
+    else:
+        messages = state.get("messages", []) if isinstance(state, Mapping) else getattr(state, "messages", [])
+    for place in range(len(messages) - 1, -1, -1):
+        message = messages[place]
+        if isinstance(message, AIMessage) and any(call["id"] == id_ for call in message.tool_calls):
+            return message, messages[place + 1 :]
+    return None, []
+
+
 def _held(message: AIMessage, after: Sequence[BaseMessage]) -> dict[str | None, str]:
-    """Tell why calls are held, by their ids; those answered already, of structured responses, are not."""
+    """Tell why calls are held, by their ids; those answered already, or that a human let run, are not."""
     record = message.response_metadata.get("semgrad", {})
     answered = {other.tool_call_id for other in after if isinstance(other, ToolMessage)}
-    ids = [call["id"] for call in message.tool_calls if call["id"] not in answered]
+    free = {id_ for id_, decision in record.get("decided", {}).items() if decision in ("approve", "edit")}
+    ids = [call["id"] for call in message.tool_calls if call["id"] not in answered and str(call["id"]) not in free]
     unknown = {id_: "it has no confidence" for id_ in ids if id_ not in record.get("tool_calls", {})}
     return unknown | {id_: record["held"][id_] for id_ in ids if id_ in record.get("held", {})}
 
@@ -179,20 +227,24 @@ def _blocked(judged: JudgedMessage, held: Mapping[str | None, str]) -> list[Base
     message = judged.message
     calls = [call | {"args": {}} if call["id"] in held else call for call in message.tool_calls]
     told = [
-        ToolMessage(
-            f"Not run: {held[call['id']]}.{_least_sure(message, call)} Do not guess: ask for what is missing.",
-            name=call["name"],
-            tool_call_id=call["id"],
-            status="error",
-        )
+        _not_run(call, held[call["id"]], _least_sure(message, call))
         for call in message.tool_calls
         if call["id"] in held
     ]
     return [judged.rewritten("abstain", calls=calls), *told]
 
 
+def _not_run(call: ToolCall, why: str, least_sure: str) -> ToolMessage:
+    return ToolMessage(
+        f"Not run: {why}.{least_sure} Do not guess: ask for what is missing.",
+        name=call["name"],
+        tool_call_id=call["id"],
+        status="error",
+    )
+
+
 def _least_sure(message: AIMessage, call: ToolCall) -> str:
-    record = message.response_metadata["semgrad"]["tool_calls"].get(call["id"], {})
+    record = message.response_metadata.get("semgrad", {}).get("tool_calls", {}).get(call["id"], {})
     known = {name: sure for name, sure in record.get("arguments", {}).items() if sure is not None}
     return f" Its least sure argument is {min(known, key=known.__getitem__)}." if known else ""
 

@@ -51,7 +51,8 @@ def decisions_on(message: AIMessage, held: Mapping[str | None, str]) -> list[Dec
 def reviewed(message: AIMessage, held: Mapping[str | None, str], decisions: Sequence[Decision]) -> list[BaseMessage]:
     """Give the message as it was decided on, and the answers to calls that are not to run.
 
-    An edited call takes the place of the model's own; every decision is a step of the record.
+    An edited call takes the place of the model's own; every decision is a step of the record, and stands in its
+    `decided` by the call's id.
 
     Args:
         message: has the calls.
@@ -62,6 +63,7 @@ def reviewed(message: AIMessage, held: Mapping[str | None, str], decisions: Sequ
     calls: list[ToolCall] = []
     answers: list[BaseMessage] = []
     steps: list[dict[str, Any]] = []
+    decided: dict[str, str] = {}
     for call in message.tool_calls:
         if call["id"] not in held:
             calls.append(call)
@@ -72,8 +74,10 @@ def reviewed(message: AIMessage, held: Mapping[str | None, str], decisions: Sequ
         answers += _answer(call, decision)
         step = Step(name="review", settled=True, reason=f"{call['name']}: {decision['type']}")
         steps.append(step.model_dump(mode="json"))
+        decided[str(call["id"])] = decision["type"]
     record = message.response_metadata.get("semgrad", {})
-    metadata = message.response_metadata | {"semgrad": record | {"steps": [*record.get("steps", ()), *steps]}}
+    added = {"steps": [*record.get("steps", ()), *steps], "decided": record.get("decided", {}) | decided}
+    metadata = message.response_metadata | {"semgrad": record | added}
     return [message.model_copy(update={"tool_calls": calls, "response_metadata": metadata}), *answers]
 
 

@@ -249,7 +249,7 @@ def seal_of(section: Section, kind: str, bound: Binding) -> str:
         "section": section.model_dump(
             mode="json", exclude_defaults=True, exclude={**without, "guarantee": {"seal", "threshold"}}
         ),
-        "bound_to": bound.model_dump(mode="json", exclude_defaults=True, exclude={"model"}),
+        "bound_to": bound.model_dump(mode="json", exclude_defaults=True, exclude={"model", "precision"}),
     }
     canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:32]

@@ -46,8 +46,9 @@ class Similarity:
 
 
 def _parts(source: str) -> tuple[str, float | None]:
-    found = re.fullmatch(r"(.+)@(\d*\.?\d+)", source)
-    return (source, None) if found is None else (found[1], float(found[2]))
+    name, _, given = source.rpartition("@")
+    number = re.fullmatch(r"\d+(?:\.\d+)?|\.\d+", given)
+    return (name, float(given)) if name and number else (source, None)
 
 
 def _encoder(name: str) -> Any:

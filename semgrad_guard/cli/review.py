@@ -20,6 +20,7 @@ from rich.markup import escape
 
 from semgrad_guard.cli.app import JsonOption, app, plain_errors
 from semgrad_guard.demo.held_back import hold_back
+from semgrad_guard.durations import DAY, check_seconds
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.extras import needs
 from semgrad_guard.review.items import ReviewFilter
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 TOKEN = "SEMGRAD_GUARD_REVIEW_TOKEN"
 QUEUE = "SEMGRAD_GUARD_REVIEWS"
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": DAY, "w": 7 * DAY}
 
 reviews = typer.Typer(help="The review page, and the queue behind it.")
 app.add_typer(reviews, name="review")
@@ -260,7 +261,7 @@ def _seconds(age: str) -> float:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])", age.strip())
     if found is None:
         raise ConfigurationError(f"--older-than {age!r}: expected a number and a unit, such as 90d, 12h, 30m or 45s.")
-    return timedelta(**{_UNITS[found[2]]: float(found[1])}).total_seconds()
+    return check_seconds("--older-than", float(found[1]) * _UNITS[found[2]], zero=True)
 
 
 def _confirm(question: str, yes: bool) -> None:

@@ -13,7 +13,7 @@ from langchain_core.runnables import RunnableConfig
 from semgrad_guard.calibration.drift import Watch
 from semgrad_guard.calibration.raw_watch import RawWatch
 from semgrad_guard.calibration.verdict import Standard
-from semgrad_guard.errors import PromptTooLongError, described
+from semgrad_guard.errors import PromptTooLongError, described, named
 from semgrad_guard.langchain.chat_model import ChatSemGrad
 from semgrad_guard.langchain.child_runs import astep, step
 from semgrad_guard.langchain.drafts import Draft
@@ -175,7 +175,7 @@ class Asking:
 
     def _failed(self, error: BaseException) -> Answer:
         logger.warning("No answer: %s", described(error))
-        return self._none(f"no answer: {type(error).__name__}: {error}")
+        return self._none(f"no answer: {named(error)}")
 
     def _none(self, reason: str) -> Answer:
         return Answer("", self._manner.standard.judge(None, reason))

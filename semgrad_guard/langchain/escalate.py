@@ -11,6 +11,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 from pydantic import BaseModel, ConfigDict, Field
 
+from semgrad_guard.durations import SecondsOrNone
 from semgrad_guard.langchain.child_runs import unseen, without_streams
 from semgrad_guard.records import Decision, Source, Verdict
 from semgrad_guard.routing.ladder import Answer, Outcome, Situation
@@ -32,7 +33,7 @@ class Escalate(BaseModel):
     prompt: Callable[[ReviewRequest], Any] | None = None
     allow: Callable[[], bool] | None = None
     below: float | None = Field(default=None, ge=0, le=1)
-    timeout: float | None = Field(default=None, gt=0)
+    timeout: SecondsOrNone = None
     decision: Literal["escalate"] = "escalate"
 
     def __init__(self, other: Runnable[Any, Any], **settings: Any) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+import asyncio
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, cast
 
-from langchain_core.documents import Document
-from langchain_core.messages import BaseMessage
 from langchain_core.runnables import Runnable
 from langchain_core.runnables.base import coerce_to_runnable
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -16,7 +15,9 @@ from semgrad_guard.calibration.answers import Answered, answered
 from semgrad_guard.calibration.examples import Example
 from semgrad_guard.calibration.from_examples import Retry
 from semgrad_guard.calibration.labels import Labeler
-from semgrad_guard.errors import ConfigurationError
+from semgrad_guard.durations import SecondsOrNone
+from semgrad_guard.errors import ConfigurationError, RetrievalError
+from semgrad_guard.langchain.passages import query_from, sources_from
 from semgrad_guard.records import Source
 from semgrad_guard.routing.grounding import grounded_question, passages_used
 from semgrad_guard.routing.ladder import Answer, Outcome, Situation
@@ -49,14 +50,15 @@ class Retrieve(BaseModel):
     max_length: int | None = Field(default=None, ge=1)
     length_function: Callable[[str], int] = len
     below: float | None = Field(default=None, ge=0, le=1)
-    timeout: float | None = Field(default=None, gt=0)
+    timeout: SecondsOrNone = None
     decision: Literal["retrieve"] = "retrieve"
 
     def __init__(self, retriever: Runnable[str, Any], **settings: Any) -> None:
         """Set the retriever and how its passages are used.
 
         Args:
-            retriever: a `BaseRetriever`, or any Runnable from a string to documents.
+            retriever: a `BaseRetriever`, or any Runnable from a string to documents or texts, alone or each in a pair
+                with its score.
             settings: `k`, the most passages used in a round; `prompt`, from question and passages to the prompt;
                 `rewrite`, a function or Runnable from a `Search` to the query (default: the question itself); `rounds`,
                 the most searches, each with a query of its own; `max_length`, how long the passages of a round may be
@@ -100,7 +102,7 @@ class Retrieve(BaseModel):
                 if isinstance(step, _Prompt):
                     step = rounds.send(await situation.aask(step.text))
                 else:
-                    step = rounds.send(await await_within(self.timeout, step.runnable.ainvoke(step.given)))
+                    step = rounds.send(await await_within(self.timeout, self._acalled(step)))
         except StopIteration as end:
             return cast(Outcome, end.value)
 
@@ -108,19 +110,39 @@ class Retrieve(BaseModel):
         """Retrieve passages about a question, as in the first round.
 
         Raises:
-            TimeoutError: the retriever, or what rewrites the question, did not answer in time.
+            TimedOutError: the retriever, or what rewrites the question, did not answer in time.
+            RetrievalError: one of them gave something else than texts.
         """
         query = question
         if self.rewrite is not None:
-            query = _query(self._called(_Call(self.rewrite, _told(question, [], []))), question)
-        return self._fitting(self._called(_Call(self.retriever, query)))
+            query = self._called(self._rewriting(question, [], []))
+        return self._fitting(self._called(self._retrieving(query)))
 
     def worded(self, question: str, sources: Sequence[Source]) -> str:
-        """Put question and passages into one prompt."""
-        return self.prompt(question, [source.text for source in sources])
+        """Put question and passages into one prompt.
+
+        Raises:
+            RetrievalError: `prompt` gave something else than a text.
+        """
+        worded = self.prompt(question, [source.text for source in sources])
+        if not isinstance(worded, str):
+            raise RetrievalError(f"prompt gave a {type(worded).__name__}; expected a text.")
+        return worded
+
+    def _retrieving(self, query: str) -> _Call:
+        return _Call(self.retriever, query, lambda result: sources_from(result, self.k))
+
+    def _rewriting(self, question: str, queries: Sequence[str], sources: Sequence[Source]) -> _Call:
+        return _Call(self.rewrite, _told(question, queries, sources), lambda text: query_from(text, question))
 
     def _called(self, call: _Call) -> Any:
-        return call_within(self.timeout, lambda: call.runnable.invoke(call.given))
+        return call_within(self.timeout, lambda: call.read(call.runnable.invoke(call.given)))
+
+    async def _acalled(self, call: _Call) -> Any:
+        result = await call.runnable.ainvoke(call.given)
+        if isinstance(result, Iterator):  # what it gives may take its time
+            return await asyncio.to_thread(call.read, result)
+        return call.read(result)
 
     def _rounds(self, question: str) -> Generator[_Call | _Prompt, Any, Outcome]:
         """Go through the rounds; yields what to call or to ask, and expects what comes of it to be sent."""
@@ -130,11 +152,11 @@ class Retrieve(BaseModel):
         for _ in range(self.rounds):
             query = question
             if self.rewrite is not None:
-                query = _query((yield _Call(self.rewrite, _told(question, queries, sources))), question)
+                query = yield self._rewriting(question, queries, sources)
             if query in queries:
                 break  # nothing new to search for
             queries.append(query)
-            found = self._fitting((yield _Call(self.retriever, query)))
+            found = self._fitting((yield self._retrieving(query)))
             sources += [source for source in found if source not in sources]
             if not found:
                 reason = "the retriever found nothing" + ("" if self.max_length is None else " that fits")
@@ -147,22 +169,23 @@ class Retrieve(BaseModel):
                 return Outcome(True, reason, answer.text, answer, (*marked, *others), as_drafted=True)
         return Outcome(False, reason, answer=answer, sources=tuple(sources))
 
-    def _fitting(self, documents: Sequence[Document]) -> tuple[Source, ...]:
+    def _fitting(self, sources: Sequence[Source]) -> tuple[Source, ...]:
         kept, length = [], 0
-        for document in documents[: self.k]:
-            longer = length + self.length_function(document.page_content)
+        for source in sources:
+            longer = length + self.length_function(source.text)
             if self.max_length is None or longer <= self.max_length:
-                kept.append(Source(text=document.page_content, metadata=document.metadata))
+                kept.append(source)
                 length = longer
         return tuple(kept)
 
 
 @dataclass(frozen=True)
 class _Call:
-    """A Runnable to call."""
+    """A Runnable to call, and how what it gives is read."""
 
     runnable: Runnable[Any, Any]
     given: Any
+    read: Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -174,11 +197,6 @@ class _Prompt:
 
 def _told(question: str, queries: Sequence[str], sources: Sequence[Source]) -> Search:
     return Search(question=question, queries=[*queries], passages=[source.text for source in sources])
-
-
-def _query(rewritten: object, question: str) -> str:
-    text = rewritten.text if isinstance(rewritten, BaseMessage) else rewritten
-    return str(text).strip() or question
 
 
 def _marked(question: str, answer: Answer, sources: Sequence[Source]) -> list[Source]:

@@ -11,7 +11,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.messages.ai import OutputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import invalid_tool_call, tool_call
 
-from semgrad_guard.errors import described
+from semgrad_guard.errors import described, named
 from semgrad_guard.langchain.logprobs import as_openai
 from semgrad_guard.model.load import revision
 from semgrad_guard.model.responses import Response, take_apart
@@ -72,7 +72,7 @@ def _scores(scorer: SemGradScorer, answers: Sequence[tuple[Generation, Response]
         if len(answers) > 1:  # one of them must not take the others with it
             return [scored for answer in answers for scored in _scores(scorer, [answer])]
         logger.error("Scoring failed: %s", described(error))
-        return [([], f"scoring failed: {type(error).__name__}: {error}")]
+        return [([], f"scoring failed: {named(error)}")]
     return [(scores, _doubt(generation, scores)) for generation, scores in zip(generations, found, strict=True)]
 
 

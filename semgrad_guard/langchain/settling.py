@@ -11,7 +11,7 @@ from langchain_core.callbacks import adispatch_custom_event, dispatch_custom_eve
 from langchain_core.messages import AIMessage
 
 from semgrad_guard._compat import steers_a_graph
-from semgrad_guard.errors import described
+from semgrad_guard.errors import described, named
 from semgrad_guard.langchain.asking import Asking
 from semgrad_guard.langchain.child_runs import astep, step
 from semgrad_guard.langchain.outgoing import outgoing
@@ -67,7 +67,7 @@ def _broken(route: Route, error: Exception) -> Outcome:
     if steers_a_graph(error):
         return Outcome(True, "the run is interrupted", error=error)
     logger.warning("The route %s failed: %s", route.decision, described(error))
-    return Outcome(False, f"{type(error).__name__}: {error}")
+    return Outcome(False, named(error))
 
 
 def _told(outcome: Outcome) -> dict[str, Any]:

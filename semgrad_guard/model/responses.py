@@ -64,7 +64,7 @@ def _by_template(
     try:
         found = tokenizer.parse_response(raw, prefix=prefix, tools=list(tools))
     except (ValueError, TypeError, KeyError) as error:  # what the templates' parsers raise
-        return _without_answer(generation, "", f"the response cannot be read: {error}")
+        return _without_answer(generation, "", f"the response cannot be read: {type(error).__name__}")
     reasoning = str(found.get("thinking") or found.get("reasoning_content") or "")
     content = str(found.get("content") or "").strip()
     functions = [call.get("function", call) for call in found.get("tool_calls") or ()] if tools else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,9 +11,19 @@ from typing import Any
 
 from semgrad_guard.model.text_spans import TextSpan
 
-_TAGGED = re.compile(r"\s*<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
+_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _BLANK = re.compile(r"\s*")
-_decoder = json.JSONDecoder()
+
+
+def _finite(number: str) -> float:
+    """Read a number, and refuse one that JSON has no word for, such as NaN, Infinity and 1e999."""
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{number} is no finite number")
+    return value
+
+
+_decoder = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
 
 
 @dataclass(frozen=True)
@@ -46,12 +57,21 @@ def parse_tool_calls(text: str) -> ParsedResponse:
     """Take the tool calls out of a response; one that is cut off or malformed is reported, never dropped."""
     calls: list[ToolCall] = []
     broken: list[BrokenCall] = []
-    for tagged in _TAGGED.finditer(text):
+    content = []
+    place = 0
+    while (opened := text.find(_OPEN, place)) >= 0:
+        content.append(text[place:opened].rstrip())
+        start = opened + len(_OPEN)
+        closed = text.find(_CLOSE, start)
+        stop = closed if closed >= 0 else len(text)
         try:
-            calls.append(_call(text[: tagged.end(1)], tagged.start(1)))
+            calls.append(_call(text[start:stop], start))
         except (ValueError, IndexError) as error:
-            broken.append(BrokenCall(tagged[1], str(error)))
-    return ParsedResponse(_TAGGED.sub("", text), tuple(calls), tuple(broken))
+            broken.append(BrokenCall(text[start:stop], str(error)))
+        except RecursionError:
+            broken.append(BrokenCall(text[start:stop], "the call is nested too deeply"))
+        place = stop + len(_CLOSE) if closed >= 0 else stop
+    return ParsedResponse("".join([*content, text[place:]]), tuple(calls), tuple(broken))
 
 
 def placed_call(text: str, start: int, name: Any, arguments: Any) -> ToolCall:
@@ -74,29 +94,33 @@ def placed_call(text: str, start: int, name: Any, arguments: Any) -> ToolCall:
 def _found(text: str, start: int, part: str) -> TextSpan:
     place = text.find(part, start)
     if place < 0:
-        raise ValueError(f"{part!r} does not stand in the response where the call should hold it")
+        raise ValueError("its name or an argument does not stand in the response where the call should hold it")
     return place, place + len(part)
 
 
-def _call(text: str, start: int) -> ToolCall:
-    """Read the call that begins at a place of the text and ends with it."""
-    found = {key: (value, place) for key, value, place in _members(text, start)}
+def _call(text: str, at: int) -> ToolCall:
+    """Read a call; `at` is where its text stands in the response."""
+    found = {key: (value, place) for key, value, place in _members(text)}
     for key, kind in (("name", str), ("arguments", dict)):
         if key not in found or not isinstance(found[key][0], kind):
             raise ValueError(f'a call needs "name", a string, and "arguments", an object; {key!r} is not so')
-    (name, name_at), (arguments, arguments_at) = found["name"], found["arguments"]
+    (name, name_at), (arguments, (start, stop)) = found["name"], found["arguments"]
     if not name:
         raise ValueError("the name of the tool is empty")
-    values_at = {key: place for key, _, place in _members(text[: arguments_at[1]], arguments_at[0])}
-    return ToolCall(name, arguments, name_at, values_at)
+    values_at = {key: _moved(place, at + start) for key, _, place in _members(text[start:stop])}
+    return ToolCall(name, arguments, _moved(name_at, at), values_at)
 
 
-def _members(text: str, start: int) -> Iterator[tuple[str, Any, TextSpan]]:
-    """Yield key, value and the value's place for each member of the JSON object that is the text from `start` on."""
-    value, end = _decoder.raw_decode(text, _skip(text, start))
+def _moved(span: TextSpan, by: int) -> TextSpan:
+    return span[0] + by, span[1] + by
+
+
+def _members(text: str) -> Iterator[tuple[str, Any, TextSpan]]:
+    """Yield key, value and the value's place for each member of the JSON object that is the text."""
+    value, end = _decoder.raw_decode(text, _skip(text, 0))
     if not isinstance(value, dict) or text[end:].strip():
         raise ValueError("a call must be one JSON object and nothing else")
-    place = _skip(text, start) + 1
+    place = _skip(text, 0) + 1
     while text[place := _skip(text, place)] != "}":
         key, place = _decoder.raw_decode(text, place)
         place = _skip(text, _skip(text, place) + 1)  # past the colon

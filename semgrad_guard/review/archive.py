@@ -13,6 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import StaleDataError
 
+from semgrad_guard.durations import DAY, check_seconds
 from semgrad_guard.errors import ConfigurationError, ReviewConflictError, ReviewError
 from semgrad_guard.review.database import Database
 from semgrad_guard.review.items import (
@@ -47,18 +48,17 @@ class ReviewArchive:
         Args:
             url: "sqlite:///file.db", or "postgresql+psycopg://user@host/name".
             lifetime: seconds after which a review that nobody decided on expires; None for never.
-            busy_timeout: seconds to wait for another writer (SQLite), or for the server (PostgreSQL).
+            busy_timeout: seconds to wait for another writer (SQLite), or for the server (PostgreSQL); at most a day.
             clock: tells the time, aware.
 
         Raises:
-            ConfigurationError: another kind of database, or a lifetime or timeout without length.
+            ConfigurationError: the URL names no file and no PostgreSQL database, or a length of time is out of range.
             ReviewError: the database cannot be opened.
         """
-        if not busy_timeout > 0 or (lifetime is not None and not lifetime > 0):
-            raise ConfigurationError(f"lifetime={lifetime}, busy_timeout={busy_timeout}: expected seconds > 0.")
-        self._lifetime = None if lifetime is None else timedelta(seconds=lifetime)
+        self._lifetime = None if lifetime is None else timedelta(seconds=check_seconds("lifetime", lifetime))
+        patience = check_seconds("busy_timeout", busy_timeout, most=DAY)
         self._clock = clock
-        self._database = Database(url, busy_timeout=busy_timeout)
+        self._database = Database(url, busy_timeout=patience)
 
     def __repr__(self) -> str:
         """Show where it is, without the password."""
@@ -181,12 +181,14 @@ class ReviewArchive:
         """Delete all reviews that were submitted more than so many seconds ago, decided or not; give their number.
 
         Raises:
+            ConfigurationError: the age is no number of seconds, >= 0.
             ReviewError: the file is in use and could not be rewritten.
         """
         check(who)
+        age = timedelta(seconds=check_seconds("older_than", older_than, zero=True))
 
         def work(session: Session, now: datetime) -> int:
-            created_before = Review.created < now - timedelta(seconds=older_than)
+            created_before = Review.created < now - age
             reviews = session.scalars(select(Review).where(created_before)).all()
             for review in reviews:
                 session.delete(review)
@@ -250,15 +252,14 @@ def storable(text: str) -> str:
 
 
 def check(reviewer: str, lease: float = 1.0) -> None:
-    """Refuse a reviewer without a name, and a lease without length.
+    """Refuse a reviewer without a name, and a lease that is no length of time.
 
     Raises:
         ConfigurationError: it is one of these.
     """
-    if not reviewer.strip() or len(reviewer) > 200 or "\0" in reviewer:
-        raise ConfigurationError(f"reviewer={reviewer[:20]!r}: expected a name of 1 to 200 letters.")
-    if not lease > 0:
-        raise ConfigurationError(f"lease={lease}: expected seconds > 0.")
+    if not isinstance(reviewer, str) or not reviewer.strip() or len(reviewer) > 200 or "\0" in reviewer:
+        raise ConfigurationError(f"reviewer={str(reviewer)[:20]!r}: expected a name of 1 to 200 letters.")
+    check_seconds("lease", lease)
 
 
 def _when(item: ReviewItem) -> datetime:

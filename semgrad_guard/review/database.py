@@ -17,13 +17,15 @@ from alembic.config import Config
 from alembic.util import CommandError
 from pydantic_core import to_json
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError
 from sqlalchemy.orm import Session
 
 from semgrad_guard.errors import ConfigurationError, ReviewError
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _LOCK = 7_305_264_633  # any number: PostgreSQL's advisory lock under which the schema is upgraded
+_IN_MEMORY = "A queue in memory is lost with its thread; expected a file: sqlite:///reviews.db."
+_EXPECTED = "expected sqlite:///reviews.db, or postgresql+psycopg://user@host/name"
 _TURN = (0.0005, 0.003)  # seconds between tries to write to SQLite
 
 
@@ -38,7 +40,8 @@ class Database:
             busy_timeout: seconds to wait for another writer (SQLite) or for the server (PostgreSQL).
 
         Raises:
-            ConfigurationError: another kind of database, one in memory, or its driver is not installed.
+            ConfigurationError: the URL is malformed, another kind of database or one in memory, or its driver is not
+                installed, unknown or asynchronous.
             ReviewError: the database cannot be opened, or is of a later version.
         """
         self.url, self._patience = _parsed(url), busy_timeout
@@ -55,6 +58,8 @@ class Database:
             raise ConfigurationError(
                 f"{self}: its driver is not installed ({error}); for PostgreSQL: pip install 'psycopg[binary]'."
             ) from error
+        except (TypeError, ValueError) as error:
+            raise _malformed() from error
         if self.sqlite:
             _keep_writers_apart(self.engine, busy_timeout)
             self._set_journal()
@@ -78,6 +83,10 @@ class Database:
             raise
         except (DBAPIError, sqlite3.Error) as error:
             raise self._failed(error) from error
+        except (UnicodeError, OverflowError) as error:  # of the driver, before it asks the database
+            raise ReviewError(
+                f"The review queue {self} holds no half of a surrogate pair, and no number of more than 64 bits."
+            ) from error
 
     def clean(self) -> None:
         """Rewrite an SQLite file, so that nothing deleted is left in it or its log; PostgreSQL has its own vacuum.
@@ -115,6 +124,8 @@ class Database:
                 with self.engine.connect() as connection:
                     connection.connection.cursor().execute("PRAGMA journal_mode=WAL")
                 return
+            except (TypeError, ValueError) as error:  # the driver refuses the name itself
+                raise _malformed() from error
             except (DBAPIError, self.engine.dialect.loaded_dbapi.Error) as error:
                 if "locked" not in str(error) or time.monotonic() > deadline:
                     raise self._failed(error) from error
@@ -151,14 +162,33 @@ def _json(value: object) -> str:
 def _parsed(url: str) -> URL:
     try:
         parsed = make_url(url)
-    except ArgumentError as error:
-        raise ConfigurationError("The queue's url is malformed; expected sqlite:///reviews.db or alike.") from error
+    except (ArgumentError, ValueError) as error:
+        raise _malformed() from error
     kind = parsed.get_backend_name()
     if kind not in ("sqlite", "postgresql"):
         raise ConfigurationError(f"The queue's database is {kind!r}; expected sqlite or postgresql.")
-    if kind == "sqlite" and parsed.database in (None, "", ":memory:"):
-        raise ConfigurationError("A queue in memory is lost with its thread; expected a file: sqlite:///reviews.db.")
+    try:
+        asynchronous = parsed.get_dialect().is_async
+    except NoSuchModuleError as error:
+        raise ConfigurationError(f"The queue's url has a driver that is not known; {_EXPECTED}.") from error
+    if asynchronous:
+        raise ConfigurationError(f"The queue's url has an asynchronous driver; {_EXPECTED}.")
+    if kind == "sqlite":
+        name, options = (parsed.database or "").strip(), parsed.query
+        if name in ("", "file:") or ":memory:" in name or "memory" in options.values() or "memdb" in options.values():
+            raise ConfigurationError(_IN_MEMORY)
+        if parsed.host:
+            raise ConfigurationError(f"The queue's url names a host, and SQLite has none; {_EXPECTED}.")
+        if "uri" not in options and (unknown := sorted(set(options) - {"timeout"})):
+            raise ConfigurationError(
+                f"The queue's url has the option {unknown[0]!r}, which needs 'uri=true' beside it."
+            )
     return parsed
+
+
+def _malformed() -> ConfigurationError:
+    """Say so without the URL, which may hold a password."""
+    return ConfigurationError(f"The queue's url is malformed; {_EXPECTED}.")
 
 
 def _keep_writers_apart(engine: Engine, patience: float) -> None:
@@ -182,6 +212,8 @@ def _keep_to_file(engine: Engine, name: str) -> None:
         file = Path(
             connection.exec_driver_sql("SELECT file FROM pragma_database_list WHERE name = 'main'").scalar_one()
         )
+    if not file.name or not file.exists():
+        raise ConfigurationError(_IN_MEMORY)
     opened, gone = file.stat(), False
 
     @event.listens_for(engine, "checkout")

@@ -13,6 +13,7 @@ from uuid import uuid4
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from semgrad_guard.durations import check_seconds
 from semgrad_guard.errors import ReviewConflictError
 from semgrad_guard.review.archive import ReviewArchive, check, found, note, storable
 from semgrad_guard.review.items import ReviewItem, Status
@@ -141,6 +142,7 @@ class ReviewQueue(ReviewArchive):
         """Give what was decided, waiting up to `timeout` seconds; None if nothing was.
 
         Raises:
+            ConfigurationError: the timeout is no number of seconds, >= 0.
             ReviewError: there is no review of that id, or no longer.
         """
         for pause in _pauses(timeout):
@@ -189,7 +191,7 @@ def _digest(given: ReviewRequest | str) -> str:
 
 def _pauses(timeout: float) -> Iterator[float]:
     """Yield how long to wait before each look: at once, then longer and longer, and the last when time is up."""
-    deadline, (pause, longest) = time.monotonic() + timeout, _POLLS
+    deadline, (pause, longest) = time.monotonic() + check_seconds("timeout", timeout, zero=True), _POLLS
     yield 0.0
     while (left := deadline - time.monotonic()) > 0:
         yield min(pause, left)

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 
+from semgrad_guard.durations import check_seconds
 from semgrad_guard.errors import ConfigurationError
 
 
@@ -25,9 +26,12 @@ class AtMost:
         Raises:
             ConfigurationError: a negative number, or a window without length.
         """
-        if calls < 0 or (per is not None and not per > 0):
-            raise ConfigurationError(f"AtMost({calls}, per={per}): expected calls >= 0, and per > 0 seconds or None.")
-        self.calls, self.per = calls, per
+        whole = isinstance(calls, int) and not isinstance(calls, bool)  # NaN would let any number of calls through
+        if not whole or calls < 0 or (per is not None and not per > 0):
+            raise ConfigurationError(
+                f"AtMost({calls}, per={per}): expected calls >= 0, a whole number, and per > 0 seconds or None."
+            )
+        self.calls, self.per = calls, None if per is None else check_seconds("per", per)
         self._made: deque[float] = deque()
         self._lock = threading.Lock()
 

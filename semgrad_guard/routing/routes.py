@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from semgrad_guard.durations import SecondsOrNone, SecondsOrZero
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.records import CallConfidence, Score, Source, TokenDoubt
 from semgrad_guard.routing.ladder import DEFAULT_ABSTENTION, Outcome, Situation
@@ -138,10 +139,10 @@ class HumanReview(BaseModel):
     callback: Callable[[ReviewRequest], ReviewAnswer | str] | None = None
     acallback: Callable[[ReviewRequest], Awaitable[ReviewAnswer | str]] | None = None
     queue: Queue | None = None
-    wait: float = Field(default=0.0, ge=0)
+    wait: SecondsOrZero = 0.0
     pending: str = DEFAULT_PENDING
     below: float | None = Field(default=None, ge=0, le=1)
-    timeout: float | None = Field(default=None, gt=0)
+    timeout: SecondsOrNone = None
     decision: Literal["review"] = "review"
 
     def __init__(

@@ -8,12 +8,14 @@ import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from semgrad_guard.errors import TimedOutError
+
 
 def call_within(seconds: float | None, function: Callable[[], Any]) -> Any:
     """Call a function and give up waiting after some seconds; it may go on in its thread, unheeded.
 
     Raises:
-        TimeoutError: it did not return in time.
+        TimedOutError: it did not return in time.
     """
     if seconds is None:
         return function()
@@ -31,7 +33,7 @@ def call_within(seconds: float | None, function: Callable[[], Any]) -> Any:
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
-        raise TimeoutError(f"no answer within {seconds:g} s")
+        raise TimedOutError(f"no answer within {seconds:g} s")
     if failure:
         raise failure[0]
     return result[0]
@@ -41,9 +43,12 @@ async def await_within(seconds: float | None, awaitable: Awaitable[Any]) -> Any:
     """Await something and cancel it after some seconds.
 
     Raises:
-        TimeoutError: it did not finish in time.
+        TimedOutError: it did not finish in time.
     """
     try:
-        return await asyncio.wait_for(awaitable, seconds)
+        async with asyncio.timeout(seconds) as limit:
+            return await awaitable
     except TimeoutError as error:
-        raise TimeoutError(f"no answer within {seconds:g} s" if seconds is not None else str(error)) from error
+        if limit.expired():  # else it is an error of what was awaited
+            raise TimedOutError(f"no answer within {seconds:g} s") from error
+        raise

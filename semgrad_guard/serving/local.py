@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from threading import Event
 from typing import Any, Protocol
 
+from semgrad_guard.durations import check_seconds
+from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.serving.engine import BusyError, StoppingError
 from semgrad_guard.serving.work import ChatAnswer, ChatJob, Job, ModelCard, Result
 from semgrad_guard.serving.worker import Caller
@@ -67,7 +69,14 @@ class LocalEngine:
         max_wait: float = 0.005,
         batched: Callable[[int], None] = lambda rows: None,
     ) -> None:
-        """Take a worker; `batched` is told the size of every batch, from another thread."""
+        """Take a worker; `batched` is told the size of every batch, from another thread.
+
+        Raises:
+            ConfigurationError: `max_wait` is no number of seconds, >= 0, or the queue has no place.
+        """
+        check_seconds("max_wait", max_wait, zero=True)
+        if not isinstance(queue_size, int) or queue_size < 1:
+            raise ConfigurationError(f"queue_size={queue_size!r}: expected a whole number >= 1.")
         self._worker, self._card, self._batched = worker, worker.card, batched
         self._queue_size, self._max_wait = queue_size, max_wait
         self._waiting: deque[_Waiting] = deque()

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import uvicorn
 from starlette.types import ASGIApp
 
+from semgrad_guard.durations import check_seconds
 from semgrad_guard.serving.app import OPEN_PATHS
 from semgrad_guard.serving.engine import Engine
 from semgrad_guard.web.keys import ApiKeys, check_address
@@ -58,9 +59,10 @@ def server(
         max_bytes: the longest body that is read.
 
     Raises:
-        ConfigurationError: others could reach it, and it has no keys.
+        ConfigurationError: others could reach it, and it has no keys; or `grace` is no number of seconds, >= 0.
     """
     check_address(host, keys or ApiKeys())
+    check_seconds("grace", grace, zero=True)
     sheltering = sheltered(
         app, hosts=[*LOCAL_HOSTS, host, *names], keys=keys, open_paths=OPEN_PATHS, max_bytes=max_bytes
     )

@@ -10,9 +10,10 @@ from contextlib import aclosing
 from typing import Any, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 from starlette.responses import Response, StreamingResponse
 
+from semgrad_guard.durations import Seconds, SecondsOrZero
 from semgrad_guard.observability.metrics import Metrics
 from semgrad_guard.serving import replies
 from semgrad_guard.serving.engine import Engine
@@ -36,8 +37,8 @@ class Terms(Record):
 
     policy: PolicyName = "abstain"
     policies: tuple[PolicyName, ...] = ("abstain", "annotate", "review")
-    deadline: float = Field(default=60.0, gt=0)
-    grace: float = Field(default=30.0, ge=0)
+    deadline: Seconds = 60.0
+    grace: SecondsOrZero = 30.0
 
 
 class Service:

@@ -13,6 +13,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from semgrad_guard.durations import check_seconds
 from semgrad_guard.web.keys import ApiKeys
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]", "::1")
@@ -39,7 +40,11 @@ def sheltered(
         max_bytes: the longest body that is read.
         patience: seconds within which it must have come.
         policy: the Content-Security-Policy of every answer; by default nothing may be loaded or shown in a frame.
+
+    Raises:
+        ConfigurationError: `patience` is no number of seconds, > 0.
     """
+    check_seconds("patience", patience)
     inner: ASGIApp = BodyLimit(app, max_bytes, patience)
     if keys:
         inner = KeyGate(inner, keys, frozenset(open_paths))

@@ -5,9 +5,9 @@ from functools import cache
 
 import pytest
 from langchain.agents import create_agent
-from langchain.agents.middleware import HumanInTheLoopMiddleware
+from langchain.agents.middleware import AgentMiddleware, HumanInTheLoopMiddleware, hook_config
 from langchain_core.language_models import FakeListChatModel
-from langchain_core.messages import AIMessage, ToolMessage
+from langchain_core.messages import AIMessage, RemoveMessage, ToolMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
@@ -35,13 +35,13 @@ def fitted():
 class World:
     """Two tools that keep a list of what was done, and an agent over a scripted model."""
 
-    def __init__(self, *script, saver=None, middleware=(), **settings):
+    def __init__(self, *script, saver=None, middleware=(), after=(), **settings):
         self.ran = []
         self.chat = scripted(*script)
         guards = [ConfidenceMiddleware(fitted(), **settings)]
         saver = InMemorySaver() if saver is None else saver
         self.agent = create_agent(
-            self.chat, self.tools(), middleware=[*middleware, *guards], checkpointer=saver or None
+            self.chat, self.tools(), middleware=[*middleware, *guards, *after], checkpointer=saver or None
         )
 
     def tools(self):
@@ -420,6 +420,180 @@ def test_a_graph_written_by_hand(gate):
     graph.add_edge("tools", "model")
     last = graph.compile().invoke(ASKED)["messages"][-1]
     assert (world.ran, last.content) == (([], "Which place?") if gate == 0.8 else ([("look", "Oslo")], "draft"))
+
+
+class Jump(AgentMiddleware):
+    """Sends the run to the tools whenever the last message of the model has calls, as LangChain documents it."""
+
+    @hook_config(can_jump_to=["tools"])
+    def after_model(self, state, runtime):
+        last = next(message for message in reversed(state["messages"]) if isinstance(message, AIMessage))
+        return {"jump_to": "tools"} if last.tool_calls else None
+
+    @hook_config(can_jump_to=["tools"])
+    async def aafter_model(self, state, runtime):
+        return self.after_model(state, runtime)
+
+
+async def result_of(world, given, mode):
+    return await world.agent.ainvoke(given, CONFIG) if mode == "async" else world.agent.invoke(given, CONFIG)
+
+
+def told(messages):
+    return [message for message in messages if isinstance(message, ToolMessage)]
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+@pytest.mark.parametrize(
+    ("decision", "ran"),
+    [
+        (REJECT, []),
+        ({"type": "respond", "message": "It is closed."}, []),
+        (APPROVE, [("look", "Oslo")]),
+        (edit("look", place="Rome"), [("look", "Rome")]),
+        (edit("mail", text="Hello"), [("mail", "Hello")]),
+    ],
+)
+async def test_a_jump_to_the_tools_runs_what_a_human_let_run_and_nothing_else(decision, ran, mode):
+    world = World(calling(look(0.4)), 0.9, middleware=[Jump()])
+    await result_of(world, ASKED, mode)
+    assert world.ran == []
+    messages = (await result_of(world, Command(resume={"decisions": [decision]}), mode))["messages"]
+    assert world.ran == ran
+    (answer,) = told(messages)  # the message that stands for the call is there once
+    assert (answer.status == "error") == (decision is REJECT)
+    assert [message.type for message in messages] == ["human", "ai", "tool", "ai"]
+    assert list(record(messages[1])["decided"].values()) == [decision["type"]]
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+async def test_after_a_jump_parallel_calls_run_as_they_were_decided_on(mode):
+    world = World(calling(look(0.9, "A"), mail(0.4, "B"), look(0.3, "C"), mail(0.2, "D")), 0.9, middleware=[Jump()])
+    await result_of(world, ASKED, mode)
+    decisions = {"decisions": [REJECT, edit("look", place="E"), APPROVE]}
+    messages = (await result_of(world, Command(resume=decisions), mode))["messages"]
+    assert sorted(world.ran) == [("look", "A"), ("look", "E"), ("mail", "D")]
+    calls = messages[1].tool_calls
+    assert {message.tool_call_id: message.status for message in told(messages)} == {
+        call["id"]: "error" if call["args"] == {"text": "B"} else "success" for call in calls
+    }
+    assert len(told(messages)) == 4
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+@pytest.mark.parametrize("place", ["middleware", "after"])
+async def test_after_a_jump_blocked_calls_do_not_run(place, mode):
+    world = World(calling(look(0.4, CANARY), mail(0.9)), 0.9, calls="block", **{place: [Jump()]})
+    messages = (await result_of(world, ASKED, mode))["messages"]
+    assert world.ran == [("mail", "hi")]
+    assert CANARY not in str(messages)
+    assert sorted(message.status for message in told(messages)) == ["error", "success"]
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+async def test_a_jump_that_skips_the_human_runs_no_held_call(mode):
+    world = World(calling(look(0.4), mail(0.9)), 0.9, after=[Jump()])
+    messages = (await result_of(world, ASKED, mode))["messages"]
+    assert world.ran == [("mail", "hi")]
+    refused = next(message for message in told(messages) if message.status == "error")
+    assert refused.content.startswith("Not run: look: confidence 0.400 is below the threshold 0.800")
+
+
+def test_a_rejected_call_does_not_run_when_its_rejection_is_taken_out():
+    class Forget(Jump):
+        @hook_config(can_jump_to=["tools"])
+        def after_model(self, state, runtime):
+            gone = [RemoveMessage(message.id) for message in told(state["messages"])]
+            return {**(super().after_model(state, runtime) or {}), "messages": gone}
+
+    world = World(calling(look(0.4)), 0.9, middleware=[Forget()])
+    world.start()
+    world.resume(REJECT)
+    assert world.ran == []
+
+
+def test_calls_that_another_middleware_makes_up_do_not_run():
+    class MakesUp(Jump):
+        @hook_config(can_jump_to=["tools"])
+        def after_model(self, state, runtime):
+            if any(isinstance(message, ToolMessage) for message in state["messages"]):
+                return None
+            calls = [{"name": "look", "args": {"place": "Oslo"}, "id": "made-up", "type": "tool_call"}]
+            return {"messages": [AIMessage("", tool_calls=calls)], "jump_to": "tools"}
+
+    world = World(0.9, middleware=[MakesUp()])
+    (refused,) = told(world.start()["messages"])
+    assert (world.ran, refused.status) == ([], "error")
+    annotated = World(0.9, middleware=[MakesUp()], calls="annotate")
+    annotated.start()
+    assert annotated.ran == [("look", "Oslo")]
+
+
+def test_held_calls_of_an_earlier_turn_do_not_run_in_the_next():
+    class JumpFirst(AgentMiddleware):
+        @hook_config(can_jump_to=["end"])
+        def after_model(self, state, runtime):
+            return {"jump_to": "end"}
+
+        @hook_config(can_jump_to=["tools"])
+        def before_model(self, state, runtime):
+            calls = any(isinstance(message, AIMessage) for message in state["messages"])
+            return {"jump_to": "tools"} if calls and not told(state["messages"]) else None
+
+    world = World(calling(look(0.4)), 0.9, after=[JumpFirst()])
+    world.start()
+    (refused,) = told(world.start()["messages"])
+    assert (world.ran, refused.status) == ([], "error")
+
+
+def test_what_other_middleware_rejected_does_not_run_after_a_jump():
+    when = {"allowed_decisions": ["approve", "edit", "reject"], "when": low_confidence(0.8)}
+    human = HumanInTheLoopMiddleware({"look": when, "mail": when})
+    world = World(calling(look(0.4), mail(0.9)), 0.9, middleware=[Jump(), human], calls="annotate")
+    world.start()
+    world.resume(REJECT)
+    assert world.ran == [("mail", "hi")]
+
+
+def test_an_agent_within_an_agent_keeps_to_the_decisions_on_its_own_calls():
+    inner = World(calling(look(0.4)), 0.9, middleware=[Jump()], saver=False)
+
+    def delegate(task: str) -> str:
+        """Let another agent do it."""
+        return inner.agent.invoke({"messages": [("user", task)]})["messages"][-1].content
+
+    outer = create_agent(
+        scripted(calling(("delegate", {"task": "look"}, 0.9)), 0.9),
+        [delegate],
+        middleware=[Jump(), ConfidenceMiddleware(fitted())],
+        checkpointer=InMemorySaver(),
+    )
+    assert "__interrupt__" in outer.invoke(ASKED, CONFIG)
+    outer.invoke(Command(resume={"decisions": [REJECT]}), CONFIG)
+    assert inner.ran == []
+
+
+def test_a_rejected_call_does_not_run_after_a_jump_in_another_process(tmp_path):
+    path = str(tmp_path / "agent.sqlite")
+    with SqliteSaver.from_conn_string(path) as saver:
+        assert "__interrupt__" in World(calling(look(0.4), mail(0.3)), saver=saver, middleware=[Jump()]).start()
+    with SqliteSaver.from_conn_string(path) as saver:
+        after = World(0.9, saver=saver, middleware=[Jump()])
+        after.resume(REJECT, APPROVE)
+    assert after.ran == [("mail", "hi")]
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+async def test_a_tool_node_by_itself_takes_the_same_check(mode):
+    world = World()
+    careful = ConfidenceMiddleware(fitted())
+    node = ToolNode(world.tools(), wrap_tool_call=careful.wrap_tool_call, awrap_tool_call=careful.awrap_tool_call)
+    model = model_node(scripted(calling(look(0.4), mail(0.9))), fitted(), world.tools())
+    graph = StateGraph(MessagesState).add_node("model", model).add_node("tools", node)
+    app = graph.add_edge(START, "model").add_edge("model", "tools").add_edge("tools", END).compile()
+    messages = (await app.ainvoke(ASKED) if mode == "async" else app.invoke(ASKED))["messages"]
+    assert world.ran == [("mail", "hi")]
+    assert [message.status for message in told(messages)] == ["error", "success"]
 
 
 @cache

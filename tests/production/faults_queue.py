@@ -72,14 +72,14 @@ sys.stdin.read()
 
 @fault(
     "another process keeps the database locked for longer than the queue waits",
-    "abstains: database is locked; 0 reviews; when it is free again: waits in the queue",
+    "abstains: ReviewError; 0 reviews; when it is free again: waits in the queue",
 )
 def locked(folder: Path) -> str:
     with _queue(_url(folder), busy_timeout=0.3) as queue:
         command = [sys.executable, "-c", _LOCKING, str(folder / "reviews.db")]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
             other.stdout.readline()
-            while_locked = _shortened(_asked(HumanReview(queue=queue)), "database is locked")
+            while_locked = _asked(HumanReview(queue=queue))
             reviews = len(queue.items())
             other.stdin.close()
         return f"{while_locked}; {reviews} reviews; when it is free again: {_asked(HumanReview(queue=queue))}"
@@ -100,7 +100,7 @@ def locked_for_a_moment(folder: Path) -> str:
 
 @fault(
     "the disk is full",
-    "abstains: database or disk is full; of the reviews before none is missing, and one can be decided on; "
+    "abstains: ReviewError; of the reviews before none is missing, and one can be decided on; "
     "when there is room again: waits in the queue",
 )
 def disk_full(folder: Path) -> str:
@@ -121,7 +121,7 @@ def disk_full(folder: Path) -> str:
             later = _asked(HumanReview(queue=queue))
             decided = queue.decide(queue.items()[0].id, "approve", "ann").status == "decided"
         return (
-            f"{_shortened(outcome, 'database or disk is full')}; of the reviews before "
+            f"{outcome}; of the reviews before "
             f"{missing or 'none'} is missing, and one can{'' if decided else 'not'} be decided on; "
             f"when there is room again: {later}"
         )
@@ -131,14 +131,14 @@ def disk_full(folder: Path) -> str:
 
 @fault(
     "the database's file is deleted while the queue is open",
-    "abstains: was deleted or replaced; opened again: waits in the queue",
+    "abstains: ReviewError; opened again: waits in the queue",
 )
 def deleted(folder: Path) -> str:
     with _queue(_url(folder)) as queue:
         _asked(HumanReview(queue=queue))
         for file in folder.glob("reviews.db*"):
             file.unlink()
-        outcome = _shortened(_asked(HumanReview(queue=queue)), "was deleted or replaced")
+        outcome = _asked(HumanReview(queue=queue))
     with _queue(_url(folder)) as again:
         return f"{outcome}; opened again: {_asked(HumanReview(queue=again))}"
 
@@ -159,13 +159,13 @@ def next_route(folder: Path) -> str:
 
 @fault(
     "the PostgreSQL server is stopped at once, and started again",
-    "abstains: connection is bad; after the start 1 review is there, and the next: waits in the queue",
+    "abstains: ReviewError; after the start 1 review is there, and the next: waits in the queue",
 )
 def postgres_stopped(folder: Path) -> str:
     with _postgres() as server, _queue(server.url) as queue:
         _asked(HumanReview(queue=queue))
         server.stop("immediate")
-        outcome = _shortened(_asked(HumanReview(queue=queue), question="Who?"), "connection is bad")
+        outcome = _asked(HumanReview(queue=queue), question="Who?")
         server.start()
         there = len(queue.items())
         later = _asked(HumanReview(queue=queue), question="Who?")
@@ -174,13 +174,13 @@ def postgres_stopped(folder: Path) -> str:
 
 @fault(
     "the PostgreSQL server is stopped while a guard waits for a decision",
-    "abstains: the queue failed; after the start 1 review is there, undecided",
+    "abstains: ReviewError; after the start 1 review is there, undecided",
 )
 def postgres_stopped_while_waiting(folder: Path) -> str:
     with _postgres() as server, _queue(server.url) as queue:
         stopping = threading.Timer(0.5, server.stop)
         stopping.start()
-        outcome = _shortened(_asked(HumanReview(queue=queue, wait=30)), "failed:", "the queue failed")
+        outcome = _asked(HumanReview(queue=queue, wait=30))
         stopping.join()
         server.start()
         (item,) = queue.items()
@@ -196,7 +196,7 @@ def slow_callback(folder: Path) -> str:
     return f"{outcome}; after {'less' if time.monotonic() - began < 2 else 'more'} than 2 s"
 
 
-@fault("a callback raises", "abstains: ConnectionError: nobody is there")
+@fault("a callback raises", "abstains: ConnectionError")
 def failing_callback(folder: Path) -> str:
     def callback(request: ReviewRequest) -> str:
         raise ConnectionError("nobody is there")
@@ -206,7 +206,7 @@ def failing_callback(folder: Path) -> str:
 
 @fault("a callback answers what is no decision", "abstains: ValidationError")
 def senseless_callback(folder: Path) -> str:
-    return _shortened(_asked(HumanReview(lambda request: "perhaps")), "ValidationError")
+    return _asked(HumanReview(lambda request: "perhaps"))
 
 
 _REVIEWERS_KILLED = (
@@ -350,9 +350,3 @@ def _all_of(told: Connection) -> list[Any]:
             said.append(told.recv())
         except EOFError:
             return said
-
-
-def _shortened(outcome: str, part: str, shown: str = "") -> str:
-    """Leave of a reason the part that does not change from run to run."""
-    head, _, reason = outcome.partition(": ")
-    return f"{head}: {shown or part}" if part in reason else outcome

@@ -16,6 +16,8 @@ STAGES = [
     "errors",
     "extras",
     "_compat",
+    "plain",
+    "durations",
     "cluster",
     "records",
     "model",
@@ -35,11 +37,24 @@ STAGES = [
 # routing judges nothing and scores nothing: it knows the records only.
 ALLOWED = {stage: set(STAGES[:place]) for place, stage in enumerate(STAGES)}
 ALLOWED["cluster"] = {"errors", "extras"}
-ALLOWED["routing"] = {"errors", "records"}
-ALLOWED["web"] = {"errors"}
-ALLOWED["review"] = {"errors", "extras", "records", "routing", "web"}
+ALLOWED["routing"] = {"errors", "durations", "records"}
+ALLOWED["web"] = {"errors", "durations"}
+ALLOWED["review"] = {"errors", "extras", "durations", "records", "routing", "web"}
 # The stages that know nothing of LangChain.
-PURE = ["errors", "extras", "cluster", "records", "model", "scoring", "calibration", "routing", "web", "review"]
+PURE = [
+    "errors",
+    "extras",
+    "plain",
+    "durations",
+    "cluster",
+    "records",
+    "model",
+    "scoring",
+    "calibration",
+    "routing",
+    "web",
+    "review",
+]
 
 
 def imports():

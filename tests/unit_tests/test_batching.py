@@ -177,7 +177,7 @@ def test_a_score_that_fails_is_that_row_s_failure_alone(chat, monkeypatch):
 
     monkeypatch.setattr(SemGradScorer, "score", picky)
     records = [message.response_metadata["semgrad"] for message in chat.batch(QUESTIONS)]
-    assert [record["failure"] for record in records].count("scoring failed: RuntimeError: no") == 1
+    assert [record["failure"] for record in records].count("scoring failed: RuntimeError") == 1
     assert [record["scores"] is None for record in records] == [False, True, False, False, False]
 
 

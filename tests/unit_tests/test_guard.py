@@ -203,7 +203,7 @@ def sleeps(*args):
         (("draft", score(0.01, nll=9.0, mean_entropy=0.5, length=4), ""), "hardly give this answer itself"),
         (("", None, "the response is empty"), "empty"),
         (PromptTooLongError("The prompt has 9 tokens"), "PromptTooLongError: The prompt has 9 tokens"),
-        (RuntimeError("DefaultCPUAllocator: not enough memory"), "not enough memory"),
+        (RuntimeError("DefaultCPUAllocator: not enough memory"), "no answer: RuntimeError"),
         (MemoryError(), "MemoryError"),
     ],
 )
@@ -223,13 +223,13 @@ def test_an_answer_as_improbable_as_those_around_it_may_pass():
 @pytest.mark.parametrize(
     ("route", "reason"),
     [
-        (Retrieve(RunnableLambda(fails)), "ValueError: broken"),
+        (Retrieve(RunnableLambda(fails)), "ValueError"),
         (Retrieve(RunnableLambda(sleeps), timeout=0.05), "TimeoutError: no answer within 0.05 s"),
         (Retrieve(RunnableLambda(lambda _: [])), "found nothing"),
-        (HumanReview(fails), "ValueError: broken"),
+        (HumanReview(fails), "ValueError"),
         (HumanReview(sleeps, timeout=0.05), "TimeoutError: no answer within 0.05 s"),
         (HumanReview(lambda _: "yes"), "ValidationError"),
-        (HumanReview(lambda _: {"decision": "edit"}), "needs a text"),
+        (HumanReview(lambda _: {"decision": "edit"}), "ValidationError"),
     ],
 )
 def test_a_route_that_breaks_does_not_settle(route, reason):

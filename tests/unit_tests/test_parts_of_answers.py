@@ -44,6 +44,8 @@ PROMPT = list(range(5, 25))
         ("\u4e00\u3002\u4e8c\uff01\u4e09", ["\u4e00\u3002", "\u4e8c\uff01", "\u4e09"]),
         ("no end", ["no end"]),
         (" \n ", []),
+        ("Well... No?! Yes.)", ["Well...", "No?!", "Yes.)"]),
+        ("J... said 3.. things", ["J...", "said 3..", "things"]),
     ],
 )
 def test_sentences(text, sentences):

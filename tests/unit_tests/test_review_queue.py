@@ -1,5 +1,6 @@
 """The review queue on SQLite: nothing is handed out twice, nothing is lost, and what is deleted is gone."""
 
+import asyncio
 import json
 import math
 import signal
@@ -21,6 +22,7 @@ from sqlalchemy.orm.exc import StaleDataError
 
 from semgrad_guard import ConfigurationError, ReviewAnswer, ReviewConflictError, ReviewError, ReviewRequest, Source
 from semgrad_guard.calibration.examples import read_examples
+from semgrad_guard.durations import check_seconds
 from semgrad_guard.records import CallConfidence
 from semgrad_guard.review import ReviewQueue
 from semgrad_guard.review.database import Database
@@ -511,13 +513,78 @@ def test_a_database_of_a_later_version_is_refused(queue, url):
         ({"url": "sqlite:///:memory:"}, "in memory"),
         ({"url": "reviews.db"}, "malformed"),
         ({"url": "mysql://host/name"}, "'mysql'; expected sqlite or postgresql"),
-        ({"lifetime": 0}, "expected seconds > 0"),
-        ({"busy_timeout": 0}, "expected seconds > 0"),
+        ({"url": "sqlite:///file:x?mode=memory"}, "in memory"),
+        ({"url": "sqlite:///file:x?mode=memory&cache=shared&uri=true"}, "in memory"),
+        ({"url": "sqlite:///file::memory:?uri=true"}, "in memory"),
+        ({"url": "sqlite:///file:/x?vfs=memdb&uri=true"}, "in memory"),
+        ({"url": "sqlite:///file:?uri=true"}, "in memory"),
+        ({"url": "sqlite://host/reviews.db"}, "names a host"),
+        ({"url": "sqlite:///reviews.db?cache=private"}, "'cache', which needs 'uri=true'"),
+        ({"url": "sqlite:///reviews.db?timeout=abc"}, "malformed"),
+        ({"url": "sqlite:///a\0b.db"}, "malformed"),
+        ({"url": "sqlite:///\ud800.db"}, "malformed"),
+        ({"url": "sqlite+nosuch:///reviews.db"}, "not known"),
+        ({"url": "sqlite+aiosqlite:///reviews.db"}, "asynchronous"),
+        ({"url": "postgresql://ann:hidden@host:port/name"}, "malformed"),
+        ({"url": "postgresql+nosuch://ann:hidden@host/name"}, "not known"),
+        ({"url": None}, "malformed"),
+        ({"url": 7}, "malformed"),
+        ({"lifetime": 0}, "lifetime=0: expected seconds > 0"),
+        ({"busy_timeout": 0}, "busy_timeout=0: expected seconds > 0, a finite number of at most 86,400"),
+        ({"busy_timeout": 86_401.0}, "at most 86,400"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(settings, message):
-    with pytest.raises(ConfigurationError, match=message):
+def test_settings_that_make_no_sense_are_refused(settings, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigurationError, match=message) as refused:
         ReviewQueue(**settings)
+    assert "\n" not in str(refused.value)
+    assert "hidden" not in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"no database, but a text", b"SQLite format 3\0" + bytes(50), None])
+def test_a_file_that_is_no_database_is_an_error_of_one_line(content, tmp_path):
+    place = tmp_path / "reviews.db"
+    place.mkdir() if content is None else place.write_bytes(content)
+    with pytest.raises(ReviewError, match=r"not a database|unable to open") as refused:
+        ReviewQueue(f"sqlite:///{place}", busy_timeout=0.2)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "seconds", [math.inf, -math.inf, math.nan, 1e300, -1, True, "60", None, timedelta(seconds=60), 4e9, 10**400]
+)
+def test_lengths_of_time_are_finite_numbers_of_seconds(seconds, queue, url):
+    id_ = queue.submit(request())
+    queue.claim("ann", lease=60)
+    for use in (
+        lambda: queue.claim("bob", lease=seconds),
+        lambda: queue.renew(id_, "ann", lease=seconds),
+        lambda: queue.wait(id_, seconds),
+        lambda: asyncio.run(queue.await_(id_, seconds)),
+        lambda: queue.purge(seconds, "ann"),
+        lambda: ReviewQueue(url, busy_timeout=seconds),
+        lambda: ReviewQueue(url, lifetime=seconds) if seconds is not None else check_seconds("lifetime", None),
+    ):
+        with pytest.raises(ConfigurationError, match=r"^\w+=.{1,70}: expected seconds >=? ?0") as refused:
+            use()
+        assert "\n" not in str(refused.value)
+    assert queue.get(id_).status == "claimed"
+
+
+def test_what_no_database_can_hold_is_an_error_of_one_line(queue):
+    id_ = queue.submit(request())
+    for use in (
+        lambda: queue.get("\ud800"),
+        lambda: queue.claim("\ud800"),
+        lambda: queue.trail("\ud800"),
+        lambda: queue.items(limit=10**30),
+        lambda: queue.items(contains="\ud800"),
+    ):
+        with pytest.raises(ReviewError, match="holds no half of a surrogate pair"):
+            use()
+    assert queue.get(id_).status == "pending"
 
 
 def test_a_folder_that_is_not_there_is_an_error(tmp_path):

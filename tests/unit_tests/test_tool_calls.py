@@ -87,6 +87,11 @@ def test_several_calls_and_the_text_around_them():
         ('{"name": 3, "arguments": {}}', "'name' is not so"),
         ('{"name": "", "arguments": {}}', "empty"),
         ('{"name": "weather", "arguments": "place"}', "'arguments' is not so"),
+        ('{"name": "weather", "arguments": {"days": NaN}}', "NaN is no finite number"),
+        ('{"name": "weather", "arguments": {"days": -Infinity}}', "-Infinity is no finite number"),
+        ('{"name": "weather", "arguments": {"days": 1e999}}', "1e999 is no finite number"),
+        (f'{{"name": "weather", "arguments": {{"days": {"9" * 5000}}}}}', "Exceeds the limit"),
+        ('{"name": "weather", "arguments": ' + '{"a": ' * 100_000, "nested too deeply"),
     ],
 )
 def test_what_cannot_be_read_is_reported(body, reason):

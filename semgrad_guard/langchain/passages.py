@@ -1,0 +1,62 @@
+"""What a retriever gives, as sources: documents or texts, alone or each with a score."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import Any
+
+from langchain_core.messages import BaseMessage
+
+from semgrad_guard.errors import RetrievalError
+from semgrad_guard.records import Source
+
+_EXPECTED = "expected documents or texts, alone or each with a score"
+
+
+def sources_from(result: object, most: int) -> list[Source]:
+    """Read the first passages of what a retriever gave.
+
+    Args:
+        result: one text, or anything that can be gone through: a list, a tuple, a generator. Each passage is a text or
+            has a text as `page_content`; in a pair with its score, the score goes into the metadata.
+        most: how many are read; the rest is left where it is.
+
+    Raises:
+        RetrievalError: it is something else.
+    """
+    if isinstance(result, str) or _text(result) is not None:
+        return [_source(result, 1)]
+    if isinstance(result, bytes | Mapping) or not isinstance(result, Iterable):
+        raise RetrievalError(f"The retriever gave a {type(result).__name__}; {_EXPECTED}.")
+    return [_source(passage, place) for place, passage in enumerate(islice(result, most), start=1)]
+
+
+def query_from(rewritten: object, question: str) -> str:
+    """Read the query that a rewriter gave; where it is empty, the question is the query.
+
+    Raises:
+        RetrievalError: it is no text.
+    """
+    text = rewritten.text if isinstance(rewritten, BaseMessage) else rewritten
+    if text is not None and not isinstance(text, str):
+        raise RetrievalError(f"rewrite gave a {type(text).__name__}; expected a text or a message.")
+    return str(text or "").strip() or question
+
+
+def _source(passage: Any, place: int) -> Source:
+    score: dict[str, Any] = {}
+    if isinstance(passage, tuple) and len(passage) == 2 and _text(passage[1]) is None:
+        passage, score = passage[0], {"score": passage[1]}
+    text = _text(passage)
+    if text is None:
+        raise RetrievalError(f"Passage {place} of the retriever is a {type(passage).__name__}; {_EXPECTED}.")
+    metadata = passage.get("metadata") if isinstance(passage, Mapping) else getattr(passage, "metadata", None)
+    return Source(text=text, metadata=score | dict(metadata if isinstance(metadata, Mapping) else {}))
+
+
+def _text(passage: object) -> str | None:
+    if isinstance(passage, str):
+        return passage
+    found = passage.get("page_content") if isinstance(passage, Mapping) else getattr(passage, "page_content", None)
+    return found if isinstance(found, str) else None
