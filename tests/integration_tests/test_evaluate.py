@@ -143,9 +143,10 @@ def test_paraphrases_bring_the_premise_and_parts_what_is_put_together(data, tmp_
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     for title in ("What each kind of score is worth", "Where SemGrad is taken", "The premise", HARD):
         assert title in page
-    looser = embedded_profile().model_dump(mode="json")
-    looser["answer"]["guarantee"]["risk"] = 0.1
-    (tmp_path / "looser.json").write_text(json.dumps(looser), encoding="utf-8")
+    kept = embedded_profile().answer
+    guarantee = kept.guarantee.model_copy(update={"risk": 0.1, "seal": ""})  # a weaker promise, made in Python
+    looser = kept.model_copy(update={"guarantee": guarantee})
+    embedded_profile().model_copy(update={"answer": looser}).save(tmp_path / "looser.json")
     evaluation_page.main(tmp_path / "out", tmp_path / "looser.json", tmp_path / "out", tmp_path / "page.md")
     written = (tmp_path / "page.md").read_text(encoding="utf-8")
     auroc = told["parts"]["All questions"]["methods"]["SemGrad"]["auroc"]
