@@ -30,6 +30,7 @@ from semgrad_guard.model.replay import Layout
 from semgrad_guard.model.text_spans import sentence_spans
 from semgrad_guard.records import Generation
 from semgrad_guard.scoring.budget import estimated_memory
+from semgrad_guard.scoring.upper import without_boundary
 
 PROMPT = list(range(5, 25))
 
@@ -139,6 +140,18 @@ def test_what_exceeds_the_budget_is_refused_before_it_is_run():
         Budget(tokens=0)
 
 
+def test_what_just_fits_the_budget_is_scored():
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    free = SemGradScorer(model, tokenizer, token_position=3)
+    (generation,) = free.generate([PROMPT], max_new_tokens=6, min_new_tokens=6)
+    layout = Layout.of([generation.prompt_ids], [generation.response_ids], 3, model.device)
+    memory = estimated_memory(model, layout)
+    for just, less in ((Budget(tokens=9), Budget(tokens=8)), (Budget(memory=memory), Budget(memory=memory - 1))):
+        assert free.adjusted(budget=just).score([generation]) == free.score([generation])
+        with pytest.raises(BudgetError):
+            free.adjusted(budget=less).score([generation])
+
+
 def test_an_answer_over_the_budget_is_not_to_be_trusted():
     chat = ChatSemGrad.of((tiny_model(), tiny_tokenizer()), budget=Budget(tokens=1), generation={"max_new_tokens": 4})
     record = chat.invoke("q?").response_metadata["semgrad"]
@@ -211,6 +224,22 @@ def test_upper_half_replay_gives_the_plain_path_s_scores_or_says_why_not(family)
         assert one.paragrad == pytest.approx(other.paragrad, rel=1e-5)
     assert upper.score(generations[1:2])[0].layers == pytest.approx(found[1].layers, rel=1e-5)
     assert not any(module._forward_pre_hooks for module in upper.model.modules())
+
+
+@pytest.mark.parametrize("position", [4, 6, 9])
+def test_a_token_before_what_was_kept_is_scored_on_the_plain_path(position):
+    """The generation kept states from its own t* on; another scorer may ask for an earlier token, or a later one."""
+    keeper = SemGradScorer(tiny_model(), tiny_tokenizer(), token_position=3, upper_replay=True)
+    generations = keeper.generate([PROMPT[:9], PROMPT[:12]], max_new_tokens=6)
+    earlier = keeper.adjusted(token_position=position, upper_replay=False)
+    expected = earlier.score(without_boundary(generations))
+    found = earlier.score(generations)
+    assert [score.path for score in found] == ["cache", "cache"]
+    assert found == expected
+    later = keeper.adjusted(token_position=2, upper_replay=False)
+    for one, other in zip(later.score(generations), later.score(without_boundary(generations)), strict=True):
+        assert (one.path, other.path) == ("upper", "cache")
+        assert one.layers == pytest.approx(other.layers, rel=1e-5)
 
 
 def test_upper_half_replay_says_why_it_is_off():

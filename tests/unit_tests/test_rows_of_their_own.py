@@ -143,6 +143,26 @@ def test_when_a_batch_is_tried_again_nothing_is_heard_twice(monkeypatch):
     assert together(model, asks)[0] == alone
 
 
+def test_when_a_batch_breaks_in_the_middle_what_was_heard_is_not_heard_again():
+    """The stream has shown words of the answer by then, and is not over."""
+    model, question = ChatSemGrad.of(embedded_model()), "Tell me a joke."
+    alone, rows = model.invoke(question).content, []
+
+    class Breaks(StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            rows.append(len(input_ids))
+            if len(rows) == 8:
+                raise torch.OutOfMemoryError("in the middle")
+            return torch.zeros(len(input_ids), dtype=torch.bool)
+
+    model.generation["stopping_criteria"] = StoppingCriteriaList([Breaks()])
+    asks = [lambda: [chunk.content for chunk in model.stream(question)], lambda: model.invoke("Who are you?").content]
+    pieces, _ = together(model, asks)
+    assert (set(rows[:8]), set(rows[8:])) == ({2}, {1})
+    assert len([piece for piece in pieces if piece]) > 2
+    assert "".join(pieces) == alone
+
+
 def test_a_seed_gives_the_same_answer_again_whatever_is_asked_beside_it():
     model = chat(do_sample=True, temperature=1.0)
     before = torch.random.get_rng_state()

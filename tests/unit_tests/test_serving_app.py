@@ -313,6 +313,27 @@ async def test_too_many_are_told_when_to_come_back():
     assert f'semgrad_failures_total{{kind="overloaded"}} {len(refused)}.0' in metrics.text()[0].decode()
 
 
+class Tidy(LocalEngine):
+    """Takes a while to clear up after a job that nobody waits for any more."""
+
+    cleared = False
+
+    async def answer(self, job):
+        try:
+            return await super().answer(job)
+        finally:
+            await asyncio.sleep(0.1)
+            self.cleared = True
+
+
+async def test_a_job_that_was_cancelled_has_ended_when_its_client_is_told():
+    engine = Tidy(slow(), max_wait=0.0)
+    asked = {"model": "tiny", "messages": [QUESTION], "semgrad": {"timeout": 0.1}}
+    async with running(engine, application(engine)) as client:
+        late = await client.post("/v1/chat/completions", json=asked)
+        assert (late.status_code, engine.cleared) == (504, True)
+
+
 async def test_a_client_that_goes_ends_its_job():
     found = slow()
     engine = LocalEngine(found, max_wait=0.0)
@@ -385,6 +406,31 @@ def test_metrics_count_answers_and_failures():
     for line in ('decisions_total{decision="pass"} 1.0', 'decisions_total{decision="abstain"} 1.0'):
         assert line in scrape.text
     assert 'failures_total{kind="error"} 1.0' in scrape.text
+
+
+@pytest.mark.parametrize("streamed", [{}, {"stream": True}, {"stream": True, "semgrad": {"stream": "verdict"}}])
+def test_every_answer_is_counted_once_however_it_goes_out(streamed):
+    with serving(0.9, 0.3, metrics=Metrics()) as client:
+        for _ in range(2):
+            assert chat(client, **streamed).status_code == 200
+        scrape = client.get("/metrics").text
+    for line in (
+        'semgrad_decisions_total{decision="pass"} 1.0',
+        'semgrad_decisions_total{decision="abstain"} 1.0',
+        "semgrad_confidence_count 2.0",
+        "semgrad_answer_seconds_count 2.0",
+        'semgrad_failures_total{kind="error"} 0.0',
+    ):
+        assert line in scrape.splitlines()
+
+
+def test_a_stream_that_fails_is_counted_as_a_failure():
+    with serving(0.9, KeyError("x"), metrics=Metrics()) as client:
+        for _ in range(2):
+            chat(client, stream=True, semgrad={"stream": "verdict"})
+        scrape = client.get("/metrics").text.splitlines()
+    assert 'semgrad_failures_total{kind="error"} 1.0' in scrape
+    assert 'semgrad_decisions_total{decision="pass"} 1.0' in scrape
 
 
 def test_without_a_key_every_route_but_the_open_ones_is_shut():

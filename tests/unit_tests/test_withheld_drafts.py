@@ -2,19 +2,26 @@
 
 import asyncio
 from typing import TypedDict
+from unittest.mock import create_autospec
 
 import pytest
+from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackHandler
 from langchain_core.documents import Document
+from langchain_core.globals import set_llm_cache
 from langchain_core.load import dumps
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
 from langchain_core.runnables import RunnableLambda
 from langchain_core.tracers.context import collect_runs
+from langchain_core.tracers.langchain import wait_for_all_tracers
 from langchain_core.tracers.run_collector import RunCollectorCallbackHandler
 from langgraph.graph import START, MessagesState, StateGraph
+from langsmith import Client
+from langsmith.run_helpers import tracing_context
 from scripted import profile, score_of, scripted
 
 from semgrad_guard import Abstain, Escalate, HumanReview, Raise, Retrieve, SemGradGuard
+from semgrad_guard.demo import embedded_model
 
 CANARY = "Xanadu"
 PASSAGES = RunnableLambda(lambda question: [Document("Paris is in France.")])
@@ -274,6 +281,38 @@ def test_the_model_s_own_callbacks_hear_of_its_runs():
     runnable.invoke("q?")
     assert [name for name, *_ in listener.heard] == ["on_chat_model_start", "on_llm_end"]
     assert CANARY not in repr(listener.heard)
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_tracing_that_is_on_for_the_process_does_not_see_what_shows_the_draft(recorded):
+    """As with LANGSMITH_TRACING in the environment; the prompt of the other quotes the draft."""
+    client = create_autospec(Client, instance=True)
+    route = Escalate(RunnableLambda(lambda text: "Paris"), prompt=lambda given: given.draft)
+    runnable = guard(saying(CANARY, 0.1), routes=[route], record_drafts=recorded)
+    with tracing_context(enabled=True, client=client):
+        assert runnable.invoke("q?").content == "Paris"
+        assert asyncio.run(runnable.ainvoke("q?")).content == "Paris"
+    wait_for_all_tracers()
+    created = [call.kwargs["name"] for call in client.create_run.call_args_list]
+    assert created.count("SemGradGuard") == 2
+    assert created.count("RunnableLambda") == (2 if recorded else 0)
+    assert (CANARY in repr(client.mock_calls)) is recorded
+
+
+def test_a_cache_of_the_process_keeps_whole_answers_and_no_empty_drafts():
+    cache, runnable = InMemoryCache(), SemGradGuard(embedded_model(), score_threshold=1e9)
+    set_llm_cache(cache)
+    try:
+        first, again = runnable.invoke("Who are you?"), runnable.invoke("Who are you?")
+        asynchronous = asyncio.run(runnable.ainvoke("Who are you?"))
+    finally:
+        set_llm_cache(None)
+    assert first.response_metadata["semgrad"]["decision"] == "pass"
+    for message in (again, asynchronous):
+        assert message.content == first.content
+        assert message.response_metadata["semgrad"] == first.response_metadata["semgrad"]
+    kept = [generation.message for generations in cache._cache.values() for generation in generations]
+    assert [message.content for message in kept] == [first.content] != [""]
 
 
 def test_the_recorded_draft_stands_in_the_generate_run():
