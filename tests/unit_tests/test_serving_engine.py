@@ -180,6 +180,25 @@ async def test_streams_show_the_draft_and_end_with_the_answer():
     assert (pieces, answer.text) == (["a", "b", "c"], "abc")
 
 
+async def test_when_a_batch_is_lost_in_the_middle_of_a_stream_nothing_is_shown_twice():
+    class Breaks(Works):
+        def run(self, jobs, callers=None):
+            found = super().run(jobs, callers)
+            if len(jobs) > 1:
+                raise RuntimeError("the batch is lost")
+            return found
+
+    worker = Breaks()
+    async with Running(worker, max_wait=0.05) as engine:
+
+        async def pieces():
+            return [piece async for piece in engine.stream(job("abc"))]
+
+        (*shown, answer), other = await asyncio.gather(pieces(), engine.answer(job("d")))
+    assert worker.batches == [["abc", "d"], ["abc"], ["d"]]
+    assert (shown, answer.text, other.text) == (["a", "b", "c"], "abc", "d")
+
+
 async def test_a_stream_that_is_left_is_told_to_the_worker():
     worker = Works()
     worker.go.clear()
