@@ -12,8 +12,10 @@ from __future__ import annotations
 import inspect
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import transformers
@@ -58,12 +60,7 @@ def warn_of_untested_versions() -> None:
 
 def cache_argument(decoder: nn.Module) -> str | None:
     """Give the name under which a decoder takes its key-value cache; None where it takes none."""
-    return _cache_argument(type(decoder))
-
-
-@cache
-def _cache_argument(kind: type[nn.Module]) -> str | None:
-    names = inspect.signature(kind.forward).parameters
+    names = inspect.signature(type(decoder).forward).parameters
     return next((name for name in _CACHE_ARGUMENTS if name in names), None)
 
 
@@ -111,6 +108,22 @@ def cache_of(keys_and_values: list[tuple[Any, Any]]) -> DynamicCache:
         layer.keys, layer.values = keys, values
         made.layers.append(layer)
     return made
+
+
+@contextmanager
+def without_unpacking_bar() -> Iterator[None]:
+    """Hide the bar of transformers' reader of GGUF files, the one that its switch for bars does not reach."""
+    from transformers import modeling_gguf_pytorch_utils
+
+    reader = vars(modeling_gguf_pytorch_utils)
+    bar = reader.get("tqdm")
+    if bar is not None:
+        reader["tqdm"] = partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        if bar is not None:
+            reader["tqdm"] = bar
 
 
 def commit_of(model: PreTrainedModel) -> str | None:

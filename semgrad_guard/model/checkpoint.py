@@ -56,7 +56,8 @@ def locate(name: str | Path, *, revision: str | None = None) -> Path | str:
     if as_path or (path.parent != Path() and path.parts and Path(path.parts[0]).exists()):
         raise cannot_load(name, "there is no such file or folder.")
     if hub_file is not None:
-        return _fetch(name, *hub_file.groups(), revision)
+        owner, file = hub_file.groups()
+        return _fetch(name, owner, file, revision)
     if not _HUB_ID.fullmatch(text) or text.endswith(".gguf"):
         raise cannot_load(name, "it is neither a file, nor a folder, nor a hub id such as owner/name.")
     failure = hub_failure()

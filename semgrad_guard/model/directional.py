@@ -157,6 +157,7 @@ def _gradients(stages: list[Stage], weights: Stage) -> list[Stage]:
     found: dict[int, Tensor] = {}
     if places:
         outputs, at_outputs = ([stage[place] for place in places] for stage in (stages[-1], weights))
+        pulled: tuple[Tensor | None, ...]
         try:
             pulled = torch.autograd.grad(outputs, reachable, at_outputs, allow_unused=True)
         except NotImplementedError:  # "derivative for ... is not implemented"

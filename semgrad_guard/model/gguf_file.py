@@ -9,15 +9,15 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, modeling_gguf_pytorch_utils
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from semgrad_guard._compat import without_unpacking_bar
 from semgrad_guard.extras import needs
 from semgrad_guard.model.chat_template import end_of_turn
 from semgrad_guard.model.checkpoint import GGUF_MAGIC, cannot_load
@@ -96,7 +96,7 @@ def read_header(path: Path) -> GgufHeader:
         UnsupportedModelError: it is no GGUF file, or it is damaged, cut off, or one part of several.
     """
     with needs("gguf", "Reading GGUF files needs gguf"):
-        from gguf import GGML_QUANT_SIZES
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
     with path.open("rb") as file:
         if file.read(len(GGUF_MAGIC)) != GGUF_MAGIC:
             raise cannot_load(path, "it does not begin as a GGUF file does. Fetch it again.")
@@ -106,7 +106,7 @@ def read_header(path: Path) -> GgufHeader:
                 alignment = int(fields.get("general.alignment", _ALIGNMENT))
                 start, end = -(-place // alignment) * alignment, place
                 for size, kind, offset in tensors:
-                    block, width = GGML_QUANT_SIZES[kind]
+                    block, width = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
                     end = max(end, start + offset + size // block * width)
                 cut = len(data) < end
             except (struct.error, KeyError, ValueError, ArithmeticError) as error:
@@ -201,13 +201,9 @@ def quiet_loading() -> Iterator[None]:
     """Show no progress while a model is loaded."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
-    bar = getattr(modeling_gguf_pytorch_utils, "tqdm", None)  # the one bar that transformers' switch does not reach
-    if bar is not None:
-        modeling_gguf_pytorch_utils.tqdm = partial(bar, disable=True)
     try:
-        yield
+        with without_unpacking_bar():
+            yield
     finally:
-        if bar is not None:
-            modeling_gguf_pytorch_utils.tqdm = bar
         if shown:
             logging.enable_progress_bar()

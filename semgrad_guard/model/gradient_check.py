@@ -11,6 +11,7 @@ about that of fifteen forward passes over the 24 tokens of the probe.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -155,7 +156,8 @@ class _Probe:
 
 
 def _name(model: nn.Module, module: nn.Module) -> str:
-    return next(name for name, candidate in model.named_modules() if candidate is module)
+    names: Iterator[str] = (name for name, candidate in model.named_modules() if candidate is module)
+    return next(names)
 
 
 def _has_gradient(value: Any) -> bool:

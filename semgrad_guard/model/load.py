@@ -74,8 +74,10 @@ def load_model(
 
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    if dtype is None or dtype == "auto" or isinstance(dtype, torch.dtype):
-        return None if dtype == "auto" else dtype
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return None
     named = getattr(torch, dtype, None)
     if not isinstance(named, torch.dtype) or not named.is_floating_point:
         raise ConfigurationError(f"dtype={dtype!r}: expected a precision such as float32, bfloat16 or float16.")
@@ -127,12 +129,14 @@ def _load_tokenizer(name: str | Path, place: Path | str, **settings: Any) -> Pre
 def _load_weights(name: str | Path, place: Path | str, **settings: Any) -> PreTrainedModel:
     """Load the weights, and refuse a checkpoint whose tensors are not those of the model."""
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             place,
             trust_remote_code=False,
             use_safetensors=True,
             **settings | {"output_loading_info": True, "ignore_mismatched_sizes": True},
         )
+        model: PreTrainedModel = loaded[0]
+        info: dict[str, Any] = loaded[1]
     except Exception as error:  # see above
         raise cannot_load(name, first_line(error)) from error
     missing, unknown = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from semgrad_guard.errors import UnsupportedModelError
@@ -52,7 +53,7 @@ def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     Raises:
         UnsupportedModelError: the tokenizer is not the model's.
     """
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = cast(Tensor, model.get_input_embeddings().weight).shape[0]
     vocabulary = tokenizer.get_vocab()
     largest = max(vocabulary, key=vocabulary.__getitem__, default=None)
     if largest is None or len(vocabulary) < _LEAST_SHARE * rows:
