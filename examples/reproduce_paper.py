@@ -19,7 +19,8 @@ from semgrad_guard.demo import embedded_model, labelled_questions
 from semgrad_guard.evaluation.compare import compare
 from semgrad_guard.evaluation.methods import choose
 from semgrad_guard.evaluation.run import evaluate
-from semgrad_guard.model.load import fingerprint, load_model
+from semgrad_guard.model.fingerprint import fingerprint
+from semgrad_guard.model.load import load_model
 
 MODELS, FILES = ("Qwen3-4B", "Mistral-Nemo", "Llama-3.1-8B"), ("SciQ", "TriviaQA", "TruthfulQA")
 PAPER = {  # three files for each of three models, %
