@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from semgrad_guard import SemGradScorer, UnsupportedModelError
 from semgrad_guard.model import checkpoint
-from semgrad_guard.model.load import fingerprint, load_model, revision
+from semgrad_guard.model.fingerprint import fingerprint
+from semgrad_guard.model.load import load_model, revision
 
 UP = "model.layers.2.mlp.up_proj.weight"
 
@@ -234,7 +235,7 @@ def compiled_decoder(model):
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch's own
 @pytest.mark.parametrize("change", [torch.compile, compiled_forward, compiled_in_place, compiled_decoder])
 def test_compiled_models_are_refused(change):
-    assert "LlamaForCausalLM is compiled" in refused_pair(change(tiny_model()))
+    assert " is compiled" in refused_pair(change(tiny_model()))
 
 
 def test_a_configuration_that_asks_for_tuples_is_refused(folder):
