@@ -22,6 +22,7 @@ import transformers
 from torch import nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.utils import logging
 
 TESTED_TRANSFORMERS = ("5.23", "5.24")
 """The minor versions of transformers that the tests run with: the pinned one, and the newest."""
@@ -110,26 +111,53 @@ def cache_of(keys_and_values: list[tuple[Any, Any]]) -> DynamicCache:
     return made
 
 
-@contextmanager
-def without_unpacking_bar() -> Iterator[None]:
-    """Hide the bar of transformers' reader of GGUF files, the one that its switch for bars does not reach."""
-    from transformers import modeling_gguf_pytorch_utils
-
-    reader = vars(modeling_gguf_pytorch_utils)
-    bar = reader.get("tqdm")
-    if bar is not None:
-        reader["tqdm"] = partial(bar, disable=True)
-    try:
-        yield
-    finally:
-        if bar is not None:
-            reader["tqdm"] = bar
-
-
 def commit_of(model: PreTrainedModel) -> str | None:
     """Give the hub's commit that a model was loaded from; transformers notes it on the configuration alone."""
     commit: str | None = getattr(model.config, "_commit_hash", None)
     return commit
+
+
+def note_commit(model: PreTrainedModel, commit: str | None) -> None:
+    """Note the hub's commit of a model that was loaded from the hub's cache by its path."""
+    model.config._commit_hash = commit
+
+
+def forget_quantization(model: PreTrainedModel) -> None:
+    """Take off what a model keeps of the quantised file that it was unpacked from; transformers 5.23 on leaves none."""
+    vars(model).pop("hf_quantizer", None)
+    vars(model.config).pop("quantization_config", None)
+
+
+def unpacked_gguf() -> dict[str, Any]:
+    """Give the keywords that unpack all weights of a GGUF file; since 5.23, transformers leaves some packed."""
+    config = getattr(transformers, "GgufConfig", None)
+    return {} if config is None else {"quantization_config": config(dequantize=True)}
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Show no progress while a model is loaded; one bar of transformers does not hear its switch."""
+    from transformers import modeling_gguf_pytorch_utils as unpacking
+
+    shown, names = logging.is_progress_bar_enabled(), vars(unpacking)
+    bar = names.get("tqdm")
+    logging.disable_progress_bar()
+    if bar is not None:
+        names["tqdm"] = partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        if bar is not None:
+            names["tqdm"] = bar
+        if shown:
+            logging.enable_progress_bar()
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Tell whether `torch.compile` made the module, or changed it; the type of the first is slow to import."""
+    in_place = getattr(module, "_compiled_call_impl", None) is not None
+    forward = vars(module).get("forward")
+    return hasattr(module, "_orig_mod") or in_place or hasattr(forward, "_torchdynamo_orig_callable")
 
 
 def attends_eagerly(model: PreTrainedModel) -> bool:

@@ -23,7 +23,8 @@ relative difference of any score from a float64 reference that reads the whole s
 - **prefix**: the cache has dropped what lies outside its window, so the positions before t* are read again first;
 - **full**: the model keeps a running state instead of keys and values, so everything is read again, with gradients.
 
-From ids alone (`score_ids`) there is no cache, and "cache" becomes "prefix". Real checkpoints were not run here.
+From ids alone (`score_ids`) there is no cache, and "cache" becomes "prefix". Real weights are tested
+apart (`tests/real`): SmolLM2-135M-Instruct, unpacked from GGUF, has the scores of the reference within 1e-5.
 Mamba, Gemma3n and encoder-decoders are refused, and so is every model whose output head transforms logits in a way not
 known here.
 

@@ -6,18 +6,14 @@ import math
 import mmap
 import os
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 
-from semgrad_guard._compat import without_unpacking_bar
+from semgrad_guard._compat import forget_quantization
 from semgrad_guard.extras import needs
 from semgrad_guard.model.chat_template import end_of_turn
 from semgrad_guard.model.checkpoint import GGUF_MAGIC, cannot_load
@@ -184,26 +180,6 @@ def finish(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, header: G
 
     A GGUF file has one end token of the text, and often lacks the list that a generation configuration has.
     """
-    vars(model).pop("hf_quantizer", None)  # with it, the model can be neither saved nor cast
-    vars(model.config).pop("quantization_config", None)
+    forget_quantization(model)  # with it, the model can be neither saved nor cast
     ends = header.end_ids | {token for token in (tokenizer.eos_token_id, end_of_turn(tokenizer)) if token is not None}
     model.generation_config.eos_token_id = sorted(ends) or None
-
-
-def unpacked() -> dict[str, Any]:
-    """Give the keywords of transformers that unpack the weights of every file; newer versions keep some packed."""
-    config = getattr(transformers, "GgufConfig", None)
-    return {} if config is None else {"quantization_config": config(dequantize=True)}
-
-
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Show no progress while a model is loaded."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        with without_unpacking_bar():
-            yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

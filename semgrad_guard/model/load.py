@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from semgrad_guard._compat import commit_of
+from semgrad_guard._compat import commit_of, note_commit, quiet_loading, unpacked_gguf
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.extras import needs
 from semgrad_guard.model.checkpoint import cannot_load, first_line, hub_commit, locate
-from semgrad_guard.model.gguf_file import finish, quiet_loading, read_header, unpacked
+from semgrad_guard.model.gguf_file import finish, read_header
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def load_model(
             tokenizer = _load_tokenizer(name, place, **where)
     if isinstance(place, Path) and (place.is_file() or hub_commit(place)):
         model.name_or_path = model.config.name_or_path = tokenizer.name_or_path = str(name)
-        model.config._commit_hash = hub_commit(place)
+        note_commit(model, hub_commit(place))
     if device is not None:
         torch.nn.Module.to(model, device)
     return model.eval(), tokenizer
@@ -110,7 +110,7 @@ def _from_gguf(
     where = {"gguf_file": str(path.resolve())}
     with TemporaryDirectory() as empty:  # no file that lies beside it, of another model perhaps, is read
         tokenizer = _load_tokenizer(path, empty, **where)
-        model = _load_weights(path, empty, **where, **unpacked(), dtype=dtype, **settings)
+        model = _load_weights(path, empty, **where, **unpacked_gguf(), dtype=dtype, **settings)
     finish(model, tokenizer, header)
     return model, tokenizer
 

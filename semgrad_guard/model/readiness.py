@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from semgrad_guard._compat import is_compiled
 from semgrad_guard.errors import UnsupportedModelError
 
 _LEAST_SHARE = 0.5  # of the embedding's rows that a tokenizer uses; padding and reserved tokens are far fewer
@@ -18,22 +20,15 @@ def check_ready(model: Any) -> None:
     Raises:
         UnsupportedModelError: it is such a model.
     """
-    if hasattr(model, "_orig_mod"):  # OptimizedModule, whose import takes a second
-        raise UnsupportedModelError(
-            f"{type(model._orig_mod).__name__} is compiled, so its layers cannot be run by themselves. Pass the model "
-            "that was given to torch.compile."
-        )
+    name = type(model).__name__
+    for path, module in model.named_modules() if isinstance(model, torch.nn.Module) else ():
+        if is_compiled(module):
+            raise UnsupportedModelError(
+                f"{name} is compiled{f' in {path}' if path else ''}, so its layers cannot be run by themselves. Pass "
+                "the model as it was before torch.compile, or load it again."
+            )
     if not isinstance(model, PreTrainedModel):
         return  # refused as such elsewhere
-    name = type(model).__name__
-    for path, module in model.named_modules():
-        forward = vars(module).get("forward")
-        compiled = hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
-        if compiled or hasattr(forward, "_torchdynamo_orig_callable"):
-            raise UnsupportedModelError(
-                f"{name} is compiled{f' in {path}' if path else ''}, so its layers cannot be run by themselves. "
-                "Load it again and do not compile it."
-            )
     absent = [path for path, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
     if absent:
         offloaded = {"cpu", "disk"} & set(map(str, (getattr(model, "hf_device_map", None) or {}).values()))

@@ -116,6 +116,39 @@ def test_the_commit_of_the_hub_is_read_off_the_configuration():
     assert _compat.commit_of(model) == "abc"
 
 
+def test_the_commit_of_the_hub_is_noted_where_it_is_read():
+    model = tiny_model()
+    _compat.note_commit(model, "abc")
+    assert _compat.commit_of(model) == "abc"
+
+
+def test_nothing_of_a_quantised_file_is_left():
+    model = tiny_model()
+    model.hf_quantizer, model.config.quantization_config = object(), {"quant_method": "gguf"}
+    _compat.forget_quantization(model)
+    assert not hasattr(model.config, "quantization_config")
+    assert model.to(torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_files_are_unpacked_whole_where_the_version_can_leave_them_packed(monkeypatch):
+    assert _compat.unpacked_gguf()["quantization_config"].dequantize
+    monkeypatch.setattr(transformers, "GgufConfig", None)
+    assert _compat.unpacked_gguf() == {}
+
+
+def test_both_kinds_of_progress_are_silent_for_a_while(capsys):
+    from transformers import modeling_gguf_pytorch_utils as unpacking
+
+    def bars():
+        list(unpacking.tqdm([1], desc="one"))
+        list(transformers.utils.logging.tqdm([1], desc="two"))
+        return capsys.readouterr().err
+
+    with _compat.quiet_loading():
+        assert bars() == ""
+    assert all(name in bars() for name in ("one", "two"))
+
+
 def test_eager_attention_is_told():
     model = tiny_model()
     model.set_attn_implementation("eager")

@@ -235,7 +235,7 @@ def compiled_decoder(model):
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch's own
 @pytest.mark.parametrize("change", [torch.compile, compiled_forward, compiled_in_place, compiled_decoder])
 def test_compiled_models_are_refused(change):
-    assert "LlamaForCausalLM is compiled" in refused_pair(change(tiny_model()))
+    assert " is compiled" in refused_pair(change(tiny_model()))
 
 
 def test_a_configuration_that_asks_for_tuples_is_refused(folder):
