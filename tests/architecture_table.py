@@ -23,8 +23,7 @@ relative difference of any score from a float64 reference that reads the whole s
 - **prefix**: the cache has dropped what lies outside its window, so the positions before t* are read again first;
 - **full**: the model keeps a running state instead of keys and values, so everything is read again, with gradients.
 
-From ids alone (`score_ids`) there is no cache, and "cache" becomes "prefix". Real checkpoints were not run here.
-Mamba, Gemma3n and encoder-decoders are refused, and so is every model whose output head transforms logits in a way not
+From ids alone (`score_ids`) there is no cache, and "cache" becomes "prefix". Mamba, Gemma3n and encoder-decoders are refused, and so is every model whose output head transforms logits in a way not
 known here.
 
 | family | model class | path | error |
@@ -52,4 +51,5 @@ def row(family):
 
 
 if __name__ == "__main__":
-    PAGE.write_text(HEAD + "\n".join(map(row, FAMILIES)) + "\n", encoding="utf-8")
+    _, mark, other = PAGE.read_text(encoding="utf-8").partition("\n## ")  # what another command has written
+    PAGE.write_text(HEAD + "\n".join(map(row, FAMILIES)) + "\n" + mark + other, encoding="utf-8")

@@ -5,7 +5,8 @@ from reference import assert_equals_reference
 
 from semgrad_guard import SemGradScorer
 from semgrad_guard.model.chat_template import encode_chat
-from semgrad_guard.model.load import fingerprint, load_model
+from semgrad_guard.model.fingerprint import fingerprint
+from semgrad_guard.model.load import load_model
 
 QUESTIONS = ("What is the capital of France?", "Name a city in Poland, please.", "Who are you?")
 

@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 
 from semgrad_guard import ChatSemGrad, ConfigurationError, SemGradGuard, TokenPositionError, UnsupportedModelError
 from semgrad_guard.cli import app
+from semgrad_guard.model.fingerprint import fingerprint
 from semgrad_guard.model.gguf_file import GgufHeader, read_header
-from semgrad_guard.model.load import fingerprint, load_model, revision
+from semgrad_guard.model.load import load_model, revision
 from semgrad_guard.serving.setup import Setup
 from semgrad_guard.serving.work import Limits
 

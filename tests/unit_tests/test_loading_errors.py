@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from semgrad_guard import SemGradScorer, UnsupportedModelError
 from semgrad_guard.model import checkpoint
-from semgrad_guard.model.load import fingerprint, load_model, revision
+from semgrad_guard.model.fingerprint import fingerprint
+from semgrad_guard.model.load import load_model, revision
 
 UP = "model.layers.2.mlp.up_proj.weight"
 
