@@ -53,4 +53,5 @@ def row(family):
 
 
 if __name__ == "__main__":
-    PAGE.write_text(HEAD + "\n".join(map(row, FAMILIES)) + "\n", encoding="utf-8")
+    _, mark, other = PAGE.read_text(encoding="utf-8").partition("\n## ")  # what another command has written
+    PAGE.write_text(HEAD + "\n".join(map(row, FAMILIES)) + "\n" + mark + other, encoding="utf-8")

@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from models import tiny_model, tiny_tokenizer
+from scripted import profile as a_profile
 from torch import nn
 
 from semgrad_guard import ProfileError, SemGradGuard
@@ -123,7 +124,7 @@ def test_a_profile_says_when_only_the_precision_differs(tmp_path):
     with pytest.raises(ProfileError, match=r"in float32; the model given has the same weights in bfloat16"):
         SemGradGuard((rounded, tokenizer), profile=embedded_profile())
     scorer = SemGradScorer(tiny_model(), tiny_tokenizer())
-    profile = embedded_profile().model_copy(update={"bound_to": bind(scorer, "tiny")})
+    profile = a_profile().model_copy(update={"bound_to": bind(scorer, "tiny")})
     profile.save(tmp_path / "profile.json")
     profile = profile.load(tmp_path / "profile.json")
     template = template_fingerprint(scorer.tokenizer)
