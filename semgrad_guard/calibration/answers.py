@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import ConfigDict, TypeAdapter
 from tqdm.auto import tqdm
 
+from semgrad_guard.calibration.counts import Counts, Outcome, Problem
 from semgrad_guard.calibration.examples import Example
 from semgrad_guard.calibration.journal import Journal
 from semgrad_guard.calibration.labels import Labeler
-from semgrad_guard.model.chat_template import encode_chat
-from semgrad_guard.model.fingerprint import fingerprint, template_fingerprint
+from semgrad_guard.calibration.prompts import BARE, PromptForm
+from semgrad_guard.calibration.verdict import not_its_own
+from semgrad_guard.errors import BudgetError, PromptTooLongError, described
+from semgrad_guard.model.chat_template import encode_answer, encode_chat
+from semgrad_guard.model.fingerprint import fingerprint
+from semgrad_guard.model.generate import check_prompt, end_ids
+from semgrad_guard.model.responses import take_apart
 from semgrad_guard.records import Generation, Score
 from semgrad_guard.scoring.scorer import SemGradScorer
 
+logger = logging.getLogger(__name__)
+
 _BATCH = 16
+# Memory that runs out is a RuntimeError in torch. Of these the guard holds a single answer back; others are about the
+# model, and end the run.
+_SCORING_FAILURES = (BudgetError, RuntimeError, MemoryError)
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
 class Answered:
-    """An example with the answer that was scored; `correct` is None where there is no label."""
+    """An example with the answer that was scored; `correct` is None where there is no label.
+
+    The answer begins at response token `start`, after what the model thought before it.
+    """
 
     example: Example
     text: str
@@ -31,6 +49,45 @@ class Answered:
     correct: bool | None
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
+    start: int = 0
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers that a calibration can use, in the order of the questions, and what became of all questions."""
+
+    scored: list[Answered]
+    counts: Counts
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """What came of one prompt, as the journal keeps it: a score, or the problem with the answer."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # lines of another version are no answers
+
+    prompt_ids: tuple[int, ...]
+    answer: str | None
+    response_ids: tuple[int, ...] = ()
+    start: int = 0
+    text: str = ""
+    score: Score | None = None
+    problem: Problem | None = None
+
+    @property
+    def key(self) -> str:
+        """The prompt, and the answer that came with it, if one did."""
+        return " ".join(map(str, self.prompt_ids)) + ("" if self.answer is None else f" | {self.answer}")
+
+    @property
+    def ids(self) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+        """The prompt, the response, and where the answer begins in it."""
+        return self.prompt_ids, self.response_ids, self.start
+
+
+def to_stderr(line: str) -> None:
+    """Write a line to stderr, beside progress bars."""
+    tqdm.write(line, file=sys.stderr)
 
 
 def answered(
@@ -39,100 +96,186 @@ def answered(
     label: Labeler,
     generation: dict[str, Any],
     *,
-    ask: Callable[[Example], str] = lambda example: example.query,
-    journal: Path | None = None,
-) -> list[Answered]:
+    prompt: PromptForm = BARE,
+    ask: Callable[[Example], str] | None = None,
+    stop: Sequence[str] = (),
+    journal: str | Path | None = None,
+    tell: Callable[[str], None] = to_stderr,
+) -> Answers:
     """Answer and score every question, or score the answer that comes with it.
 
-    An answer that is empty, cut off at the token limit, or without a finite score is left out: the guard holds it back
-    whatever the threshold, so that it can tell nothing about one.
+    An answer that is empty, cut off at the token limit, without a finite score, or hardly the model's own is counted
+    and left out: the guard holds it back whatever the threshold, so that it can tell nothing about one. After the first
+    batch `tell` hears how many there are of each, and what to do about it.
 
     Args:
         scorer: generates and scores.
-        examples: questions.
+        examples: questions; those with messages of their own are asked with these.
         label: says whether an answer is right.
         generation: keywords of `model.generate`.
-        ask: words the question.
-        journal: a file that remembers answers and scores, so that a run that was interrupted goes on. Labels are made
-            anew.
+        prompt: how the other questions are put to the model.
+        ask: words the question; None for the question as it is.
+        stop: texts that an answer is cut before.
+        journal: a file that remembers answers, so that another run goes on from there, with other labels too. Answers
+            to other prompts or with other settings of the generation stay in it and are not used. Scores from it are
+            those of the scorer that wrote it; profiles are made from new ones.
+        tell: hears what a user should know.
 
     Raises:
-        DataError: the journal is of a run with another model or other settings.
+        DataError: the journal holds something else.
+        ConfigurationError: the chat template refuses the messages.
     """
-    kept = None if journal is None else _journal(journal, scorer, generation)
-    found = {
-        example.query: replace(item, example=example, correct=_label(example, item.text, label))
-        for example in examples
-        if kept is not None
-        and (item := kept.done.get(example.query)) is not None
-        and (example.answer or item.text).strip() == item.text
-    }
-    missing = [example for example in examples if example.query not in found]
-    for start in tqdm(range(0, len(missing), _BATCH), desc="answering"):
-        for item in _answers(scorer, missing[start : start + _BATCH], label, generation, ask):
-            found[item.example.query] = item
-            if kept is not None:
-                kept.add(item)
-    return [found[example.query] for example in examples if example.query in found]
+    settings = generation | ({"stop_strings": list(stop)} if stop else {})
+    ends = end_ids(scorer.model.generation_config)
+    asked = [(example, _prompt(scorer, example, prompt, ask, ends)) for example in examples]
+    file = None if journal is None else _journal(Path(journal), scorer, settings)
+    known = {} if file is None else {item.key: file.done[item.key] for _, item in asked if item.key in file.done}
+    others = 0 if file is None else len(file.done) - len(known) + file.others
+    if file is not None and (known or (others and ask is None)):  # those asked again share the file with first answers
+        beside = f", {others} to other prompts or with other settings are not" if others else ""
+        tell(f"{file.path}: {len(known)} answers from a run before are used{beside}.")
+    outcomes: dict[str, Outcome] = {}
 
+    def settle(pairs: Iterable[tuple[Example, _Attempt]]) -> None:
+        for example, item in pairs:
+            attempt = known[item.key]
+            outcomes[example.key] = attempt.problem or _label(example, attempt.text, label)
 
-def _answers(
-    scorer: SemGradScorer,
-    batch: Sequence[Example],
-    label: Labeler,
-    generation: dict[str, Any],
-    ask: Callable[[Example], str],
-) -> list[Answered]:
-    ours = [example for example in batch if example.answer is None]
-    prompts = [encode_chat(scorer.tokenizer, [{"role": "user", "content": ask(example)}]) for example in ours]
-    generations = dict(zip((example.query for example in ours), scorer.generate(prompts, **generation), strict=True))
-    rows = [generations.get(example.query) or _given(scorer, example) for example in batch]
-    usable = [
-        (example, row)
-        for example, row in zip(batch, rows, strict=True)
-        if row.text.strip() and row.finish_reason == "stop"
-    ]
-    scores = scorer.score([row for _, row in usable])
-    return [
-        Answered(example, row.text.strip(), score, _label(example, row.text, label), row.prompt_ids, row.response_ids)
-        for (example, row), score in zip(usable, scores, strict=True)
-        if score.finite()
-    ]
-
-
-def _journal(path: Path, scorer: SemGradScorer, generation: dict[str, Any]) -> Journal[Answered]:
-    setting = {
-        "fingerprint": fingerprint(scorer.model),
-        "template": template_fingerprint(scorer.tokenizer),
-        "position": scorer.token_position,
-        "span": scorer.span,
-        "reduction": scorer.reduction,
-        "norm": scorer.norm,
-        "generation": {name: str(value) for name, value in sorted(generation.items())},
-    }
-    return Journal(path, setting, TypeAdapter(Answered), lambda item: item.example.query)
+    settle((example, item) for example, item in asked if item.key in known)
+    missing = [(example, item) for example, item in asked if item.key not in known]
+    with tqdm(total=len(asked), initial=len(asked) - len(missing), desc="answering") as bar:
+        for number, batch in enumerate(_batches(missing, _BATCH)):
+            for attempt in _attempts(scorer, [item for _, item in batch], settings, stop):
+                known[attempt.key] = attempt
+                if file is not None:
+                    file.add(attempt)
+            settle(batch)
+            bar.update(len(batch))
+            if number == 0 and len(missing) > len(batch):
+                _tell(Counts.of(outcomes.values()), known.values(), tell, "So far: ")
+    counts = Counts.of(outcomes.values())
+    _tell(counts, known.values(), tell, "")
+    scored = []
+    for example, item in asked:
+        attempt = known[item.key]
+        if attempt.problem is None and attempt.score is not None:
+            correct = _label_of(outcomes[example.key])
+            scored.append(Answered(example, attempt.text, attempt.score, correct, *attempt.ids))
+    return Answers(scored, counts)
 
 
 def rescored(scorer: SemGradScorer, answers: Sequence[Answered]) -> list[Answered]:
-    """Score the same answers with another scorer."""
-    found: list[Answered] = []
-    for start in range(0, len(answers), _BATCH):
-        batch = answers[start : start + _BATCH]
-        scores = scorer.score_ids([item.prompt_ids for item in batch], [item.response_ids for item in batch])
-        found += [replace(item, score=score) for item, score in zip(batch, scores, strict=True)]
-    return found
+    """Score the same answers with another scorer, those of about one length together, so that little is padding."""
+    order = sorted(range(len(answers)), key=lambda place: len(answers[place].response_ids))
+    found: dict[int, Answered] = {}
+    for places in _batches(order, _BATCH):
+        batch = [answers[place] for place in places]
+        generations = [Generation(item.prompt_ids, item.response_ids, "", "stop") for item in batch]
+        spans = [[(item.start, len(item.response_ids))] for item in batch]
+        scores = scorer.score(generations, spans=spans)
+        found |= {
+            place: replace(item, score=score) for place, item, (score,) in zip(places, batch, scores, strict=True)
+        }
+    return [found[place] for place in range(len(answers))]
 
 
-def _given(scorer: SemGradScorer, example: Example) -> Generation:
-    """Take an answer that came with its question as if the model had just given it, end of turn included."""
-    prompt = encode_chat(scorer.tokenizer, [{"role": "user", "content": example.query}])
-    text = example.answer or ""
-    ids = scorer.tokenizer(text, add_special_tokens=False)["input_ids"]
-    end = scorer.tokenizer.eos_token_id
-    return Generation(tuple(prompt), tuple(ids if end is None else [*ids, end]), text, "stop")
+def _tell(counts: Counts, attempts: Iterable[_Attempt], tell: Callable[[str], None], when: str) -> None:
+    tell(f"{when}{counts}.")
+    for line in counts.advice(_longest(attempts)):
+        tell(line)
+
+
+def _longest(attempts: Iterable[_Attempt]) -> int:
+    return max((len(attempt.response_ids) for attempt in attempts if attempt.problem == "cut_off"), default=0)
+
+
+def _prompt(
+    scorer: SemGradScorer,
+    example: Example,
+    prompt: PromptForm,
+    ask: Callable[[Example], str] | None,
+    ends: set[int],
+) -> _Attempt:
+    """Encode what is asked, and the answer that comes with the question, as the chat template has them."""
+    turns = example.turns(prompt, None if ask is None else ask(example))
+    answer = None if example.answer is None else example.answer.strip()
+    ids = tuple(encode_chat(scorer.tokenizer, turns))
+    written = () if answer is None else tuple(encode_answer(scorer.tokenizer, turns, answer, ends))
+    return _Attempt(ids, answer, written, text=answer or "")
+
+
+def _attempts(
+    scorer: SemGradScorer, asked: Sequence[_Attempt], settings: dict[str, Any], stop: Sequence[str]
+) -> list[_Attempt]:
+    """Let the model answer where no answer came with the question, and score all answers that can be used."""
+    fitting = {item.key: item for item in asked if item.answer is None and _fits(scorer, item, settings)}
+    generated = scorer.generate([item.prompt_ids for item in fitting.values()], **settings)
+    generations = dict(zip(fitting, generated, strict=True))
+    found = {item.key: _taken(scorer, item, generations.get(item.key), stop) for item in asked}
+    usable = [attempt for attempt in found.values() if attempt.problem is None]
+    for attempt, score in zip(usable, _scores(scorer, usable, generations), strict=True):
+        if score is None or not score.finite():
+            found[attempt.key] = replace(attempt, problem="not_scored")
+        else:
+            problem: Problem | None = "not_its_own" if not_its_own(score) else None
+            found[attempt.key] = replace(attempt, score=score, problem=problem)
+    return list(found.values())
+
+
+def _fits(scorer: SemGradScorer, item: _Attempt, settings: dict[str, Any]) -> bool:
+    try:
+        check_prompt(scorer.model, item.prompt_ids, settings)
+    except PromptTooLongError:
+        return False
+    return True
+
+
+def _taken(scorer: SemGradScorer, item: _Attempt, generation: Generation | None, stop: Sequence[str]) -> _Attempt:
+    """Take the answer out of a response, or say why there is none."""
+    if item.answer is not None:
+        return item if item.response_ids else replace(item, problem="empty")
+    if generation is None:
+        return replace(item, problem="too_long")
+    response = take_apart(scorer.tokenizer, generation, stop, ())
+    text, ids = response.text.strip(), generation.response_ids
+    item = replace(item, response_ids=ids, start=response.start, text=text)
+    if generation.finish_reason == "length":
+        return replace(item, problem="cut_off")
+    return replace(item, problem="empty") if response.failure or not text else item
+
+
+def _scores(scorer: SemGradScorer, items: Sequence[_Attempt], generations: dict[str, Generation]) -> list[Score | None]:
+    """Score answers in one pass; where that fails, each by itself, and None for those that fail again."""
+    rows = [
+        generations.get(item.key) or Generation(item.prompt_ids, item.response_ids, item.text, "stop") for item in items
+    ]
+    try:
+        scores = scorer.score(rows, spans=[[(item.start, len(item.response_ids))] for item in items])
+    except _SCORING_FAILURES as error:
+        if len(items) > 1:
+            return [score for item in items for score in _scores(scorer, [item], generations)]
+        logger.warning("Scoring failed: %s", described(error))
+        return [None] * len(items)
+    return [score for (score,) in scores]
+
+
+def _journal(path: Path, scorer: SemGradScorer, settings: dict[str, Any]) -> Journal[_Attempt]:
+    setting = {
+        "fingerprint": fingerprint(scorer.model),
+        "generation": {name: str(value) for name, value in sorted(settings.items())},
+    }
+    return Journal(path, setting, TypeAdapter(_Attempt), lambda attempt: attempt.key, shared=True)
+
+
+def _batches(items: Sequence[_Item], size: int) -> list[Sequence[_Item]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def _label(example: Example, text: str, label: Labeler) -> bool | None:
     if example.correct is not None:
         return example.correct
     return label(example.query, text, example.answers) if example.answers is not None else None
+
+
+def _label_of(outcome: Outcome) -> bool | None:
+    return None if isinstance(outcome, str) else outcome

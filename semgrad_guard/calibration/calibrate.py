@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,14 +19,14 @@ from semgrad_guard.calibration.fit import (
     with_quantiles,
 )
 from semgrad_guard.calibration.guarantee import guaranteed_threshold, labels_needed, thresholds_to_try
+from semgrad_guard.calibration.needs import labels_to_promise
 from semgrad_guard.calibration.profile import Section, feature_values
+from semgrad_guard.calibration.split import part_of
 from semgrad_guard.errors import ConfigurationError, DataError
 from semgrad_guard.records import Score
 
 Method = Literal["auto", "fused", "semgrad", "hybridgrad", "paragrad"]
 _SINGLES: tuple[Method, ...] = ("semgrad", "hybridgrad", "paragrad")
-_PARTS = ("fit on", "choose thresholds from", "test on")
-_SPLIT = (0.5, 0.15)  # of the groups: to fit on, to choose the thresholds from; on the rest they are tested
 _PER_FEATURE = 10  # right and wrong answers that each feature needs
 
 
@@ -54,7 +54,7 @@ def calibrate_section(
     """Fit a section and set its threshold so that of the answers that pass at most a share `risk` are wrong.
 
     The questions are split by what they are about: one half to fit the confidence on, a part to choose thresholds from,
-    and the rest, one answer of each group, to test them on.
+    and the rest, one answer of each group, to test them on; right and wrong answers are in each part in proportion.
 
     The section's threshold is None where no promise can be kept.
 
@@ -73,18 +73,15 @@ def calibrate_section(
     section = with_quantiles(fitted, [item.score for item in (*choosing, *testing)])
     tried = thresholds_to_try([section.confidence(item.score) for item in choosing])
     tested = _one_of_each(testing, seed)
-    found = guaranteed_threshold(
-        [section.confidence(item.score) for item in tested],
-        [item.correct for item in tested],
-        tried,
-        risk=risk,
-        delta=delta,
-    )
+    confidences, correct = [section.confidence(item.score) for item in tested], [item.correct for item in tested]
+    found = guaranteed_threshold(confidences, correct, tried, risk=risk, delta=delta)
     if found is None:
+        passing = [_passing(confidences, correct, threshold) for threshold in tried]
         rule = (
             f"none of {len(tried)} thresholds keeps a risk of {risk:.3g} with certainty {1 - delta:.3g} on "
             f"{len(tested)} answers; at least {labels_needed(risk, delta)} must pass without an error, or "
-            f"{labels_needed(risk, delta, 5)} with five"
+            f"{labels_needed(risk, delta, 5)} with five; "
+            + labels_to_promise(passing, len(tested), len(labelled), risk=risk, delta=delta)
         )
         return Calibrated(chosen, section.model_copy(update={"threshold": None, "threshold_rule": rule}), compared)
     threshold, guarantee = found
@@ -129,20 +126,10 @@ def cover_section(scores: Sequence[Score], *, coverage: float, method: Method = 
     return with_quantiles(section.model_copy(update={"threshold": confidences[allowed - 1]}), scores)
 
 
-def part_of(abouts: Iterable[str], seed: int) -> dict[str, int]:
-    """Split what questions are about: 0 to fit on, 1 to choose thresholds from, 2 to test them on.
-
-    Raises:
-        DataError: there are too few to have some of each.
-    """
-    groups = sorted(set(abouts))
-    random.Random(seed).shuffle(groups)
-    ends = [round(share * len(groups)) for share in (_SPLIT[0], sum(_SPLIT))]
-    part = {about: (place >= ends[0]) + (place >= ends[1]) for place, about in enumerate(groups)}
-    for index, name in enumerate(_PARTS):
-        if index not in part.values():
-            raise DataError(f"Labelled answers about {len(groups)} things leave none to {name}; give more of them.")
-    return part
+def _passing(confidences: Sequence[float], correct: Sequence[bool], threshold: float) -> tuple[int, int]:
+    """Count the answers that pass, and the wrong ones among them."""
+    passing = [right for value, right in zip(confidences, correct, strict=True) if value >= threshold]
+    return len(passing), len(passing) - sum(passing)
 
 
 def _one_of_each(labelled: Sequence[Labelled], seed: int) -> list[Labelled]:
@@ -155,7 +142,7 @@ def _one_of_each(labelled: Sequence[Labelled], seed: int) -> list[Labelled]:
 
 
 def _split(labelled: Sequence[Labelled], seed: int) -> tuple[list[Labelled], list[Labelled], list[Labelled]]:
-    part = part_of((item.about for item in labelled), seed)
+    part = part_of(((item.about, item.correct) for item in labelled), seed)
     parts: tuple[list[Labelled], list[Labelled], list[Labelled]] = ([], [], [])
     for item in labelled:
         parts[part[item.about]].append(item)

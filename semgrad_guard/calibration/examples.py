@@ -11,19 +11,23 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from semgrad_guard.calibration.hub import HUB, hub_rows
-from semgrad_guard.errors import DataError
+from semgrad_guard.calibration.prompts import BARE, QUERY, PromptForm, Turn
+from semgrad_guard.errors import ConfigurationError, DataError
 
 
 class Example(BaseModel):
     """A question with its right answers, or with an answer and whether that is right; no answers: none is right.
 
-    `group` is what the question is about: questions of a group stay on one side of every split, and count once in a
-    guarantee. `stratum` names a kind of question for reports.
+    `messages` are the whole conversation that asks it, the user's message last; without them a prompt says how the
+    question is put. Without `query` it is that last message. `group` is what the question is about: questions of a
+    group stay on one side of every split, and count once in a guarantee. `stratum` names a kind of question for
+    reports.
     """
 
     model_config = ConfigDict(frozen=True, populate_by_name=True)
 
     query: str = Field(min_length=1)
+    messages: tuple[Turn, ...] | None = None
     answers: tuple[str, ...] | None = Field(default=None, alias="truthful answer")
     answer: str | None = None
     correct: bool | None = None
@@ -41,10 +45,23 @@ class Example(BaseModel):
             given = given | {"truthful answer": [one for one in answers if one and str(one).strip()] or answers}
         return given
 
+    @model_validator(mode="before")
+    @classmethod
+    def _asks_something(cls, given: Any) -> Any:
+        """Take the last message for the question where there is no other."""
+        messages = given.get("messages") if isinstance(given, dict) else None
+        if messages and not given.get("query") and isinstance(messages, list | tuple):
+            last = messages[-1]
+            content = last.get("content") if isinstance(last, dict) else getattr(last, "content", None)
+            given = given | {"query": content}
+        return given
+
     @model_validator(mode="after")
     def _can_be_labelled(self) -> Example:
         if not self.query.strip():
             raise ValueError("the query is empty")
+        if self.messages is not None and (not self.messages or self.messages[-1].role != "user"):
+            raise ValueError("the last of the messages must be the user's")
         if self.answers and not any(answer.strip() for answer in self.answers):
             raise ValueError("the right answers are empty; expected some text, or no answers at all if none is right")
         if self.correct is not None and not (self.answer or "").strip():
@@ -55,6 +72,29 @@ class Example(BaseModel):
     def about(self) -> str:
         """The group, or the question itself."""
         return self.group or self.query
+
+    @property
+    def key(self) -> str:
+        """The question as it is asked: its messages, or itself."""
+        return self.query if self.messages is None else json.dumps(PromptForm.plain(self.messages))
+
+    def turns(self, prompt: PromptForm, wording: str | None = None) -> list[dict[str, str]]:
+        """Give the messages that ask it.
+
+        Args:
+            prompt: how a question without messages of its own is put.
+            wording: a text to ask in place of the question; None for the question itself.
+        """
+        if self.messages is None:
+            return prompt.messages(self.query if wording is None else wording)
+        *before, last = PromptForm.plain(self.messages)
+        if wording is None:
+            return [*before, last]
+        text = last["content"]
+        return [
+            *before,
+            {"role": "user", "content": text.replace(self.query, wording) if self.query in text else wording},
+        ]
 
     @property
     def labelled(self) -> bool:
@@ -102,6 +142,31 @@ def read_paraphrases(path: str | Path) -> list[list[str]]:
     return groups
 
 
+def calibrated_prompt(examples: Iterable[Example], prompt: PromptForm | None) -> PromptForm | None:
+    """Tell how all these questions are put, for a profile to be bound to; None for the questions by themselves.
+
+    Questions with messages of their own are put alike where the messages differ in the question only. Where they do
+    not, there is no common prompt, and None.
+
+    Raises:
+        ConfigurationError: a prompt is given, and a question has messages of its own too.
+    """
+    examples = list(examples)
+    own = next((example for example in examples if example.messages is not None), None)
+    if own is None:
+        return None if prompt == BARE else prompt
+    if prompt is not None:
+        raise ConfigurationError(
+            f"The question {own.query!r} has messages of its own, and a prompt is given too. Leave one of the two out."
+        )
+    try:
+        forms = {PromptForm.literal(example.turns(BARE, QUERY)) for example in examples}
+    except ConfigurationError:  # a message has {query} in it
+        return None
+    common = forms.pop()
+    return None if forms or common == BARE else common
+
+
 def _examples(rows: Iterable[tuple[int, Any]], source: str) -> list[Example]:
     examples, seen = [], dict[str, int]()
     for number, plain in rows:
@@ -111,11 +176,11 @@ def _examples(rows: Iterable[tuple[int, Any]], source: str) -> list[Example]:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"]))
             raise DataError(f"{source}, line {number}: {place + ': ' if place else ''}{first['msg']}") from error
-        if example.query in seen:
+        if example.key in seen:
             raise DataError(
-                f"{source}, line {number}: the question of line {seen[example.query]} again: {example.query!r}"
+                f"{source}, line {number}: the question of line {seen[example.key]} again: {example.query!r}"
             )
-        seen[example.query] = number
+        seen[example.key] = number
         examples.append(example)
     if not examples:
         raise DataError(f"{source} holds no questions; expected one a line.")

@@ -12,11 +12,12 @@ from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold, cross_va
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from semgrad_guard.calibration.needs import FEWEST
 from semgrad_guard.calibration.profile import Section, feature_values
 from semgrad_guard.errors import DataError
 from semgrad_guard.records import Score
 
-_FOLDS = 5
+_FOLDS = FEWEST
 _QUANTILES = 101
 _PENALTIES = (0.1, 1.0, 10.0, 100.0)  # inverse strengths of the l2 penalty
 _ENOUGH_FOR_STEPS = 1000  # labels from which on isotonic regression beats the two parameters of Platt scaling

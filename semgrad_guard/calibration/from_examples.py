@@ -2,47 +2,57 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 
-from semgrad_guard.calibration.answers import Answered, rescored
+from semgrad_guard.calibration.answers import Answered, Answers, rescored
 from semgrad_guard.calibration.calibrate import Calibrated, Labelled, Method, calibrate_section, cover_section
+from semgrad_guard.calibration.counts import Counts
 from semgrad_guard.calibration.examples import Example
+from semgrad_guard.calibration.needs import FEWEST, questions_needed
 from semgrad_guard.calibration.profile import NO_LABELS, Binding, PositionSource, Profile, Section
-from semgrad_guard.calibration.search import Candidate, searched, tuned_hybrid, with_hybrid
+from semgrad_guard.calibration.prompts import PromptForm
+from semgrad_guard.calibration.search import Candidate, fitting_part, searched, tuned_hybrid, with_hybrid
+from semgrad_guard.calibration.split import first_half
 from semgrad_guard.errors import DataError
-from semgrad_guard.model.chat_template import generation_prompt_position
+from semgrad_guard.model.chat_template import semantic_position
 from semgrad_guard.model.fingerprint import fingerprint, precision, template_fingerprint
 from semgrad_guard.scoring.preservation import Preservation
 from semgrad_guard.scoring.scorer import SemGradScorer
 from semgrad_guard.version import VERSION
 
-Retry = Callable[[Sequence[Example]], list[Answered]]
+Retry = Callable[[Sequence[Example]], Answers]
 """Asks questions once more, as a route does, and scores and labels the answers."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A profile, and what was compared on the way to it, on the fitting part: ways to compute SemGrad, and methods."""
+    """A profile, what became of the questions, and what was compared on the fitting part: ways to compute, methods.
+
+    `again` counts the questions that were asked once more, None if none were.
+    """
 
     profile: Profile
+    counts: Counts
+    again: Counts | None = None
     candidates: list[Candidate] = field(default_factory=list)
     compared: dict[str, float] = field(default_factory=dict)
 
 
 def calibrated_profile(
     scorer: SemGradScorer,
-    answers: Sequence[Answered],
+    answers: Answers,
     *,
     model: str,
     labels: str,
+    prompt: PromptForm | None = None,
     method: Method = "auto",
     risk: float = 0.05,
     delta: float = 0.05,
     preservation: Preservation | None = None,
     search: bool = True,
+    position: int | None = None,
     retry: Retry | None = None,
     seed: int = 0,
 ) -> Calibration:
@@ -53,11 +63,13 @@ def calibrated_profile(
         answers: what `answered` gave.
         model: name of the model, for messages.
         labels: where the labels come from, for the record.
+        prompt: how the questions were put, which the profile is bound to; None for the questions by themselves.
         method: the score that confidence is made from; "auto" takes the best out of fold.
         risk: largest share of wrong answers among those that pass.
         delta: probability that the promise does not hold.
         preservation: where the meaning gathers; saved, and t* unless the search finds a better one.
         search: also try other prompt tokens, spans, sums and weights, and take what tells most on the fitting part.
+        position: t* that the caller has settled on, the scorer's own; no other is tried then.
         retry: also calibrate answers to questions that are asked again, such as with passages. Then one half of what
             the questions are about serves first answers, and the questions of the other half whose first answers do
             not pass serve second ones: neither half has seen the other.
@@ -66,34 +78,38 @@ def calibrated_profile(
     Raises:
         DataError: there are too few labels, or all are alike.
     """
-    answers = [item for item in answers if item.correct is not None]
-    if not answers:
-        raise DataError(
-            'No question has a label. Give "truthful answer" or "correct" with each, or set a coverage instead.'
-        )
-    scorer, source = _placed(scorer, preservation, wide=method in ("auto", "fused"))
-    first, second = _halves(answers, seed) if retry is not None else (answers, [])
+    labelled = [item for item in answers.scored if item.correct is not None]
+    if not labelled:
+        raise DataError(_none_labelled(answers.counts))
+    if position is None:
+        scorer, source = _placed(scorer, preservation, wide=method in ("auto", "fused"))
+    else:
+        scorer, source = _placed(scorer.adjusted(token_position=position), None, wide=method in ("auto", "fused"))
+    first, second = _halves(labelled, seed) if retry is not None else (labelled, [])
+    _check_enough(first, answers.counts, risk, delta, seed)
     candidates: list[Candidate] = []
     if search:
         also = () if preservation is None else (preservation.position(scorer.span),)
-        scorer, first, candidates = searched(scorer, first, method=method, also=also, seed=seed)
-        source = "labels"
+        scorer, first, candidates = searched(scorer, first, method=method, also=also, only=position, seed=seed)
+        source = "labels" if position is None else source
     else:
         first = rescored(scorer, first)
     tau, beta = tuned_hybrid(first, seed) if method in ("auto", "hybridgrad") else (scorer.tau, scorer.beta)
     scorer = scorer.adjusted(tau=tau, beta=beta)
     found = _calibrated(with_hybrid(first, tau, beta), method, risk, delta, seed)
-    grounded = None
+    grounded, asked_again = None, None
     if retry is not None:
         second = with_hybrid(rescored(scorer, second), tau, beta)
         held = [item.example for item in second if not found.section.passes(item.score)]
-        again = with_hybrid(rescored(scorer, retry(held)), tau, beta)
+        answers_again = retry(held)
+        asked_again = answers_again.counts
+        again = with_hybrid(rescored(scorer, answers_again.scored), tau, beta)
         same: Method = "fused" if found.method == "fused" else method
         grounded = _calibrated(again, same, risk, delta, seed).section
     profile = Profile(
         package=VERSION,
         method=found.method,
-        bound_to=bind(scorer, model, found.section, grounded),
+        bound_to=bind(scorer, model, found.section, grounded, prompt=prompt),
         answer=found.section,
         grounded=grounded,
         label_source=labels,
@@ -102,15 +118,16 @@ def calibrated_profile(
         seed=seed,
         created=date.today(),
     )
-    return Calibration(profile, candidates, found.compared)
+    return Calibration(profile, answers.counts, asked_again, candidates, found.compared)
 
 
 def covering_profile(
     scorer: SemGradScorer,
-    answers: Sequence[Answered],
+    answers: Answers,
     *,
     model: str,
     coverage: float,
+    prompt: PromptForm | None = None,
     method: Method = "auto",
     preservation: Preservation | None = None,
 ) -> Calibration:
@@ -122,11 +139,12 @@ def covering_profile(
     """
     single: Method = "semgrad" if method == "auto" else method
     scorer, source = _placed(scorer, preservation, wide=False)
-    section = cover_section([item.score for item in rescored(scorer, answers)], coverage=coverage, method=single)
+    scores = [item.score for item in rescored(scorer, answers.scored)]
+    section = cover_section(scores, coverage=coverage, method=single)
     profile = Profile(
         package=VERSION,
         method=single,
-        bound_to=bind(scorer, model, section),
+        bound_to=bind(scorer, model, section, prompt=prompt),
         answer=section,
         label_source=NO_LABELS,
         confidence_is="ordering",
@@ -135,10 +153,10 @@ def covering_profile(
         seed=0,
         created=date.today(),
     )
-    return Calibration(profile)
+    return Calibration(profile, answers.counts)
 
 
-def bind(scorer: SemGradScorer, model: str, *sections: Section | None) -> Binding:
+def bind(scorer: SemGradScorer, model: str, *sections: Section | None, prompt: PromptForm | None = None) -> Binding:
     """Describe what a profile of this scorer belongs to; what its sections do not need is not computed."""
     features = {name for section in sections if section is not None for name in section.features}
     return Binding(
@@ -154,6 +172,7 @@ def bind(scorer: SemGradScorer, model: str, *sections: Section | None) -> Bindin
         unweighted=any("unweighted" in name for name in features),
         later=any(name.startswith("later.") for name in features),
         precision=precision(scorer.model),
+        prompt=prompt,
     )
 
 
@@ -169,13 +188,31 @@ def _placed(
 
 
 def _source(scorer: SemGradScorer) -> PositionSource:
-    return "template" if scorer.token_position == generation_prompt_position(scorer.tokenizer) else "caller"
+    return "template" if scorer.token_position == semantic_position(scorer.tokenizer) else "caller"
+
+
+def _none_labelled(counts: Counts) -> str:
+    if counts.scored:
+        return 'No question has a label. Give "truthful answer" or "correct" with each, or set a coverage instead.'
+    return f"No answer can be used. {counts}. {' '.join(counts.advice())}"
+
+
+def _check_enough(answers: Sequence[Answered], counts: Counts, risk: float, delta: float, seed: int) -> None:
+    """Refuse too few labels before anything is compared on them, which takes long.
+
+    Raises:
+        DataError: saying how many more questions it takes.
+    """
+    fitting = fitting_part(answers, seed)
+    things = [len({item.example.about for item in fitting if item.correct is correct}) for correct in (True, False)]
+    if min(things) < FEWEST:
+        right = sum(item.correct is True for item in answers)
+        needed = questions_needed(right, len(answers) - right, counts.questions, risk=risk, delta=delta)
+        raise DataError(f"Too few labels to fit anything on: {needed}. In all, {counts}.")
 
 
 def _halves(answers: Sequence[Answered], seed: int) -> tuple[list[Answered], list[Answered]]:
-    groups = sorted({item.example.about for item in answers})
-    random.Random(seed).shuffle(groups)
-    chosen = set(groups[: len(groups) // 2])
+    chosen = first_half(((item.example.about, item.correct is True) for item in answers), seed)
     first = [item for item in answers if item.example.about in chosen]
     return first, [item for item in answers if item.example.about not in chosen]
 

@@ -19,7 +19,7 @@ from semgrad_guard.calibration.checked import Chance, Checked, Count, OneOrMore,
 from semgrad_guard.errors import ConfigurationError
 
 _STEPS = 81  # thresholds tried; fewer, farther apart, cost coverage, and more cost nothing
-_START = 0.2  # share of the most confident answers that the first one lets pass
+STRICTEST = 0.2  # share of the most confident answers that the first one lets pass
 
 
 class Guarantee(Checked):
@@ -54,7 +54,7 @@ class Guarantee(Checked):
 
 def thresholds_to_try(confidences: Sequence[float]) -> list[float]:
     """Choose thresholds from strict to loose: quantiles of confidences that are not those tested on."""
-    shares = np.linspace(_START, 1.0, _STEPS)
+    shares = np.linspace(STRICTEST, 1.0, _STEPS)
     found = np.quantile(np.asarray(confidences), 1.0 - shares)
     return list(dict.fromkeys(found.tolist()))
 

@@ -21,6 +21,7 @@ from pydantic import (
 from semgrad_guard.calibration.checked import Checked, Count, Flag, Number, OneOrMore, Positive
 from semgrad_guard.calibration.features import Feature, feature_values
 from semgrad_guard.calibration.json_file import read_json, write_text
+from semgrad_guard.calibration.prompts import PromptForm
 from semgrad_guard.calibration.section import Section
 from semgrad_guard.errors import ProfileError
 from semgrad_guard.model.fingerprint import Precision
@@ -43,6 +44,8 @@ def _meaning(given: dict[str, Any]) -> Literal["probability", "ordering"]:
 class Binding(Checked):
     """What a profile belongs to: a model's weights and chat template, and how its scores are computed.
 
+    `prompt` is how the questions of the calibration were put, texts included; None for the questions by themselves.
+
     Raises:
         ValidationError: (of pydantic) a setting is out of range.
     """
@@ -59,6 +62,7 @@ class Binding(Checked):
     unweighted: Flag = False
     later: Flag = False
     precision: Precision | None = None
+    prompt: PromptForm | None = None
 
     @field_validator("span")
     @classmethod
@@ -69,7 +73,7 @@ class Binding(Checked):
 
     def settings(self) -> dict[str, Any]:
         """Give the keywords of `SemGradScorer` that score as the profile was fitted."""
-        return self.model_dump(exclude={"model", "fingerprint", "template", "precision"})
+        return self.model_dump(exclude={"model", "fingerprint", "template", "precision", "prompt"})
 
     def lacks(self, name: str) -> str:
         """Say why scores computed in this way lack a feature; "" if they have it."""

@@ -16,8 +16,9 @@ from sklearn.metrics import roc_auc_score
 from tqdm.auto import tqdm
 
 from semgrad_guard.calibration.answers import Answered, rescored
-from semgrad_guard.calibration.calibrate import Method, part_of
+from semgrad_guard.calibration.calibrate import Method
 from semgrad_guard.calibration.fit import SCALARS, later_features, layer_features, out_of_fold
+from semgrad_guard.calibration.split import part_of
 from semgrad_guard.errors import DataError
 from semgrad_guard.records import Score
 from semgrad_guard.scoring.objective import Reduction
@@ -110,6 +111,7 @@ def searched(
     *,
     method: Method = "auto",
     also: Sequence[int] = (),
+    only: int | None = None,
     seed: int = 0,
 ) -> tuple[SemGradScorer, list[Answered], list[Candidate]]:
     """Move to the prompt token and the settings that tell most on the fitting part, and score all answers there.
@@ -122,6 +124,7 @@ def searched(
         answers: what it has answered.
         method: what confidence is to be made from.
         also: further positions to try, such as the one of the preservation score.
+        only: the position that the caller has settled on; None to try several.
         seed: of the split into parts.
 
     Returns:
@@ -129,7 +132,7 @@ def searched(
     """
     fitting = fitting_part(answers, seed)
     rule, fused = scorer.token_position or 1, method in ("auto", "fused")
-    positions = sorted({1, max(1, rule - 1), rule, rule + 1, *also})
+    positions = [only] if only is not None else sorted({1, max(1, rule - 1), rule, rule + 1, *also})
     candidates = compare_candidates(scorer, fitting, positions, fused=fused)
     best = next(candidate for candidate in candidates if candidate.fused is fused)
     moved = scorer.adjusted(
@@ -164,7 +167,7 @@ def with_hybrid(answers: Sequence[Answered], tau: float, beta: float) -> list[An
 def fitting_part(answers: Sequence[Answered], seed: int) -> list[Answered]:
     """Give the labelled answers that a profile is fitted on, and nothing is tested on."""
     labelled = [item for item in answers if item.correct is not None]
-    part = part_of((item.example.about for item in labelled), seed)
+    part = part_of(((item.example.about, item.correct is True) for item in labelled), seed)
     return [item for item in labelled if part[item.example.about] == 0]
 
 

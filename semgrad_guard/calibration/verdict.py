@@ -94,7 +94,7 @@ class Standard:
             kind: what the score is of; the profile has a section for each kind.
         """
         threshold, confidence = self.threshold(kind), self.confidence(score, kind)
-        passed, failure = False, failure or _not_its_own(score)
+        passed, failure = False, failure or not_its_own(score)
         if failure:
             reason, confidence = failure, None if confidence is None else 0.0
         elif score is None:
@@ -191,7 +191,7 @@ def checked_raw(value: object) -> float | None:
     return number
 
 
-def _not_its_own(score: Score | None) -> str:
+def not_its_own(score: Score | None) -> str:
     """Say why an answer can hardly be the model's own; "" if it can."""
     if score is None or not score.finite():
         return ""

@@ -10,11 +10,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.prompt import Prompt
 
+from semgrad_guard.calibration.agreement import agreed_prompt, agreed_scoring
+from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.cli.app import DtypeOption, JsonOption, ModelOption, RevisionOption, app, model_of, plain_errors
+from semgrad_guard.cli.prompting import LongestOption, PromptOption, SystemOption, TokenPositionOption, prompt_of
 from semgrad_guard.demo.embedded import PROFILE
 from semgrad_guard.demo.embedded import corpus as embedded_corpus
 from semgrad_guard.demo.walkthrough import ladder, walk_through
 from semgrad_guard.errors import ConfigurationError
+from semgrad_guard.langchain.chat_model import ChatSemGrad
 from semgrad_guard.langchain.guard import SemGradGuard
 from semgrad_guard.routing.routes import ReviewAnswer, ReviewRequest
 
@@ -43,6 +47,10 @@ def ask(
         ),
     ] = None,
     corpus: Annotated[Path | None, typer.Option(help="Text file to retrieve from, one passage a line.")] = None,
+    prompt: PromptOption = None,
+    system: SystemOption = None,
+    max_new_tokens: LongestOption = None,
+    token_position: TokenPositionOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question if the model is sure; else look it up, ask a human when interactive, or abstain."""
@@ -50,16 +58,20 @@ def ask(
         if not question.strip():
             raise ConfigurationError("The question is empty; expected some text.")
         human = None if as_json or not sys.stdin.isatty() else _ask_human
-        source = model_of(model, revision, dtype, quiet=as_json)
         if model is None and profile is None and score_threshold is None:
             profile = PROFILE
+        loaded = None if profile is None else Profile.load(profile)
+        form, scoring = agreed_prompt(loaded, prompt_of(prompt, system)), agreed_scoring(loaded, token_position)
+        generation = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+        llm = ChatSemGrad.of(model_of(model, revision, dtype, quiet=as_json), generation=generation, **scoring)
         own = embedded_corpus() if model is None else ()
         passages = own if corpus is None else read_passages(corpus)
         guard = SemGradGuard(
-            source,
-            profile=profile,
+            llm,
+            profile=loaded,
             threshold=threshold,
             score_threshold=score_threshold,
+            prompt=form,
             routes=ladder(passages, human),
         )
         message = guard.invoke(question)

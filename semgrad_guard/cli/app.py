@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from semgrad_guard.calibration.agreement import agreed_scoring
 from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.demo.embedded import embedded_model
 from semgrad_guard.errors import ConfigurationError, SemGradError
@@ -68,9 +69,11 @@ def model_of(
     )
 
 
-def bound_scorer(source: tuple[PreTrainedModel, PreTrainedTokenizerBase], profile: Profile | None) -> SemGradScorer:
-    """Build a scorer that scores as a profile was fitted, and refuse another model; without a profile, the default."""
-    if profile is None:
-        return SemGradScorer(*source)
-    profile.check(fingerprint(source[0]), template_fingerprint(source[1]), precision(source[0]))
-    return SemGradScorer(*source, **profile.bound_to.settings())
+def bound_scorer(
+    source: tuple[PreTrainedModel, PreTrainedTokenizerBase], profile: Profile | None, token_position: int | None = None
+) -> SemGradScorer:
+    """Build a scorer that scores as a profile was fitted, and refuse another model, or another t*, than its own."""
+    scoring = agreed_scoring(profile, token_position)
+    if profile is not None:
+        profile.check(fingerprint(source[0]), template_fingerprint(source[1]), precision(source[0]))
+    return SemGradScorer(*source, **scoring)

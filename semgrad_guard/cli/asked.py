@@ -7,6 +7,7 @@ import torch
 
 from semgrad_guard.calibration.labels import Labeler, labeler
 from semgrad_guard.calibration.profile import Profile
+from semgrad_guard.calibration.prompts import PromptForm
 from semgrad_guard.cli.app import bound_scorer, model_of
 from semgrad_guard.evaluation.polygraph import Polygraph
 from semgrad_guard.evaluation.run import Answerer, Work, answerer
@@ -23,7 +24,8 @@ class Asked:
     quiet: bool
     profile: Profile | None
     labels: str
-    prompt: str
+    prompt: PromptForm
+    token_position: int | None
     max_new_tokens: int
     seed: int
     samples: int
@@ -41,7 +43,7 @@ class Asked:
         label = labeler(self.labels)
         model, tokenizer = model_of(self.model, self.revision, self.dtype, quiet=self.quiet)
         torch.nn.Module.to(model, device)
-        scorer = bound_scorer((model, tokenizer), self.profile)
+        scorer = bound_scorer((model, tokenizer), self.profile, self.token_position)
         polygraph = (
             Polygraph(self.polygraph, nli=self.nli, cross_encoder=self.cross_encoder, device=device)
             if self.polygraph

@@ -14,8 +14,10 @@ from tqdm.auto import tqdm
 
 from semgrad_guard.calibration.examples import read_examples, read_paraphrases
 from semgrad_guard.calibration.profile import Profile
+from semgrad_guard.calibration.prompts import BARE, PromptForm
 from semgrad_guard.cli.app import DtypeOption, JsonOption, ModelOption, RevisionOption, app, plain_errors
 from semgrad_guard.cli.asked import Asked
+from semgrad_guard.cli.prompting import SystemOption, TokenPositionOption, prompt_of
 from semgrad_guard.demo.embedded import PROFILE, embedded_model
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.evaluation.methods import POLYGRAPH, choose
@@ -24,7 +26,7 @@ from semgrad_guard.evaluation.overhead_page import as_page, as_table
 from semgrad_guard.evaluation.plots import draw_overhead
 from semgrad_guard.evaluation.ray_data import RayPool
 from semgrad_guard.evaluation.report import WHOLE, parts_of, report
-from semgrad_guard.evaluation.run import PROMPTS
+from semgrad_guard.evaluation.run import PROMPTS, prompt_name
 from semgrad_guard.evaluation.run import evaluate as run_evaluation
 from semgrad_guard.evaluation.study import study
 from semgrad_guard.model.fingerprint import fingerprint
@@ -42,7 +44,14 @@ def evaluate(
     revision: RevisionOption = None,
     dtype: DtypeOption = None,
     profile: Annotated[Path | None, typer.Option(help="Profile of the model; the embedded model's by default.")] = None,
-    prompt: Annotated[str, typer.Option(help="plain, or paper for the prompt of the SemGrad paper.")] = "plain",
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            help="plain, paper for the prompt of the SemGrad paper, or a file: a text with {query}, or messages as "
+            "JSON. The profile's own if not given."
+        ),
+    ] = None,
+    system: SystemOption = None,
     labels: Annotated[
         str, typer.Option(help="How an answer is compared: match, contains, f1, or similar:FOLDER.")
     ] = "match",
@@ -63,7 +72,8 @@ def evaluate(
     part: Annotated[
         list[str] | None, typer.Option(help="Also look at some strata together: NAME=STRATUM,STRATUM; may be repeated.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
+    token_position: TokenPositionOption = None,
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
     ray: Annotated[
         bool, typer.Option("--ray", help="Answer in processes on Ray: here, or in the cluster at RAY_ADDRESS.")
@@ -75,12 +85,12 @@ def evaluate(
 ) -> None:
     """Compare confidence with other scores on labelled questions; an interrupted run goes on where it stopped."""
     with plain_errors():
-        if prompt not in PROMPTS:
-            raise ConfigurationError(f"prompt={prompt!r}: expected one of {', '.join(PROMPTS)}.")
+        wanted = _prompt(prompt, system)
         examples, unions = read_examples(data), dict(map(_union, part or []))
         groups = () if paraphrases is None else read_paraphrases(paraphrases)
         given = PROFILE if model is None and profile is None else profile
         loaded = None if given is None else Profile.load(given)
+        form = _evaluated_prompt(loaded, wanted)
         chosen = choose([name.strip() for name in methods.split(",") if name.strip()], loaded, sampling=samples > 0)
         if any("sampling" in method.spends for method in chosen.values()):
             samples = samples or _SAMPLES
@@ -91,7 +101,8 @@ def evaluate(
             quiet=as_json,
             profile=loaded,
             labels=labels,
-            prompt=prompt,
+            prompt=form,
+            token_position=token_position,
             max_new_tokens=max_new_tokens,
             seed=seed,
             samples=samples,
@@ -108,7 +119,7 @@ def evaluate(
             examples,
             label,
             out=out / "results.jsonl",
-            prompt=prompt,
+            prompt=form,
             max_new_tokens=max_new_tokens,
             work=work,
             seed=seed,
@@ -121,7 +132,7 @@ def evaluate(
             results,
             compared,
             parts,
-            prompt=prompt,
+            prompt=form,
             max_new_tokens=max_new_tokens,
             paraphrases=groups,
         )
@@ -131,7 +142,7 @@ def evaluate(
             loaded,
             found,
             title=f"Evaluation on {Path(data).name}",
-            setting={"data": str(data), **setting, **work.setting, "prompt": prompt, "seed": seed},
+            setting={"data": str(data), **setting, **work.setting, "prompt": prompt_name(form), "seed": seed},
         )
     (out / "metrics.json").write_text(json.dumps(page.metrics, indent=1) + "\n", encoding="utf-8")
     (out / "report.html").write_text(page.html, encoding="utf-8")
@@ -193,6 +204,25 @@ def bench(
         print(json.dumps({**setting, "rows": [vars(row) for row in rows]}))
     else:
         Console(width=220).print(Markdown("\n".join([shape, "", *as_table(rows)])))
+
+
+def _prompt(name: str | None, system: str | None) -> PromptForm | None:
+    """Build the prompt from its name or file; None if the options ask for none."""
+    if name in PROMPTS:
+        return PROMPTS[name] if system is None else PROMPTS[name].with_system(system)
+    if name is not None and not Path(name).is_file():
+        raise ConfigurationError(f"prompt={name!r}: expected one of {', '.join(PROMPTS)}, or a file.")
+    return prompt_of(None if name is None else Path(name), system)
+
+
+def _evaluated_prompt(profile: Profile | None, wanted: PromptForm | None) -> PromptForm:
+    """Choose the prompt; another than the profile's can be evaluated, but its confidence was not made for it."""
+    calibrated = BARE if profile is None else profile.bound_to.prompt or BARE
+    if profile is not None and wanted not in (None, calibrated):
+        Console(stderr=True).print(
+            "The profile was calibrated with another prompt: its confidence promises nothing here.", style="yellow"
+        )
+    return wanted or calibrated
 
 
 def _union(text: str) -> tuple[str, list[str]]:

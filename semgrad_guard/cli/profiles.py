@@ -1,6 +1,8 @@
 """Commands about profiles: `calibrate`, `check-profile` and `sps`."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
@@ -9,14 +11,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from semgrad_guard.calibration.answers import answered
+from semgrad_guard.calibration.answers import answered, to_stderr
 from semgrad_guard.calibration.calibrate import Method
 from semgrad_guard.calibration.drift import drift
-from semgrad_guard.calibration.examples import read_examples, read_paraphrases
+from semgrad_guard.calibration.examples import calibrated_prompt, read_examples, read_paraphrases
 from semgrad_guard.calibration.from_examples import Calibration, calibrated_profile, covering_profile
 from semgrad_guard.calibration.labels import labeler, same
 from semgrad_guard.calibration.paraphrases import written_paraphrases
 from semgrad_guard.calibration.profile import Profile
+from semgrad_guard.calibration.prompts import BARE
 from semgrad_guard.calibration.search import Candidate
 from semgrad_guard.cli.answers import read_passages
 from semgrad_guard.cli.app import (
@@ -29,8 +32,9 @@ from semgrad_guard.cli.app import (
     model_of,
     plain_errors,
 )
+from semgrad_guard.cli.prompting import PromptOption, SystemOption, TokenPositionOption, prompt_of
 from semgrad_guard.demo.embedded import paraphrases as our_paraphrases
-from semgrad_guard.errors import ConfigurationError
+from semgrad_guard.errors import ConfigurationError, SemGradError
 from semgrad_guard.evaluation.plots import draw_preservation
 from semgrad_guard.langchain.bm25 import BM25Retriever
 from semgrad_guard.langchain.retrieve import Retrieve, retry_with
@@ -69,49 +73,66 @@ def calibrate(
         Path | None,
         typer.Option(help="Also calibrate second answers, given with passages of this file, one a line."),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 64,
+    prompt: PromptOption = None,
+    system: SystemOption = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
+    token_position: TokenPositionOption = None,
     seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Let a model answer questions with known answers, and write a profile whose threshold keeps a promise.
 
-    Until that is done, a file beside it keeps the answers, so that an interrupted run goes on.
+    Until that is done, a file beside it keeps the answers. A run that was interrupted, or that failed, goes on from
+    them, with another method, risk or way to label too; answers to another prompt, or of another length, are made anew.
     """
     with plain_errors():
         if method not in get_args(Method):
             raise ConfigurationError(f"method={method!r}: expected one of {', '.join(get_args(Method))}.")
         examples, label = read_examples(data), labeler(labels)
+        form = calibrated_prompt(examples, prompt_of(prompt, system))
         source = model_of(model, revision, dtype, quiet=as_json)
-        scorer = SemGradScorer(*source)
-        preserved = None if paraphrases is None else preservation(*source, read_paraphrases(paraphrases))
+        scorer = SemGradScorer(*source, token_position=token_position)
+        preserved = None
+        if paraphrases is not None:
+            preserved = preservation(*source, read_paraphrases(paraphrases), messages=(form or BARE).messages)
         route = None if passages is None else Retrieve(BM25Retriever.from_texts(read_passages(passages)))
         settings = {"max_new_tokens": max_new_tokens, "do_sample": False}
         journal = out.with_name(f"{out.name}.answers")
-        answers = answered(scorer, examples, label, settings, journal=journal)
-        name, chosen = model or "semgrad-guard embedded model", cast(Method, method)
-        if coverage is not None:
-            found = covering_profile(
-                scorer, answers, model=name, coverage=coverage, method=chosen, preservation=preserved
-            )
-        else:
-            found = calibrated_profile(
-                scorer,
-                answers,
-                model=name,
-                labels=labels,
-                method=chosen,
-                risk=risk,
-                delta=delta,
-                preservation=preserved,
-                search=search,
-                retry=None if route is None else retry_with(route, scorer, label, settings),
-                seed=seed,
-            )
-        found.profile.save(out)
+        asked: dict[str, Any] = {"prompt": form or BARE, "journal": journal}
+        with _journal_told(journal):
+            answers = answered(scorer, examples, label, settings, **asked)
+            name, chosen = model or "semgrad-guard embedded model", cast(Method, method)
+            if coverage is not None:
+                found = covering_profile(
+                    scorer,
+                    answers,
+                    model=name,
+                    coverage=coverage,
+                    prompt=form,
+                    method=chosen,
+                    preservation=preserved,
+                )
+            else:
+                found = calibrated_profile(
+                    scorer,
+                    answers,
+                    model=name,
+                    labels=labels,
+                    prompt=form,
+                    method=chosen,
+                    risk=risk,
+                    delta=delta,
+                    preservation=preserved,
+                    search=search,
+                    position=token_position,
+                    retry=None if route is None else retry_with(route, scorer, label, settings, **asked),
+                    seed=seed,
+                )
+            found.profile.save(out)
         journal.unlink()
     told = _told(found)
     if as_json:
-        print(json.dumps({"questions": len(examples), "scored": len(answers), **told}))
+        print(json.dumps(told))
         return
     console = Console()
     if found.candidates:
@@ -119,6 +140,9 @@ def calibrate(
         for candidate in found.candidates[:_SHOWN]:
             table.add_row(str(candidate.position), _range(candidate), candidate.name, f"{candidate.auroc:.3f}")
         console.print(table)
+    console.print(f"{found.counts}")
+    if found.again is not None:
+        console.print(f"asked again with passages: {found.again}")
     for name, auroc in found.compared.items():
         console.print(f"{name}: AUROC {auroc:.3f} out of fold")
     console.print(f"{out}: {told['method']} at t* = {told['position']} (by {told['position_from']})")
@@ -144,6 +168,10 @@ def _told(found: Calibration) -> dict[str, Any]:
         for kind, section in (("answer", profile.answer), ("grounded", profile.grounded))
     }
     return {
+        **asdict(found.counts),
+        "scored": found.counts.scored,
+        "asked_again": None if found.again is None else asdict(found.again),
+        "prompt": None if profile.bound_to.prompt is None else profile.bound_to.prompt.fingerprint,
         "method": profile.method,
         "confidence_is": profile.confidence_is,
         "position": profile.bound_to.token_position,
@@ -152,6 +180,17 @@ def _told(found: Calibration) -> dict[str, Any]:
         "compared": found.compared,
         "candidates": list(map(asdict, found.candidates)),
     }
+
+
+@contextmanager
+def _journal_told(journal: Path) -> Iterator[None]:
+    """Say, of a run that ends early, that its answers are not lost."""
+    try:
+        yield
+    except (SemGradError, KeyboardInterrupt):
+        if journal.exists():
+            to_stderr(f"{journal} keeps the answers: the same command goes on from them.")
+        raise
 
 
 def _range(candidate: Candidate) -> str:
@@ -172,8 +211,9 @@ def check_profile(
     with plain_errors():
         loaded, examples = Profile.load(profile), read_examples(data)
         scorer = bound_scorer(model_of(model, revision, dtype, quiet=as_json), loaded)
-        answers = answered(scorer, examples, same, {"max_new_tokens": max_new_tokens, "do_sample": False})
-        found = drift(loaded.answer, [item.score for item in answers])
+        settings = {"max_new_tokens": max_new_tokens, "do_sample": False}
+        answers = answered(scorer, examples, same, settings, prompt=loaded.bound_to.prompt or BARE)
+        found = drift(loaded.answer, [item.score for item in answers.scored])
     if as_json:
         print(
             json.dumps(

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from semgrad_guard.cli.answers import read_passages
 from semgrad_guard.cli.app import DtypeOption, ModelOption, RevisionOption, app, plain_errors
+from semgrad_guard.cli.prompting import LongestOption, PromptOption, SystemOption, TokenPositionOption, prompt_of
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.extras import needs
 from semgrad_guard.serving.work import PolicyName
@@ -52,6 +53,10 @@ def serve(
     corpus: Annotated[
         Path | None, typer.Option(help="Text file to retrieve from before giving up, one passage a line.")
     ] = None,
+    prompt: PromptOption = None,
+    system: SystemOption = None,
+    max_new_tokens: LongestOption = None,
+    token_position: TokenPositionOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Requests that share a pass of the model.")] = 32,
     queue_size: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are answered 429.")] = 256,
     deadline: Annotated[float, typer.Option(min=0.001, help="Seconds that a request may take.")] = 60.0,
@@ -103,6 +108,9 @@ def serve(
             limits=Limits(prompt_tokens=max_prompt, response_tokens=max_response, batch_size=batch_size),
             scored=not unscored,
             device="cuda" if ray and gpus else device,
+            prompt=prompt_of(prompt, system),
+            max_new_tokens=max_new_tokens,
+            token_position=token_position,
         )
         terms = Terms.model_validate({"policy": policy, "policies": allowed, "deadline": deadline, "grace": grace})
         if ray:

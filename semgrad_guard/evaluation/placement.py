@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm.auto import tqdm
 
+from semgrad_guard.calibration.prompts import PromptForm
 from semgrad_guard.evaluation import metrics
 from semgrad_guard.evaluation.run import Result, prompt_ids
 from semgrad_guard.scoring.preservation import Preservation
@@ -37,7 +38,7 @@ class Placement:
 def placement(
     scorer: SemGradScorer,
     results: Sequence[Result],
-    prompt: str,
+    prompt: str | PromptForm,
     preservation: Preservation | None,
     *,
     most: int = 1000,
@@ -98,7 +99,7 @@ def placement(
     )
 
 
-def _states(scorer: SemGradScorer, results: Sequence[Result], prompt: str) -> list[metrics.Numbers]:
+def _states(scorer: SemGradScorer, results: Sequence[Result], prompt: str | PromptForm) -> list[metrics.Numbers]:
     """Give SemGrad at every prompt token and layer, [P, L] for each answer, the last token first.
 
     For prompts of one length, a scorer whose t* is their first token gives all others as those after it.

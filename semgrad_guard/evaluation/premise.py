@@ -18,6 +18,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from semgrad_guard.calibration.prompts import PromptForm
 from semgrad_guard.evaluation import metrics
 from semgrad_guard.evaluation.compare import uncertainties
 from semgrad_guard.evaluation.methods import Method
@@ -32,7 +33,7 @@ def premise(
     results: Sequence[Result],
     paraphrases: Mapping[str, Sequence[str]],
     methods: Sequence[Method],
-    prompt: str,
+    prompt: str | PromptForm,
     *,
     most: int = 300,
     repeats: int = 1000,

@@ -15,6 +15,8 @@ from tqdm.auto import tqdm
 from semgrad_guard.calibration.examples import Example
 from semgrad_guard.calibration.journal import Journal
 from semgrad_guard.calibration.labels import Labeler
+from semgrad_guard.calibration.prompts import BARE, PromptForm
+from semgrad_guard.errors import DataError
 from semgrad_guard.evaluation.attempts import Attempts
 from semgrad_guard.evaluation.polygraph import Polygraph
 from semgrad_guard.evaluation.sampling import p_true
@@ -24,7 +26,7 @@ from semgrad_guard.records import Generation, Score, TokenDoubt
 from semgrad_guard.scoring.scorer import SemGradScorer
 
 _PAPER = "Please directly answer the following question with one or few words:\n{query}"
-PROMPTS = {"plain": "{query}", "paper": _PAPER}
+PROMPTS = {"plain": BARE, "paper": PromptForm.of_text(_PAPER)}
 _MEASURED = 5  # questions whose memory is measured
 
 
@@ -86,7 +88,7 @@ def evaluate(
     label: Labeler,
     *,
     out: Path,
-    prompt: str = "plain",
+    prompt: str | PromptForm = "plain",
     max_new_tokens: int = 64,
     work: Work | None = None,
     seed: int = 0,
@@ -100,7 +102,7 @@ def evaluate(
         examples: questions.
         label: says whether an answer is right.
         out: JSON lines; the first holds the setting, each other a result.
-        prompt: "plain", the question alone, or "paper", as the paper asks.
+        prompt: "plain", the question alone, "paper", as the paper asks, or another form.
         max_new_tokens: longest answer.
         work: what else to do for each; None for nothing.
         seed: of sampling; each question has its own.
@@ -108,10 +110,12 @@ def evaluate(
         elsewhere: where the questions are answered; None: here.
 
     Raises:
-        DataError: `out` holds results of another setting, or is damaged.
+        DataError: `out` holds results of another setting, or is damaged; a question has messages of its own.
     """
+    if own := next((example for example in examples if example.messages is not None), None):
+        raise DataError(f"The question {own.query!r} has messages of its own; an evaluation asks all with one prompt.")
     work = work or Work()
-    asked = {"prompt": prompt, "max_new_tokens": max_new_tokens, "seed": seed}
+    asked = {"prompt": prompt_name(prompt), "max_new_tokens": max_new_tokens, "seed": seed}
     wanted = {**asked, **work.setting, **(setting or {})}
     journal = Journal(out, wanted, _RESULTS, lambda result: result.query)
     missing = [example for example in examples if example.query not in journal.done]
@@ -127,7 +131,7 @@ def evaluate(
 
 
 def answerer(
-    scorer: SemGradScorer, label: Labeler, *, prompt: str, max_new_tokens: int, work: Work, seed: int
+    scorer: SemGradScorer, label: Labeler, *, prompt: str | PromptForm, max_new_tokens: int, work: Work, seed: int
 ) -> Answerer:
     """Give what answers, scores and labels one question at a time; the arguments are those of `evaluate`."""
     return lambda example: _answered(scorer, example, label, prompt, max_new_tokens, work, seed)
@@ -138,7 +142,9 @@ def read_results(path: Path) -> list[Result]:
     return [Result.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()[1:]]
 
 
-def token_doubts(scorer: SemGradScorer, results: Sequence[Result], prompt: str) -> dict[str, list[TokenDoubt]]:
+def token_doubts(
+    scorer: SemGradScorer, results: Sequence[Result], prompt: str | PromptForm
+) -> dict[str, list[TokenDoubt]]:
     """Give, for each result where that works, which tokens of the answer the doubt sits in."""
     attempt, found = Attempts(), {}
     for result in results:
@@ -149,7 +155,9 @@ def token_doubts(scorer: SemGradScorer, results: Sequence[Result], prompt: str) 
     return found
 
 
-def peak_memory(scorer: SemGradScorer, queries: Sequence[str], prompt: str, max_new_tokens: int) -> dict[str, Any]:
+def peak_memory(
+    scorer: SemGradScorer, queries: Sequence[str], prompt: str | PromptForm, max_new_tokens: int
+) -> dict[str, Any]:
     """Measure the most bytes that tensors held at one moment beside the model: generating, and with scoring.
 
     The first few questions are answered once more, one at a time, since measuring takes longer than answering. What
@@ -172,13 +180,30 @@ def peak_memory(scorer: SemGradScorer, queries: Sequence[str], prompt: str, max_
     }
 
 
-def prompt_ids(scorer: SemGradScorer, query: str, prompt: str) -> list[int]:
+def prompt_form(prompt: str | PromptForm) -> PromptForm:
+    """Give the form of a prompt that has a name."""
+    return PROMPTS[prompt] if isinstance(prompt, str) else prompt
+
+
+def prompt_name(prompt: str | PromptForm) -> str:
+    """Give the name of a prompt, or the fingerprint of a form without one."""
+    form = prompt_form(prompt)
+    return next((name for name, known in PROMPTS.items() if known == form), form.fingerprint)
+
+
+def prompt_ids(scorer: SemGradScorer, query: str, prompt: str | PromptForm) -> list[int]:
     """Encode a question as it is asked."""
-    return encode_chat(scorer.tokenizer, [{"role": "user", "content": PROMPTS[prompt].format(query=query)}])
+    return encode_chat(scorer.tokenizer, prompt_form(prompt).messages(query))
 
 
 def _answered(
-    scorer: SemGradScorer, example: Example, label: Labeler, prompt: str, most: int, work: Work, seed: int
+    scorer: SemGradScorer,
+    example: Example,
+    label: Labeler,
+    prompt: str | PromptForm,
+    most: int,
+    work: Work,
+    seed: int,
 ) -> Result:
     ids, attempt = prompt_ids(scorer, example.query, prompt), Attempts()
     known: dict[str, Any] = {

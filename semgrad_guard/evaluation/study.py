@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from semgrad_guard.calibration.prompts import PromptForm
 from semgrad_guard.evaluation.ablation import ablation
 from semgrad_guard.evaluation.compare import surest_errors
 from semgrad_guard.evaluation.methods import Method
 from semgrad_guard.evaluation.placement import LAST, Placement, placement
 from semgrad_guard.evaluation.premise import premise
-from semgrad_guard.evaluation.run import PROMPTS, Result, peak_memory, token_doubts
-from semgrad_guard.model.chat_template import encode_chat
+from semgrad_guard.evaluation.run import Result, peak_memory, prompt_form, prompt_ids, token_doubts
 from semgrad_guard.records import TokenDoubt
 from semgrad_guard.scoring.preservation import Preservation, preservation
 from semgrad_guard.scoring.scorer import SemGradScorer
@@ -38,7 +38,7 @@ def study(
     methods: Sequence[Method],
     parts: Mapping[str, Sequence[Result]],
     *,
-    prompt: str,
+    prompt: str | PromptForm,
     max_new_tokens: int,
     paraphrases: Sequence[Sequence[str]] = (),
 ) -> Study:
@@ -54,11 +54,12 @@ def study(
         paraphrases: groups of questions that mean the same; the first of a group is the one that was asked.
     """
     usable = [group for group in paraphrases if len(set(group)) > 1]
-    asked = [[PROMPTS[prompt].format(query=text) for text in group] for group in usable[:_GROUPS]]
+    asked = usable[:_GROUPS]
     others = {first: tuple(dict.fromkeys(rest)) for first, *rest in usable}
-    preserved = (
-        preservation(scorer.model, scorer.tokenizer, asked, last=_last(scorer, asked)) if len(asked) > 1 else None
-    )
+    preserved = None
+    if len(asked) > 1:
+        last, form = _last(scorer, asked, prompt), prompt_form(prompt)
+        preserved = preservation(scorer.model, scorer.tokenizer, asked, last=last, messages=form.messages)
     return Study(
         memory=peak_memory(scorer, [result.query for result in results], prompt, max_new_tokens),
         doubts=token_doubts(scorer, surest_errors(results, methods[0]), prompt),
@@ -69,9 +70,6 @@ def study(
     )
 
 
-def _last(scorer: SemGradScorer, asked: Sequence[Sequence[str]]) -> int:
+def _last(scorer: SemGradScorer, asked: Sequence[Sequence[str]], prompt: str | PromptForm) -> int:
     """Give how many prompt tokens from the end every prompt has, ten at most."""
-    return min(
-        LAST,
-        *(len(encode_chat(scorer.tokenizer, [{"role": "user", "content": text}])) for texts in asked for text in texts),
-    )
+    return min(LAST, *(len(prompt_ids(scorer, text, prompt)) for texts in asked for text in texts))

@@ -11,6 +11,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.runnables import RunnableConfig
 
 from semgrad_guard.calibration.drift import Watch
+from semgrad_guard.calibration.prompts import PromptForm
 from semgrad_guard.calibration.raw_watch import RawWatch
 from semgrad_guard.calibration.verdict import Standard
 from semgrad_guard.errors import PromptTooLongError, described, named
@@ -19,6 +20,7 @@ from semgrad_guard.langchain.child_runs import astep, step
 from semgrad_guard.langchain.drafts import Draft
 from semgrad_guard.langchain.judged import judged, watched_score
 from semgrad_guard.langchain.messages import last_question, reads_tool_results
+from semgrad_guard.langchain.prompts import asked_with
 from semgrad_guard.langchain.streaming import joined
 from semgrad_guard.records import Score, Source, TokenDoubt
 from semgrad_guard.routing.ladder import Answer, Situation
@@ -35,7 +37,10 @@ _GENERATE = RunnableConfig(run_name="generate")
 
 @dataclass(frozen=True)
 class Manner:
-    """How a guard asks: which model, against which standard, with whose context, and whether traces see drafts."""
+    """How a guard asks: which model, against which standard, with whose context, and whether traces see drafts.
+
+    `prompt` is what it puts around the question; None for nothing.
+    """
 
     llm: ChatSemGrad
     standard: Standard
@@ -43,6 +48,7 @@ class Manner:
     raw_watch: RawWatch | None
     context: Context
     record_drafts: bool
+    prompt: PromptForm | None = None
 
 
 class Asking:
@@ -53,6 +59,7 @@ class Asking:
         self._manner, self._messages, self._settings = manner, messages, settings
         self._index, self._question = last_question(messages)
         self._grounded = manner.context == "given" or reads_tool_results(messages)
+        self._first = messages if manner.prompt is None else self._with_question(self._question)
 
     def situation(self, draft: Answer, sources: tuple[Source, ...]) -> Situation:
         """Give what a route may know and do."""
@@ -71,13 +78,13 @@ class Asking:
         """Give the first answer; where passages must be found first, there is none yet."""
         if self._manner.context == "retrieved":
             return self._none("not asked without passages")
-        return self._answer(self._messages, grounded=self._grounded)
+        return self._answer(self._first, grounded=self._grounded)
 
     async def afirst(self) -> Answer:
         """Async twin of `first`."""
         if self._manner.context == "retrieved":
             return self._none("not asked without passages")
-        return await self._aanswer(self._messages, grounded=self._grounded)
+        return await self._aanswer(self._first, grounded=self._grounded)
 
     def streamed(self) -> Iterator[str | Answer]:
         """Yield the text of the first answer as it comes, for everybody to see, and then the answer."""
@@ -86,7 +93,7 @@ class Asking:
             return
         chunks: list[AIMessageChunk] = []
         try:
-            for chunk in self._manner.llm.stream(self._messages, _GENERATE, **self._settings):
+            for chunk in self._manner.llm.stream(self._first, _GENERATE, **self._settings):
                 chunks.append(chunk)
                 yield str(chunk.text)
         except _ANSWERING_FAILURES as error:
@@ -101,7 +108,7 @@ class Asking:
             return
         chunks: list[AIMessageChunk] = []
         try:
-            async for chunk in self._manner.llm.astream(self._messages, _GENERATE, **self._settings):
+            async for chunk in self._manner.llm.astream(self._first, _GENERATE, **self._settings):
                 chunks.append(chunk)
                 yield str(chunk.text)
         except _ANSWERING_FAILURES as error:
@@ -135,7 +142,7 @@ class Asking:
         if draft.message is None:
             return ()
         try:
-            return self._manner.llm.doubt(draft.message, self._messages, **self._settings)
+            return self._manner.llm.doubt(draft.message, self._first, **self._settings)
         except Exception as error:
             logger.warning("Where the doubt of a draft sits cannot be told: %s", described(error))
             return ()
@@ -146,9 +153,7 @@ class Asking:
         return Draft(llm=llm, recorded=recorded, callbacks=llm.callbacks, tags=llm.tags, metadata=llm.metadata)
 
     def _with_question(self, text: str) -> list[BaseMessage]:
-        messages = list(self._messages)
-        messages[self._index] = messages[self._index].model_copy(update={"content": text})
-        return messages
+        return asked_with(self._manner.prompt, self._messages, self._index, text)
 
     def _scored(self, message: AIMessage, grounded: bool) -> Answer:
         return step("score", {"grounded": grounded}, lambda: self._judged(message, grounded), _verdict)

@@ -24,7 +24,7 @@ from semgrad_guard.langchain.scored_messages import scored_messages
 from semgrad_guard.langchain.source import local_model, refuse_loading
 from semgrad_guard.langchain.streaming import Listener, Shown, last_chunk
 from semgrad_guard.langchain.tools import offered
-from semgrad_guard.model.chat_template import encode_chat, generation_prompt_position, user_text_position
+from semgrad_guard.model.chat_template import encode_chat, semantic_position
 from semgrad_guard.model.fingerprint import fingerprint, template_fingerprint
 from semgrad_guard.model.forcing import forced_call
 from semgrad_guard.model.generate import check_prompt
@@ -112,9 +112,7 @@ class ChatSemGrad(BatchedChatModel):
     def model_post_init(self, context: Any, /) -> None:
         """Build the scorer, which checks the model."""
         super().model_post_init(context)
-        position = (
-            self.token_position or generation_prompt_position(self.tokenizer) or user_text_position(self.tokenizer)
-        )
+        position = self.token_position or semantic_position(self.tokenizer)
         self._scorer = SemGradScorer(
             self.model,
             self.tokenizer,

@@ -11,20 +11,23 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
 from pydantic import ConfigDict, Field, field_validator
 
+from semgrad_guard.calibration.agreement import agreed_prompt
 from semgrad_guard.calibration.answers import answered
 from semgrad_guard.calibration.calibrate import Method
 from semgrad_guard.calibration.drift import Watch
-from semgrad_guard.calibration.examples import Example
+from semgrad_guard.calibration.examples import Example, calibrated_prompt
 from semgrad_guard.calibration.from_examples import calibrated_profile
 from semgrad_guard.calibration.labels import Labeler, labeler, tolerant
 from semgrad_guard.calibration.profile import Profile
+from semgrad_guard.calibration.prompts import BARE, PromptForm
 from semgrad_guard.calibration.raw_watch import RawWatch
 from semgrad_guard.calibration.verdict import Standard, checked_raw
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.langchain.asking import Asking, Context, Manner
 from semgrad_guard.langchain.chat_model import ChatSemGrad
-from semgrad_guard.langchain.messages import to_messages
+from semgrad_guard.langchain.messages import last_question, to_messages
 from semgrad_guard.langchain.outgoing import last_of_stream
+from semgrad_guard.langchain.prompts import asked_with, labelled_example, prompt_form
 from semgrad_guard.langchain.retrieve import Retrieve, retry_with
 from semgrad_guard.langchain.settling import asettled, settled
 from semgrad_guard.langchain.tools import offered
@@ -55,6 +58,7 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
     context: Context = "none"
     streaming: Literal["buffered", "verdict"] = "buffered"
     record_drafts: bool = False
+    prompt: PromptForm | None = None
     raw_watch: RawWatch | None = Field(default=None, exclude=True, repr=False)
 
     @field_validator("threshold", mode="before")
@@ -82,15 +86,19 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
                 passages come from: "none" is needed (default), they are "given" with the question, so that first
                 answers are judged as grounded, or must be "retrieved" by a route before the model is asked at all;
                 `streaming="verdict"` streams first answers unjudged, and the decision at the end; `record_drafts` lets
-                callbacks and traces, other than those that stream to the consumer, see drafts (default: nobody does).
+                callbacks and traces, other than those that stream to the consumer, see drafts (default: nobody does);
+                `prompt`, put around the question (a prompt template, messages or a text with `{query}`; default:
+                nothing, also with a profile that was calibrated with a prompt: the chain asks with that).
 
         Raises:
             ConfigurationError: no threshold, or one of each kind, or one that is no number in range; a `below`, or a
-                `watch`, without a profile.
+                `watch`, without a profile; another prompt than the profile was calibrated with.
             ProfileError: the profile belongs to another model.
             UnsupportedModelError: the model cannot be scored.
         """
         loaded = Profile.load(profile) if isinstance(profile, str | Path) else profile
+        settings["prompt"] = prompt_form(settings.get("prompt"))
+        agreed_prompt(loaded, settings["prompt"])
         settings["watch"] = Watch.of(settings.get("watch"), loaded)
         if settings.get("raw_watch") is None and loaded is None:
             settings["raw_watch"] = RawWatch()
@@ -156,12 +164,15 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
         method: Method = "auto",
         search: bool = True,
         retried: bool = False,
+        prompt: Any = None,
+        journal: str | Path | None = None,
         seed: int = 0,
     ) -> SemGradGuard:
         """Let the model answer labelled questions, and give a guard whose threshold keeps a promise.
 
         Args:
-            examples: questions with their right answers, as `Example` or as a line of a data file.
+            examples: questions with their right answers, as `Example` or as a line of a data file; `messages` in them
+                are the conversations that the chain would send.
             risk: largest share of wrong answers among those that pass.
             delta: probability that the promise does not hold.
             labels: how an answer is compared with the right ones: a name that `labeler` knows, or a function such as
@@ -170,22 +181,32 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
             search: also try other prompt tokens and ways to compute SemGrad, and take what tells most.
             retried: also calibrate the answers of the guard's `Retrieve` route, on questions whose first answers do
                 not pass. One half of the questions serves first answers then, the other second ones.
+            prompt: how the chain puts a question to the guard: a prompt template with one variable, messages, or a text
+                with `{query}`. The profile remembers it; the guard goes on to ask what it is given.
+            journal: a file that remembers answers, so that another run, with other labels or another method too, does
+                not ask again. It is left there.
             seed: of the split into questions to fit on and to test on.
 
         Raises:
             DataError: there are too few labels, all are alike, or labelling keeps failing.
-            ConfigurationError: `retried`, but the guard does not retrieve.
+            ConfigurationError: `retried`, but the guard does not retrieve; or a prompt beside one of the guard's own,
+                or beside messages.
         """
         route = next((route for route in self.routes if isinstance(route, Retrieve)), None) if retried else None
         if retried and route is None:
             raise ConfigurationError("retried=True, but the guard has no Retrieve route to ask again with.")
-        given = [Example.model_validate(example) for example in examples]
+        if self.prompt is not None and prompt is not None:
+            raise ConfigurationError("The guard puts a prompt of its own around questions. Leave prompt=... out.")
+        given = [labelled_example(example) for example in examples]
+        bound = calibrated_prompt(given, self.prompt or prompt_form(prompt))
         label = labeler(labels) if isinstance(labels, str) else tolerant(labels)
         scorer = self.llm.scorer
+        asked: dict[str, Any] = {"prompt": bound or BARE, "stop": self.llm.stop or (), "journal": journal}
         found = calibrated_profile(
             scorer,
-            answered(scorer, given, label, self.llm.generation),
-            retry=None if route is None else retry_with(route, scorer, label, self.llm.generation),
+            answered(scorer, given, label, self.llm.generation, **asked),
+            prompt=bound,
+            retry=None if route is None else retry_with(route, scorer, label, self.llm.generation, **asked),
             search=search,
             model=str(self.llm.model.config.name_or_path),
             labels=labels if isinstance(labels, str) else "a function of the caller's",
@@ -202,6 +223,7 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
             context=self.context,
             streaming=self.streaming,
             record_drafts=self.record_drafts,
+            prompt=self.prompt,
         )
 
     def bind_tools(
@@ -214,8 +236,13 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
         """Offer tools to the model, as `ChatSemGrad.bind_tools` does; a call goes out when it is sure."""
         return self.bind(**offered(tools, tool_choice), **settings)
 
+    def with_prompt(self, messages: Sequence[BaseMessage]) -> list[BaseMessage]:
+        """Give the messages that the model is asked with: the guard's prompt, if it has one, around the question."""
+        return list(messages) if self.prompt is None else asked_with(self.prompt, messages, *last_question(messages))
+
     def _asking(self, given: LanguageModelInput, settings: dict[str, Any]) -> Asking:
-        manner = Manner(self.llm, self.standard(), self.watch, self.raw_watch, self.context, self.record_drafts)
+        llm, standard = self.llm, self.standard()
+        manner = Manner(llm, standard, self.watch, self.raw_watch, self.context, self.record_drafts, self.prompt)
         return Asking(manner, to_messages(given), settings)
 
     def _guard(self, given: LanguageModelInput, **kwargs: Any) -> AIMessage:

@@ -11,7 +11,7 @@ from langchain_core.runnables import Runnable
 from langchain_core.runnables.base import coerce_to_runnable
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from semgrad_guard.calibration.answers import Answered, answered
+from semgrad_guard.calibration.answers import Answers, answered
 from semgrad_guard.calibration.examples import Example
 from semgrad_guard.calibration.from_examples import Retry
 from semgrad_guard.calibration.labels import Labeler
@@ -207,7 +207,9 @@ def _marked(question: str, answer: Answer, sources: Sequence[Source]) -> list[So
     ]
 
 
-def retry_with(route: Retrieve, scorer: SemGradScorer, label: Labeler, generation: dict[str, Any]) -> Retry:
+def retry_with(
+    route: Retrieve, scorer: SemGradScorer, label: Labeler, generation: dict[str, Any], **settings: Any
+) -> Retry:
     """Ask questions again as the route does, for calibration; what it finds no passages for, it would not ask.
 
     Args:
@@ -215,16 +217,17 @@ def retry_with(route: Retrieve, scorer: SemGradScorer, label: Labeler, generatio
         scorer: generates and scores.
         label: says whether an answer is right.
         generation: keywords of `model.generate`.
+        settings: further keywords of `answered`: the prompt, where to stop, the journal.
     """
 
-    def again(examples: Sequence[Example]) -> list[Answered]:
+    def again(examples: Sequence[Example]) -> Answers:
         # An answer that came with its question, and its label, say nothing about the one the model gives now.
         asked = {
-            example.query: route.worded(example.query, sources)
+            example.key: route.worded(example.query, sources)
             for example in examples
             if example.answers is not None and (sources := route.look_up(example.query))
         }
-        own = [e.model_copy(update={"answer": None, "correct": None}) for e in examples if e.query in asked]
-        return answered(scorer, own, label, generation, ask=lambda example: asked[example.query])
+        own = [e.model_copy(update={"answer": None, "correct": None}) for e in examples if e.key in asked]
+        return answered(scorer, own, label, generation, ask=lambda example: asked[example.key], **settings)
 
     return again

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from jinja2 import TemplateError
@@ -27,19 +27,7 @@ def encode_chat(
         ConfigurationError: tools are given, and the template has no place for them; it refuses the messages; or their
             text cannot be encoded.
     """
-    if tokenizer.chat_template is None:
-        raise TokenPositionError(
-            "The tokenizer has no chat template, so messages cannot be turned into a prompt. "
-            "Use an instruction-tuned model, or set tokenizer.chat_template."
-        )
-    try:
-        text = str(
-            tokenizer.apply_chat_template(
-                list(messages), tools=list(tools) or None, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        )
-    except TemplateError as error:
-        raise ConfigurationError(f"The model's chat template does not take these messages: {error}") from error
+    text = _rendered(tokenizer, messages, add_generation_prompt, tools)
     if any(tool["function"]["name"] not in text for tool in tools):
         raise ConfigurationError(
             "The chat template does not show the tools to the model, so it cannot call them. "
@@ -47,8 +35,87 @@ def encode_chat(
         )
     if any("\ud800" <= sign <= "\udfff" for sign in text):
         raise ConfigurationError("The messages hold half of a surrogate pair, which is no character. Repair the text.")
+    return _ids(tokenizer, text)
+
+
+def encode_answer(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], answer: str, ends: Collection[int] = ()
+) -> list[int]:
+    """Encode an answer to messages as the model would write it: as the chat template goes on, end of turn included.
+
+    The template decides about blanks before the answer and about the token that ends it. What the template writes after
+    that token belongs to the next turn. Where the template does not continue the prompt with the answer, the answer is
+    encoded by itself, with the tokenizer's end token.
+
+    Args:
+        tokenizer: has the chat template.
+        messages: what is answered; none if only the answer's own text is known.
+        answer: the answer's text.
+        ends: ids that end a turn, beside the tokenizer's end token.
+
+    Returns:
+        The ids, empty for an answer without text.
+    """
+    if not answer.strip():
+        return []
+    end = tokenizer.eos_token_id
+    known = {*ends, *([] if end is None else [end])}
+    alone = [*_ids(tokenizer, answer), *([] if end is None else [end])]
+    if not messages:
+        return alone
+    whole = [*messages, {"role": "assistant", "content": answer}]
+    before, after = _rendered(tokenizer, messages, True), _rendered(tokenizer, whole, False)
+    written = after.removeprefix(before)
+    place = written.find(answer.strip())
+    if not after.startswith(before) or place < 0:
+        return alone
+    prompt, complete = _ids(tokenizer, before), _ids(tokenizer, after)
+    # Where the last token of the prompt would be another one before this answer, the prompt still ends as it ended when
+    # the model was asked, and the rest is encoded by itself.
+    rest = complete[len(prompt) :] if complete[: len(prompt)] == prompt else _ids(tokenizer, written)
+    stop = next((index for index, token in enumerate(rest) if token in known), None)
+    if stop is not None:
+        return rest[: stop + 1]
+    # The template ends a turn with text alone, such as an empty line, or with nothing.
+    return [*_ids(tokenizer, written[: place + len(answer.strip())]), *([] if end is None else [end])]
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[dict[str, Any]],
+    add_generation_prompt: bool,
+    tools: Sequence[dict[str, Any]] = (),
+) -> str:
+    if tokenizer.chat_template is None:
+        raise TokenPositionError(
+            "The tokenizer has no chat template, so messages cannot be turned into a prompt. "
+            "Use an instruction-tuned model, or set tokenizer.chat_template."
+        )
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                list(messages), tools=list(tools) or None, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        )
+    except TemplateError as error:
+        raise ConfigurationError(f"The model's chat template does not take these messages: {error}") from error
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
+
+
+def semantic_position(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Find t*, counted from the prompt's end (1 = last token), by the rule for a template without measurements.
+
+    t* is the first token of the generation prompt; where the template has none, the last token of the user's text.
+
+    Raises:
+        TokenPositionError: there is no chat template.
+        ConfigurationError: the template refuses a single user message.
+    """
+    return generation_prompt_position(tokenizer) or user_text_position(tokenizer)
 
 
 def generation_prompt_position(tokenizer: PreTrainedTokenizerBase) -> int | None:

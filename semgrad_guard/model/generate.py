@@ -149,7 +149,9 @@ def _pad_id(tokenizer: PreTrainedTokenizerBase, configured: int | None) -> int:
     return 0
 
 
-def _end_ids(configured: Any) -> set[int]:
+def end_ids(config: GenerationConfig | None) -> set[int]:
+    """Give the ids that end a response."""
+    configured = None if config is None else config.eos_token_id
     if configured is None:
         return set()
     return {int(token) for token in (configured if isinstance(configured, list | tuple) else [configured])}
@@ -182,7 +184,7 @@ class _Ends:
         marks = config.stop_strings or ()
         return cls(
             tokenizer,
-            _end_ids(config.eos_token_id),
+            end_ids(config),
             padding,
             cast(int, config.max_new_tokens),
             [marks] if isinstance(marks, str) else marks,

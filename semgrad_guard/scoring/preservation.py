@@ -8,7 +8,7 @@ that do not. t counts prompt tokens from the end, 1 being the last.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,6 +49,7 @@ def preservation(
     *,
     last: int = 10,
     batch: int = 16,
+    messages: Callable[[str], list[dict[str, str]]] = lambda text: [{"role": "user", "content": text}],
 ) -> Preservation:
     """Measure SPS; of all hidden states only sums are kept.
 
@@ -61,6 +62,7 @@ def preservation(
         paraphrases: for each question, ways of asking it; at least two questions, of two or more wordings each.
         last: prompt tokens from the end to look at.
         batch: prompts at a time.
+        messages: how a question is put to the model; by itself if not given.
 
     Raises:
         DataError: there are too few questions or wordings, or a prompt is shorter than `last`.
@@ -75,9 +77,8 @@ def preservation(
     within, squares = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
     total: Tensor | None = None
     for group in tqdm(paraphrases, desc="measuring SPS"):
-        parts = [
-            _unit_sums(decoder, model, tokenizer, group[at : at + batch], last) for at in range(0, len(group), batch)
-        ]
+        prompts = [encode_chat(tokenizer, messages(text)) for text in group]
+        parts = [_unit_sums(decoder, model, prompts[at : at + batch], last) for at in range(0, len(group), batch)]
         sums = torch.stack(parts).sum(0)
         square = sums.square().sum(-1)
         within += (square - len(group)) / (len(group) * (len(group) - 1))
@@ -86,7 +87,7 @@ def preservation(
     count = sum(map(len, paraphrases))
     everything = torch.zeros(()) if total is None else total.square().sum(-1)
     between = (everything - squares) / (count**2 - sum(len(group) ** 2 for group in paraphrases))
-    ids = encode_chat(tokenizer, [{"role": "user", "content": paraphrases[0][0]}])
+    ids = encode_chat(tokenizer, messages(paraphrases[0][0]))
     return Preservation(
         scores=tuple(tuple(row) for row in (within / len(paraphrases) - between).flip(-1).tolist()),
         tokens=tuple(str(tokenizer.decode([token])) for token in reversed(ids[-last:])),
@@ -95,20 +96,13 @@ def preservation(
     )
 
 
-def _unit_sums(
-    decoder: torch.nn.Module,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
-    last: int,
-) -> Tensor:
+def _unit_sums(decoder: torch.nn.Module, model: PreTrainedModel, prompts: Sequence[Sequence[int]], last: int) -> Tensor:
     """Add up the unit hidden states of some prompts: [L + 1, last, D] in float64, in the order of the prompt."""
-    prompts = [encode_chat(tokenizer, [{"role": "user", "content": text}]) for text in texts]
     short = min(map(len, prompts))
     if short < last:
         raise DataError(f"A prompt has {short} tokens; the last {last} were to be looked at. Lower it.")
     width = max(map(len, prompts))
-    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
+    ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=model.device)
     attended = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
     with torch.no_grad():
         hidden = decoder(

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from semgrad_guard._compat import warn_of_untested_versions
 from semgrad_guard.errors import ConfigurationError, TokenPositionError
-from semgrad_guard.model.chat_template import generation_prompt_position
+from semgrad_guard.model.chat_template import semantic_position
 from semgrad_guard.model.check import check_model, check_sequences
 from semgrad_guard.model.generate import generate
 from semgrad_guard.model.head import Head
@@ -63,7 +63,7 @@ class SemGradScorer:
             model: a decoder-only causal language model in evaluation mode.
             tokenizer: its tokenizer.
             token_position: t*, counted from the prompt's end (1 = last token). None: the first token of the generation
-                prompt, found by probing the chat template.
+                prompt, or the last token of the user's text where the chat template has no generation prompt.
             span: hidden states l the gradient is taken at, of 0 (embeddings) to L - 1. "upper-half": L - floor(L/2) to
                 L - 1, as in the authors' code; "all": 0 to L - 1; or indices.
             reduction: "mean" over response tokens (the authors' code) or "sum" (the paper's text).
@@ -96,7 +96,9 @@ class SemGradScorer:
             )
         if not (tau > 0 and beta >= 0):
             raise ConfigurationError(f"tau={tau}, beta={beta}: expected tau > 0 and beta >= 0.")
-        self.token_position = generation_prompt_position(tokenizer) if token_position is None else token_position
+        if token_position is None and tokenizer.chat_template is not None:
+            token_position = semantic_position(tokenizer)
+        self.token_position = token_position
         self.reduction: Reduction = reduction
         self.norm: Norm = norm
         self.tau = tau
@@ -277,7 +279,7 @@ class SemGradScorer:
     def _position(self, prompts: Sequence[Sequence[int]]) -> int:
         if self.token_position is None:
             raise TokenPositionError(
-                "The chat template appends no generation prompt, so t* cannot be found from ids alone. "
+                "The tokenizer has no chat template, so t* cannot be found from ids alone. "
                 "Pass SemGradScorer(..., token_position=t), t counted from the prompt's end: the last token of the "
                 "user's text."
             )

@@ -5,10 +5,8 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from langchain_core.messages import convert_to_messages
-from transformers import PreTrainedTokenizerBase
 
 from semgrad_guard.calibration.verdict import Standard
 from semgrad_guard.errors import (
@@ -22,8 +20,9 @@ from semgrad_guard.errors import (
 )
 from semgrad_guard.langchain.guard import SemGradGuard
 from semgrad_guard.langchain.messages import to_template
-from semgrad_guard.model.chat_template import encode_chat
+from semgrad_guard.model.chat_template import encode_answer, encode_chat
 from semgrad_guard.model.check import check_sequences
+from semgrad_guard.model.generate import end_ids
 from semgrad_guard.records import Decision, Generation, Score, TokenDoubt, Verdict
 from semgrad_guard.scoring.scorer import SemGradScorer
 from semgrad_guard.serving.work import Judgement, Limits, ScoreAnswer, ScoreJob, Usage
@@ -78,14 +77,16 @@ def _generation(guard: SemGradGuard, job: ScoreJob, limits: Limits) -> Generatio
             raise ConfigurationError("The service was started without scoring.")
         if job.threshold is not None and guard.profile is None:
             raise ConfigurationError("A threshold is on confidence, and this model is served without a profile.")
-        turns = to_template(convert_to_messages(list(job.messages))) if job.messages is not None else []
+        turns = [] if job.messages is None else to_template(guard.with_prompt(convert_to_messages(list(job.messages))))
         if job.prompt_ids is not None:
             prompt = list(job.prompt_ids)
         elif job.prompt is not None:
             prompt = tokenizer(job.prompt, add_special_tokens=False)["input_ids"]
         else:
             prompt = encode_chat(tokenizer, turns)
-        response = list(job.response_ids or ()) if job.response is None else _written(tokenizer, turns, job.response)
+        response = list(job.response_ids or ())
+        if job.response is not None:
+            response = encode_answer(tokenizer, turns, job.response, end_ids(guard.llm.model.generation_config))
         if not response:
             raise EmptyResponseError("The response is empty; expected some text or ids.")
         most = min(limits.response_tokens, _MOST_ATTRIBUTED) if job.tokens else limits.response_tokens
@@ -100,21 +101,6 @@ def _generation(guard: SemGradGuard, job: ScoreJob, limits: Limits) -> Generatio
     except SemGradError as error:
         return error
     return Generation(tuple(prompt), tuple(response), job.response or "", "stop")
-
-
-def _written(tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, Any]], text: str) -> list[int]:
-    """Encode a response as the model would write it, end of turn included: as the chat template goes on, if it does."""
-    if not text.strip():
-        return []
-    end = tokenizer.eos_token_id
-    if turns:
-        prompt = encode_chat(tokenizer, turns)
-        answer = {"role": "assistant", "content": text}
-        whole = encode_chat(tokenizer, [*turns, answer], add_generation_prompt=False)
-        rest = whole[len(prompt) :]
-        if whole[: len(prompt)] == prompt and end in rest:
-            return rest[: rest.index(end) + 1]
-    return [*tokenizer(text, add_special_tokens=False)["input_ids"], *([] if end is None else [end])]
 
 
 def _scores(scorer: SemGradScorer, generations: Sequence[Generation]) -> list[tuple[Score | None, Exception | None]]:

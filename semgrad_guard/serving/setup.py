@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
+from semgrad_guard.calibration.agreement import agreed_prompt, agreed_scoring
 from semgrad_guard.calibration.profile import Profile
+from semgrad_guard.calibration.prompts import PromptForm
 from semgrad_guard.calibration.verdict import checked_raw
 from semgrad_guard.demo.embedded import PROFILE, embedded_model
 from semgrad_guard.langchain.bm25 import BM25Retriever
@@ -42,6 +44,9 @@ class Setup(Record):
         limits: what a job may take.
         scored: False answers without scoring, for measuring what scoring costs.
         device: that the model is put on, as PyTorch names it.
+        prompt: what is put around the question of every request; None for what the profile was calibrated with.
+        max_new_tokens: longest answer where a request does not say; None for the model's own.
+        token_position: t*, from the prompt's end; None for the profile's, or the template's.
     """
 
     model: str | None = None
@@ -56,6 +61,9 @@ class Setup(Record):
     limits: Limits = Limits()
     scored: bool = True
     device: str = "cpu"
+    prompt: PromptForm | None = None
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    token_position: int | None = Field(default=None, ge=1)
 
     def worker(self) -> Worker:
         """Load the model, and build the worker.
@@ -63,6 +71,11 @@ class Setup(Record):
         Raises:
             SemGradError: the model cannot be loaded or scored, the profile is of another, or the queue out of reach.
         """
+        profile = self.profile
+        if self.model is None and profile is None and self.score_threshold is None:
+            profile = PROFILE
+        loaded = None if profile is None else Profile.load(profile)
+        prompt, scoring = agreed_prompt(loaded, self.prompt), agreed_scoring(loaded, self.token_position)
         if self.model is None:
             source = embedded_model()
             torch.nn.Module.to(source[0], self.device)
@@ -70,12 +83,10 @@ class Setup(Record):
             source = load_model(
                 self.model, revision=self.revision, dtype=self.dtype, device=self.device, quiet=self.quiet
             )
-        profile = self.profile
-        if self.model is None and profile is None and self.score_threshold is None:
-            profile = PROFILE
-        loaded = None if profile is None else Profile.load(profile)
-        scoring = {} if loaded is None else loaded.bound_to.settings()
-        chat = ChatSemGrad.of(source, batch_size=self.limits.batch_size, scored=self.scored, **scoring)
+        generation = {} if self.max_new_tokens is None else {"max_new_tokens": self.max_new_tokens}
+        chat = ChatSemGrad.of(
+            source, batch_size=self.limits.batch_size, scored=self.scored, generation=generation, **scoring
+        )
         reviews: Queue | None = None
         if self.reviews is not None:
             from semgrad_guard.review import ReviewQueue  # the service works without the extra
@@ -88,6 +99,7 @@ class Setup(Record):
                 profile=loaded,
                 threshold=self.threshold,
                 score_threshold=self.score_threshold if self.scored or loaded is not None else 0.0,
+                prompt=prompt,
             ),
             name=DEMO if self.model is None else self.model,
             first=first,

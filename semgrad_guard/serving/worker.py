@@ -181,7 +181,8 @@ class Worker:
             PromptTooLongError: the prompt is longer than is allowed, or leaves no room for the answer.
         """
         asked = job.sampling
-        prompt = len(encode_chat(self._guard.llm.tokenizer, to_template(messages), tools=tools))
+        turns = to_template(self._guard.with_prompt(messages))
+        prompt = len(encode_chat(self._guard.llm.tokenizer, turns, tools=tools))
         settings: dict[str, Any] = {"max_new_tokens": self._most(prompt, asked.max_tokens)}
         if asked.stop:
             settings["stop"] = list(asked.stop)

@@ -366,7 +366,17 @@ def test_second_answers_are_calibrated_apart(tmp_path):
     lines = [{"query": q, "truthful answer": list(i.answers), "group": i.about} for q, i in asked.items()]
     (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     (tmp_path / "passages.txt").write_text("\n".join(corpus()), encoding="utf-8")
-    arguments = ("--passages", str(tmp_path / "passages.txt"), "--risk", "0.45", "--delta", "0.3", "--no-search")
+    arguments = (
+        "--passages",
+        str(tmp_path / "passages.txt"),
+        "--risk",
+        "0.45",
+        "--delta",
+        "0.3",
+        "--no-search",
+        "--seed",
+        "1",
+    )
     code, out, err = calibrate(tmp_path / "d.jsonl", tmp_path / "p.json", *arguments)
     assert code == 0, err
     told = json.loads(out)

@@ -3,6 +3,7 @@
 import math
 import random
 import warnings
+from functools import cache
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from semgrad_guard.calibration.calibrate import Labelled, calibrate_section, cov
 from semgrad_guard.calibration.examples import Example, read_examples
 from semgrad_guard.calibration.guarantee import Guarantee, guaranteed_threshold, labels_needed, thresholds_to_try
 from semgrad_guard.calibration.labels import contains, labeler, same, token_f1, words
+from semgrad_guard.calibration.split import part_of
 from semgrad_guard.calibration.verdict import Standard
 
 
@@ -23,10 +25,18 @@ def world(rng, n):
     return confidences, rng.random(n) < 0.25 + 0.72 * confidences
 
 
+@cache
+def large_sample():
+    confidences, correct = world(np.random.default_rng(123), 400_000)
+    order = np.argsort(-confidences)
+    return -confidences[order], np.cumsum(~correct[order])
+
+
 def risk_of(threshold):
     """The true share of errors among answers that pass, from a large sample."""
-    confidences, correct = world(np.random.default_rng(123), 400_000)
-    return 1 - correct[confidences >= threshold].mean()
+    confidences, errors = large_sample()
+    passing = int(np.searchsorted(confidences, -threshold, side="right"))
+    return errors[passing - 1] / passing
 
 
 @pytest.mark.parametrize(("risk", "n"), [(0.2, 200), (0.2, 500), (0.1, 500)])
@@ -48,6 +58,45 @@ def test_the_promise_is_broken_no_more_often_than_it_says(risk, n):
                      if risk_of(threshold) <= risk)  # fmt: skip
         assert found > 0.9 * repeats
         assert np.mean(coverages) > 0.7 * oracle
+
+
+def accepted(rng, n, risk, delta, parts):
+    """Draw n labelled answers, split them, and calibrate; give the threshold found, and whether a loose one passes."""
+    confidences, correct = world(rng, n)
+    part = parts([(str(index), bool(right)) for index, right in enumerate(correct)])
+    index = np.array([part[str(place)] for place in range(n)])
+    tested = confidences[index == 2], correct[index == 2]
+    found = guaranteed_threshold(*tested, thresholds_to_try(confidences[index == 1]), risk=risk, delta=delta)
+    return found, guaranteed_threshold(*tested, [TOO_LOOSE[risk]], risk=risk, delta=delta) is not None
+
+
+# The strictest thresholds that break the promise, if barely: 0.25 + 0.72 c is the probability of being right.
+TOO_LOOSE = {0.2: 0.510, 0.1: 0.801}
+
+
+@pytest.mark.parametrize(("risk", "n"), [(0.2, 300), (0.2, 1000), (0.1, 1000)])
+def test_the_promise_holds_when_the_split_is_stratified_by_label(risk, n):
+    """Stratifying fixes how many wrong answers are tested; errors vary less, so that luck is rarer, not commoner."""
+    delta, repeats, rng = 0.1, 400, np.random.default_rng(11)
+    assert risk < risk_of(TOO_LOOSE[risk]) < risk + 0.003
+    broken = loose = drawn = 0
+    for repeat in range(repeats):
+        found, passed = accepted(rng, n, risk, delta, lambda labels, seed=repeat: part_of(labels, seed))
+        broken += found is not None and risk_of(found[0]) > risk
+        loose += passed
+        drawn += accepted(rng, n, risk, delta, lambda labels, seed=repeat: by_chance(labels, seed))[1]
+    most = delta + 3.3 * math.sqrt(delta * (1 - delta) / repeats)
+    assert broken / repeats <= most
+    assert loose / repeats <= most
+    assert loose <= drawn + 3.3 * math.sqrt(2 * repeats * delta * (1 - delta))
+
+
+def by_chance(labels, seed):
+    """Split without a look at the labels: half, 15 % and 35 %."""
+    places = list(range(len(labels)))
+    random.Random(seed).shuffle(places)
+    ends = 0.5 * len(labels), 0.65 * len(labels)
+    return {labels[place][0]: sum(rank >= end for end in ends) for rank, place in enumerate(places)}
 
 
 def test_a_single_threshold_agrees_with_the_exact_test():

@@ -5,6 +5,8 @@ from langchain_core.messages import AIMessage, HumanMessage
 from models import CHATML, tiny_model, tiny_tokenizer
 
 from semgrad_guard import Abstain, ChatSemGrad, SemGradGuard
+from semgrad_guard.calibration import answers
+from semgrad_guard.calibration.examples import Example
 from semgrad_guard.langchain.messages import to_template
 from semgrad_guard.model.chat_template import encode_chat
 from semgrad_guard.model.forcing import ForcedBeginning
@@ -182,3 +184,24 @@ def test_a_template_that_finds_no_answer_leaves_nothing_to_be_trusted(text):
 def test_a_call_that_does_not_stand_in_the_response_cannot_be_placed(name, arguments):
     with pytest.raises(ValueError, match=r"does not stand|needs a name"):
         placed_call('@w{"p": "Oslo"}@', 0, name, arguments)
+
+
+def test_what_is_calibrated_is_the_answer_after_the_reasoning(monkeypatch):
+    """As the guard shows and scores it: text, tokens, and what it is cut before; also when it is scored again."""
+    monkeypatch.setattr(answers, "not_its_own", lambda score: "")  # a random model would say none of this
+    chat = thinker("<think>\nWell.\n</think>\n\nOslo.; more")
+    chat.stop = [";"]
+    message = chat.invoke("q?")
+    found = answers.answered(
+        chat.scorer, [Example(query="q?", answers=("Oslo.",))], lambda *_: True, chat.generation, stop=chat.stop
+    )
+    (item,) = found.scored
+    assert item.text == message.content == "Oslo."
+    assert item.start == semgrad(message)["answer_from"] > 0
+    assert item.response_ids == tuple(semgrad(message)["tokens"])
+    expected = pytest.approx(semgrad(message)["scores"]["semgrad"], rel=1e-5)
+    assert item.score.semgrad == expected
+    assert answers.rescored(chat.scorer, [item])[0].score.semgrad == expected
+    silent = thinker("<think>\nWell, well.")
+    nothing = answers.answered(silent.scorer, [Example(query="q?")], lambda *_: True, silent.generation)
+    assert (nothing.counts.empty, nothing.counts.scored) == (1, 0)

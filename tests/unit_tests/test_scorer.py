@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from semgrad_guard import (
+    ChatSemGrad,
     ConfigurationError,
     EmptyResponseError,
     PromptTooLongError,
@@ -173,12 +174,13 @@ def test_positions_are_found_from_the_template():
     assert user_text_position(instruct) == 2
     ids = encode_chat(instruct, [{"role": "user", "content": "abc"}])
     assert instruct.decode(ids[-2]) == "c"
-    for tokenizer in (instruct, tiny_tokenizer(None)):
-        scorer = SemGradScorer(model, tokenizer)
-        generations = scorer.generate([ids], max_new_tokens=3)
-        with pytest.raises(TokenPositionError, match=r"token_position=t"):
-            scorer.score(generations)
-    assert SemGradScorer(model, instruct, token_position=2).score(generations)[0].semgrad > 0
+    scorer = SemGradScorer(model, instruct)  # no generation prompt: the last token of the user's text
+    assert scorer.token_position == ChatSemGrad.of((model, instruct)).scorer.token_position == 2
+    generations = scorer.generate([ids], max_new_tokens=3)
+    assert scorer.score(generations) == SemGradScorer(model, instruct, token_position=2).score(generations)
+    bare = SemGradScorer(model, tiny_tokenizer(None))
+    with pytest.raises(TokenPositionError, match=r"no chat template.*token_position=t"):
+        bare.score(generations)
 
 
 @pytest.mark.parametrize(("layers", "span"), [(4, (2, 3)), (5, (3, 4)), (6, (3, 4, 5)), (1, (0,))])
