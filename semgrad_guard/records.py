@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from transformers import Cache
 
 FinishReason = Literal["stop", "length"]
-DecisionName = Literal["pass", "retrieve", "escalate", "review", "abstain"]
+# The decisions of the package itself; a route of a user's own may name others.
+DECISIONS = ("pass", "retrieve", "escalate", "review", "abstain")
 Path = Literal["upper", "cache", "prefix", "full"]
 AnswerKind = Literal["answer", "grounded", "tool_call", "argument"]
 
@@ -208,12 +209,13 @@ class Verdict(BaseModel):
 class Decision(BaseModel):
     """What became of an answer: the content of `response_metadata["semgrad"]`; `tool_calls` go by their ids.
 
-    `review_id` names the review in the queue that an answer was handed to; None without one.
+    `decision` is "pass", or that of the route that settled the answer. `review_id` names the review in the queue that
+    an answer was handed to; None without one.
     """
 
     model_config = ConfigDict(frozen=True)
 
-    decision: DecisionName
+    decision: str = Field(min_length=1)
     confidence: float | None
     scores: Score | None
     threshold: float | None

@@ -16,6 +16,7 @@ from semgrad_guard.demo.embedded import corpus as embedded_corpus
 from semgrad_guard.demo.walkthrough import ladder, walk_through
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.langchain.guard import SemGradGuard
+from semgrad_guard.model.text_spans import is_blank
 from semgrad_guard.routing.routes import ReviewAnswer, ReviewRequest
 
 _FIELDS = ("decision", "confidence", "scores", "threshold", "reason", "steps", "sources")
@@ -42,7 +43,7 @@ def ask(
 ) -> None:
     """Answer a question if the model is sure; else look it up, ask a human when interactive, or abstain."""
     with plain_errors():
-        if not question.strip():
+        if is_blank(question):
             raise ConfigurationError("The question is empty; expected some text.")
         human = None if as_json or not sys.stdin.isatty() else _ask_human
         source = model_of(model, revision)

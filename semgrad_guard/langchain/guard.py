@@ -17,31 +17,36 @@ from semgrad_guard.calibration.drift import Watch
 from semgrad_guard.calibration.examples import Example
 from semgrad_guard.calibration.from_examples import calibrated_profile
 from semgrad_guard.calibration.labels import Labeler, labeler, tolerant
-from semgrad_guard.calibration.profile import Profile
+from semgrad_guard.calibration.profile import Profile, profile_of
 from semgrad_guard.calibration.verdict import Standard
 from semgrad_guard.errors import ConfigurationError
-from semgrad_guard.langchain.asking import Asking, Context, Manner
+from semgrad_guard.langchain.asking import Asking, Context, Manner, chat_model_for
 from semgrad_guard.langchain.chat_model import ChatSemGrad
+from semgrad_guard.langchain.generation_settings import NAMES
 from semgrad_guard.langchain.messages import to_messages
 from semgrad_guard.langchain.outgoing import last_of_stream
 from semgrad_guard.langchain.retrieve import Retrieve, retry_with
 from semgrad_guard.langchain.settling import asettled, settled
+from semgrad_guard.langchain.source import with_tokenizer
 from semgrad_guard.langchain.tools import offered
-from semgrad_guard.model.load import template_fingerprint
-from semgrad_guard.routing.ladder import Answer, Route
+from semgrad_guard.routing.attempts import as_routes
+from semgrad_guard.routing.ladder import Answer
 from semgrad_guard.routing.routes import Abstain
+from semgrad_guard.settings import checked, shown, unknown_name
+
+_ABSTAIN = (Abstain(),)
 
 
 class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
     """Answers pass when the model is sure; otherwise routes are tried in order until one settles.
 
-    Takes a string, messages or a prompt value; gives an `AIMessage` whose `response_metadata["semgrad"]` holds
+    Takes a text, a message, messages or a prompt value; gives an `AIMessage` whose `response_metadata["semgrad"]` holds
     `decision`, `confidence`, `scores`, `threshold`, `method`, `reason`, `steps` and `sources`. Streaming yields one
     message, after the decision, since a token that was shown cannot be taken back. Callbacks see child runs "generate",
     "score" and "route", without the texts of drafts, and the custom event "semgrad.decision".
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+    model_config = ConfigDict(arbitrary_types_allowed=True, strict=True, extra="forbid")
 
     llm: ChatSemGrad
     profile: Profile | None = None
@@ -54,37 +59,76 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
     streaming: Literal["buffered", "verdict"] = "buffered"
     record_drafts: bool = False
 
-    def __init__(self, llm: Any, *, profile: Profile | str | Path | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        llm: Any,
+        tokenizer: Any = None,
+        *,
+        profile: Profile | str | Path | bytes | dict[str, Any] | None = None,
+        threshold: float | None = None,
+        score_threshold: float | None = None,
+        method: str | None = None,
+        routes: Any = _ABSTAIN,
+        watch: int | Watch | None = None,
+        context: Context = "none",
+        streaming: Literal["buffered", "verdict"] = "buffered",
+        record_drafts: bool = False,
+        name: str | None = None,
+        **unknown: Any,
+    ) -> None:
         """Set the model, the standard its answers must reach, and what happens to those that do not.
 
         Args:
-            llm: a model id or folder, a `(model, tokenizer)` pair, a `HuggingFacePipeline`, a `ChatHuggingFace`, or a
-                `ChatSemGrad`.
-            profile: turns scores into confidence; a `Profile` or the path of its JSON.
-            settings: `threshold`, the least confidence that passes (default: the profile's); without a profile
-                `score_threshold`, the largest raw score of `method` (default "semgrad") that passes;
-                `routes`, tried in order (default: `[Abstain()]`); `watch`, first answers after which to look for drift
-                and warn of it, again and again (default: never), counted over all copies of the guard; `context`, where
-                passages come from: "none" is needed (default), they are "given" with the question, so that first
-                answers are judged as grounded, or must be "retrieved" by a route before the model is asked at all;
-                `streaming="verdict"` streams first answers unjudged, and the decision at the end; `record_drafts` lets
-                callbacks and traces, other than those that stream to the consumer, see drafts (default: nobody does).
+            llm: a model id or folder, a `(model, tokenizer)` pair, a text-generation pipeline, a `HuggingFacePipeline`,
+                a `ChatHuggingFace`, or a `ChatSemGrad`.
+            tokenizer: the tokenizer, where `llm` is a model alone.
+            profile: turns scores into confidence: a `Profile`, the path of its JSON, the JSON itself, or a dict of it.
+            threshold: least confidence that passes, in [0, 1]; None for the profile's.
+            score_threshold: without a profile, the largest raw score of `method` that passes, >= 0.
+            method: the raw score that `score_threshold` is on; None for "semgrad".
+            routes: what is tried in order where an answer does not pass; one route alone is a list of one.
+            watch: first answers after which to look for drift and warn of it, again and again, counted over all copies
+                of the guard; None: never.
+            context: where passages come from: "none" is needed, they are "given" with the question, so that first
+                answers are judged as grounded, or must be "retrieved" by a route before the model is asked at all.
+            streaming: "buffered" gives one message after the decision; "verdict" streams first answers unjudged, and
+                the decision at the end.
+            record_drafts: let callbacks and traces, other than those that stream to the consumer, see drafts.
+            name: of the guard's runs.
+            unknown: refused by name.
 
         Raises:
-            ConfigurationError: no threshold, or one of each kind; a `below`, or a `watch`, without a profile.
-            ProfileError: the profile belongs to another model.
+            ConfigurationError: a setting is unknown or has a wrong type or value; no threshold, or one of each kind; a
+                `below`, or a `watch`, without a profile.
+            ProfileError: the profile is malformed, or belongs to another model.
             UnsupportedModelError: the model cannot be scored.
         """
-        loaded = Profile.load(profile) if isinstance(profile, str | Path) else profile
-        settings["watch"] = Watch.of(settings.get("watch"), loaded)
-        super().__init__(**{"llm": chat_model_for(llm, loaded), "profile": loaded, **settings})
+        for setting in unknown:
+            raise ConfigurationError(_unknown(setting))
+        loaded = profile_of(profile)
+        if not (watch is None or isinstance(watch, Watch) or type(watch) is int):
+            raise ConfigurationError(f"SemGradGuard(watch={shown(watch)}): expected a number of answers, or None.")
+        if isinstance(llm, SemGradGuard):
+            raise ConfigurationError("SemGradGuard(guard): a guard cannot guard another; pass the model, guard.llm.")
+        with checked(SemGradGuard):
+            super().__init__(
+                llm=chat_model_for(with_tokenizer(llm, tokenizer), loaded),
+                profile=loaded,
+                threshold=threshold,
+                score_threshold=score_threshold,
+                method=method,
+                routes=as_routes(routes),
+                watch=Watch.of(watch, loaded),
+                context=context,
+                streaming=streaming,
+                record_drafts=record_drafts,
+                name=name,
+            )
         self.standard()
         for route in self.routes:
-            if not isinstance(route, Route):
-                raise ConfigurationError(f"{route!r} is not a route; expected Abstain, Retrieve, HumanReview or alike.")
-            if loaded is None and route.below is not None:
+            if loaded is None and (below := getattr(route, "below", None)) is not None:
                 raise ConfigurationError(
-                    f"{type(route).__name__}(below={route.below}): below is on confidence, which needs a profile."
+                    f"{type(route).__name__}(below={below}): below is on confidence, which needs a profile."
                 )
 
     def standard(self) -> Standard:
@@ -167,8 +211,8 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
         scorer = self.llm.scorer
         found = calibrated_profile(
             scorer,
-            answered(scorer, given, label, self.llm.generation),
-            retry=None if route is None else retry_with(route, scorer, label, self.llm.generation),
+            answered(scorer, given, label, self.llm.generation_settings),
+            retry=None if route is None else retry_with(route, scorer, label, self.llm.generation_settings),
             search=search,
             model=str(self.llm.model.config.name_or_path),
             labels=labels if isinstance(labels, str) else "a function of the caller's",
@@ -198,6 +242,7 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
         return self.bind(**offered(tools, tool_choice), **settings)
 
     def _asking(self, given: LanguageModelInput, settings: dict[str, Any]) -> Asking:
+        self.llm.check_settings(settings)  # else a route that asks again would break over them, and just not settle
         manner = Manner(self.llm, self.standard(), self.watch, self.context, self.record_drafts)
         return Asking(manner, to_messages(given), settings)
 
@@ -228,17 +273,13 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
                 yield AIMessageChunk(content=said)
 
 
-def chat_model_for(llm: Any, profile: Profile | None) -> ChatSemGrad:
-    """Wrap the model; with a profile, score exactly as the profile was fitted, and refuse another model."""
-    if profile is None:
-        return llm if isinstance(llm, ChatSemGrad) else ChatSemGrad.of(llm)
-    settings = profile.bound_to.settings()
-    if isinstance(llm, ChatSemGrad) and all(getattr(llm, name) == value for name, value in settings.items()):
-        chat = llm
-    else:
-        chat = ChatSemGrad.of(llm, **settings)
-    profile.check(chat.fingerprint, template_fingerprint(chat.tokenizer))
-    return chat
+def _unknown(name: str) -> str:
+    """Say of an unknown setting what was probably meant."""
+    if name in NAMES and name not in SemGradGuard.model_fields:
+        return (
+            f"SemGradGuard has no setting {name!r}, which the model has: SemGradGuard(ChatSemGrad.of(llm, {name}=...))."
+        )
+    return unknown_name("SemGradGuard", name, [name for name in SemGradGuard.model_fields if name != "name"])
 
 
 def get_confidence(message: BaseMessage) -> float | None:

@@ -10,7 +10,8 @@ from langchain_core.documents import Document
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import Runnable
 from langchain_core.runnables.base import coerce_to_runnable
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from langchain_core.vectorstores import VectorStore
+from pydantic import Field, field_validator
 
 from semgrad_guard.calibration.answers import Answered, answered
 from semgrad_guard.calibration.examples import Example
@@ -22,6 +23,9 @@ from semgrad_guard.routing.grounding import grounded_question, passages_used
 from semgrad_guard.routing.ladder import Answer, Outcome, Situation
 from semgrad_guard.routing.timeouts import await_within, call_within
 from semgrad_guard.scoring.scorer import SemGradScorer
+from semgrad_guard.settings import Settings, shown
+
+_RETRIEVER = "a retriever, a vector store, or a function that finds passages"
 
 
 class Search(TypedDict):
@@ -32,14 +36,12 @@ class Search(TypedDict):
     passages: list[str]
 
 
-class Retrieve(BaseModel):
+class Retrieve(Settings):
     """Ask the question again together with passages, score the new answer, and settle if it passes.
 
     A retriever that raises, times out or finds nothing does not settle; what it found is kept for the routes after it.
     Of the passages that an answer was given from, `metadata["used"]` tells whether it stands in them, word by word.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     retriever: Runnable[str, Any]
     k: int = Field(default=3, ge=1)
@@ -52,11 +54,12 @@ class Retrieve(BaseModel):
     timeout: float | None = Field(default=None, gt=0)
     decision: Literal["retrieve"] = "retrieve"
 
-    def __init__(self, retriever: Runnable[str, Any], **settings: Any) -> None:
+    def __init__(self, retriever: Runnable[str, Any] | VectorStore | Callable[[str], Any], **settings: Any) -> None:
         """Set the retriever and how its passages are used.
 
         Args:
-            retriever: a `BaseRetriever`, or any Runnable from a string to documents.
+            retriever: a `BaseRetriever`, any Runnable or function from a string to documents or texts, or a
+                `VectorStore`, which is asked for the `k` nearest.
             settings: `k`, the most passages used in a round; `prompt`, from question and passages to the prompt;
                 `rewrite`, a function or Runnable from a `Search` to the query (default: the question itself); `rounds`,
                 the most searches, each with a query of its own; `max_length`, how long the passages of a round may be
@@ -65,9 +68,12 @@ class Retrieve(BaseModel):
                 search and each rewriting, in seconds.
 
         Raises:
-            ConfigurationError: several rounds, but nothing that rewrites the query.
+            ConfigurationError: several rounds, but nothing that rewrites the query; a setting is unknown or wrong.
         """
-        super().__init__(retriever=retriever, **settings)
+        if isinstance(retriever, VectorStore):
+            most = settings.get("k", type(self).model_fields["k"].default)
+            retriever = retriever.as_retriever(search_kwargs={"k": most})
+        super().__init__(retriever=runnable_of(retriever, "Retrieve", _RETRIEVER), **settings)
         if self.rounds > 1 and self.rewrite is None:
             raise ConfigurationError(
                 f"Retrieve(rounds={self.rounds}) without rewrite=... would search for the same again."
@@ -76,7 +82,7 @@ class Retrieve(BaseModel):
     @field_validator("rewrite")
     @classmethod
     def _runnable(cls, rewrite: Any) -> Runnable[Any, Any] | None:
-        return None if rewrite is None else coerce_to_runnable(rewrite)
+        return None if rewrite is None else runnable_of(rewrite, "Retrieve", "rewrite= a function or a Runnable")
 
     def attempt(self, situation: Situation) -> Outcome:
         """Retrieve, ask again, judge; round by round."""
@@ -147,14 +153,28 @@ class Retrieve(BaseModel):
                 return Outcome(True, reason, answer.text, answer, (*marked, *others), as_drafted=True)
         return Outcome(False, reason, answer=answer, sources=tuple(sources))
 
-    def _fitting(self, documents: Sequence[Document]) -> tuple[Source, ...]:
+    def _fitting(self, found: Any) -> tuple[Source, ...]:
         kept, length = [], 0
-        for document in documents[: self.k]:
+        for document in _documents(found)[: self.k]:
             longer = length + self.length_function(document.page_content)
             if self.max_length is None or longer <= self.max_length:
                 kept.append(Source(text=document.page_content, metadata=document.metadata))
                 length = longer
         return tuple(kept)
+
+
+def runnable_of(value: Any, owner: str, expected: str) -> Runnable[Any, Any]:
+    """Give a Runnable, or make one of a function.
+
+    Raises:
+        ConfigurationError: it is neither.
+    """
+    if isinstance(value, Runnable):
+        return value
+    if callable(value) and not isinstance(value, type):
+        return coerce_to_runnable(value)
+    hint = " Make one of texts with BM25Retriever.from_texts(texts)." if isinstance(value, list | tuple) else ""
+    raise ConfigurationError(f"{owner}({shown(value)}): expected {expected}.{hint}")
 
 
 @dataclass(frozen=True)
@@ -174,6 +194,12 @@ class _Prompt:
 
 def _told(question: str, queries: Sequence[str], sources: Sequence[Source]) -> Search:
     return Search(question=question, queries=[*queries], passages=[source.text for source in sources])
+
+
+def _documents(found: Any) -> list[Document]:
+    """Read what a retriever gave: documents or texts, one or several."""
+    several = [found] if isinstance(found, str | Document) else list(found or ())
+    return [Document(item) if isinstance(item, str) else item for item in several]
 
 
 def _query(rewritten: object, question: str) -> str:

@@ -61,6 +61,11 @@ def generate(
     for index, prompt in enumerate(prompts):
         if not prompt:
             raise ConfigurationError(f"Prompt {index} has no tokens; expected the ids of a rendered chat template.")
+    if settings.get("max_length") is not None:
+        raise ConfigurationError(
+            f"max_length={settings['max_length']} counts the prompt, which is not as long in every row; expected "
+            "max_new_tokens, or max_tokens, which count the response."
+        )
     if settings.get("stop_strings") is not None:
         settings.setdefault("tokenizer", tokenizer)
     most = _most(model, settings)
@@ -160,7 +165,8 @@ class _Ends:
     """Where a row of the output ends: at an end-of-turn token, where something else stopped it, or at the limit.
 
     `padding` fills up rows of a batch that ended before the others. It may be an end-of-turn token itself; a row that
-    holds a stop text by then did not write it.
+    holds a stop text by then did not write it. Where time is limited (`timed`), a row that is not known to have ended
+    was cut off.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -169,6 +175,7 @@ class _Ends:
     most: int
     marks: Sequence[str]
     criteria: bool
+    timed: bool
 
     @classmethod
     def of(
@@ -186,7 +193,8 @@ class _Ends:
             padding,
             cast(int, config.max_new_tokens),
             [marks] if isinstance(marks, str) else marks,
-            bool(others.get("stopping_criteria")),
+            bool(others.get("stopping_criteria")) and config.max_time is None,
+            config.max_time is not None,
         )
 
     def trim(self, tokens: list[int]) -> tuple[list[int], FinishReason]:
@@ -200,7 +208,8 @@ class _Ends:
             kept.pop()
         if len(kept) < len(tokens) and (self.criteria or self._holds_mark(kept)):
             return kept, "stop"
-        return tokens, "stop" if (self.criteria or self.marks) and len(tokens) < self.most else "length"
+        ended = self.criteria or (self._holds_mark(tokens) if self.timed else bool(self.marks))
+        return tokens, "stop" if ended and len(tokens) < self.most else "length"
 
     def _holds_mark(self, tokens: list[int]) -> bool:
         text = str(self.tokenizer.decode(tokens, skip_special_tokens=True)) if self.marks else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
@@ -13,6 +14,16 @@ TextSpan = tuple[int, int]
 _SENTENCE_END = re.compile(
     r"(?<!\b[A-Z])(?<!\b\d)[.!?\u3002\uff01\uff1f]+[\"'\u201d\u2019)\]]*(?=\s)|\n+|(?<=[\u3002\uff01\uff1f])"
 )
+# White space, what controls and formats text, halves of surrogate pairs, and marks that stand on other characters.
+_UNSEEN_CATEGORIES = ("Zs", "Zl", "Zp", "Cc", "Cf", "Cs", "Mn", "Me")
+_UNSEEN = (
+    "\u115f\u1160\u2800\u3164\uffa0"  # fillers of Hangul and an empty Braille cell, which count as letters or signs
+)
+
+
+def is_blank(text: str) -> bool:
+    """Tell whether a text has no visible character."""
+    return all(char in _UNSEEN or unicodedata.category(char) in _UNSEEN_CATEGORIES for char in text)
 
 
 def sentence_spans(text: str) -> list[TextSpan]:

@@ -25,8 +25,11 @@ class AtMost:
         Raises:
             ConfigurationError: a negative number, or a window without length.
         """
-        if calls < 0 or (per is not None and not per > 0):
-            raise ConfigurationError(f"AtMost({calls}, per={per}): expected calls >= 0, and per > 0 seconds or None.")
+        whole = isinstance(calls, int) and not isinstance(calls, bool) and calls >= 0
+        if not (whole and (per is None or (isinstance(per, int | float) and per > 0))):
+            raise ConfigurationError(
+                f"AtMost({calls!r}, per={per!r}): expected calls, a whole number >= 0, and per > 0 seconds or None."
+            )
         self.calls, self.per = calls, per
         self._made: deque[float] = deque()
         self._lock = threading.Lock()

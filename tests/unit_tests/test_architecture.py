@@ -14,6 +14,7 @@ PACKAGE = Path(semgrad_guard.__file__).parent
 STAGES = [
     "version",
     "errors",
+    "settings",
     "extras",
     "cluster",
     "records",
@@ -34,11 +35,23 @@ STAGES = [
 # routing judges nothing and scores nothing: it knows the records only.
 ALLOWED = {stage: set(STAGES[:place]) for place, stage in enumerate(STAGES)}
 ALLOWED["cluster"] = {"errors", "extras"}
-ALLOWED["routing"] = {"errors", "records"}
+ALLOWED["routing"] = {"errors", "settings", "records"}
 ALLOWED["web"] = {"errors"}
-ALLOWED["review"] = {"errors", "extras", "records", "routing", "web"}
+ALLOWED["review"] = {"errors", "settings", "extras", "records", "routing", "web"}
 # The stages that know nothing of LangChain.
-PURE = ["errors", "extras", "cluster", "records", "model", "scoring", "calibration", "routing", "web", "review"]
+PURE = [
+    "errors",
+    "settings",
+    "extras",
+    "cluster",
+    "records",
+    "model",
+    "scoring",
+    "calibration",
+    "routing",
+    "web",
+    "review",
+]
 
 
 def imports():
