@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -52,13 +52,14 @@ def checked(owner: type[BaseModel], error: type[SemGradError] = ConfigurationErr
         raise error(first_fault(failure, owner)) from None
 
 
-def first_fault(failure: ValidationError, owner: type[BaseModel]) -> str:
-    """Say in one line what the first fault of pydantic's error is."""
+def first_fault(failure: ValidationError, owner: type[BaseModel], written: Mapping[str, str] | None = None) -> str:
+    """Say in one line what the first fault of pydantic's error is; `written` gives settings other names."""
     fault = failure.errors(include_url=False)[0]
     place = ".".join(map(str, fault["loc"]))
+    place = (written or {}).get(place, place)
     if fault["type"] == "extra_forbidden" and len(fault["loc"]) == 1:
         return unknown_name(owner.__name__, place, owner.model_fields)
-    about = fault["msg"].removeprefix("Value error, ").rstrip(".")
+    about = fault["msg"].removeprefix("Value error, ").replace("Input should", "it should").rstrip(".")
     if fault["type"] != "value_error":  # pydantic's own words, which begin with a capital letter
         about = about[:1].lower() + about[1:]
     setting = f"{place}={shown(fault['input'])}" if fault["type"] != "missing" else place
@@ -68,7 +69,7 @@ def first_fault(failure: ValidationError, owner: type[BaseModel]) -> str:
 def unknown_name(owner: str, name: str, known: Collection[str], also: Collection[str] = ()) -> str:
     """Say that there is no such setting, and which one was probably meant; `also` are known, but too many to list."""
     close = difflib.get_close_matches(name, [*known, *also], n=1)
-    hint = f"Did you mean {close[0]!r}?" if close else f"Expected one of {', '.join(sorted(known))}."
+    hint = f"Did you mean {close[0]!r}?" if close else f"Expected one of {', '.join(sorted({*known}))}."
     return f"{owner} has no setting {name!r}. {hint}"
 
 

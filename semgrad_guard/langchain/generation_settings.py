@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from transformers import GenerationConfig
 
 from semgrad_guard.errors import ConfigurationError, PromptTooLongError
-from semgrad_guard.settings import checked, shown, unknown_name
+from semgrad_guard.settings import first_fault, shown, unknown_name
 
 # LangChain's names beside those of `model.generate`.
 _SYNONYMS = {
@@ -93,10 +93,12 @@ def layer(*settings: Mapping[str, Any], owner: type[BaseModel], known: Collectio
                 "other; give one of them."
             )
         found[place], written[place] = value, name
-    with checked(owner):
+    try:
         values = _Values.model_validate(found)
+    except ValidationError as error:
+        raise ConfigurationError(first_fault(error, owner, written)) from None
     found |= {name: getattr(values, name) for name in found if name in _Values.model_fields}
-    _check_agreement(found, owner)
+    _check_agreement(found, written, owner)
     return found
 
 
@@ -172,7 +174,7 @@ def _same(first: Any, second: Any) -> bool:
     return first is second or bool(first == second)
 
 
-def _check_agreement(found: Mapping[str, Any], owner: type[BaseModel]) -> None:
+def _check_agreement(found: Mapping[str, Any], written: Mapping[str, str], owner: type[BaseModel]) -> None:
     temperature, sampled = found.get("temperature"), found.get("do_sample")
     pairs = [
         ("do_sample", "temperature", sampled is False and bool(temperature)),
@@ -183,6 +185,6 @@ def _check_agreement(found: Mapping[str, Any], owner: type[BaseModel]) -> None:
     for first, second, wrong in pairs:
         if wrong:
             raise ConfigurationError(
-                f"{owner.__name__}: {first}={shown(found[first])} and {second}={shown(found[second])} contradict each "
-                "other; give one of them."
+                f"{owner.__name__}: {written[first]}={shown(found[first])} and {written[second]}="
+                f"{shown(found[second])} contradict each other; give one of them."
             )

@@ -110,20 +110,21 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
             raise ConfigurationError(f"SemGradGuard(watch={shown(watch)}): expected a number of answers, or None.")
         if isinstance(llm, SemGradGuard):
             raise ConfigurationError("SemGradGuard(guard): a guard cannot guard another; pass the model, guard.llm.")
+        settings: dict[str, Any] = {
+            "llm": chat_model_for(with_tokenizer(llm, tokenizer), loaded),
+            "profile": loaded,
+            "threshold": threshold,
+            "score_threshold": score_threshold,
+            "method": method,
+            "routes": as_routes(routes),
+            "watch": Watch.of(watch, loaded),
+            "context": context,
+            "streaming": streaming,
+            "record_drafts": record_drafts,
+            "name": name,
+        }
         with checked(SemGradGuard):
-            super().__init__(
-                llm=chat_model_for(with_tokenizer(llm, tokenizer), loaded),
-                profile=loaded,
-                threshold=threshold,
-                score_threshold=score_threshold,
-                method=method,
-                routes=as_routes(routes),
-                watch=Watch.of(watch, loaded),
-                context=context,
-                streaming=streaming,
-                record_drafts=record_drafts,
-                name=name,
-            )
+            super().__init__(**settings)
         self.standard()
         for route in self.routes:
             if loaded is None and (below := getattr(route, "below", None)) is not None:

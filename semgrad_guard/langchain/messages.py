@@ -128,8 +128,8 @@ def _message(item: Any, where: str) -> BaseMessage:
         return convert_to_messages([item])[0]
     except (ValueError, NotImplementedError, TypeError, KeyError, AttributeError) as error:
         raise ConfigurationError(
-            f"{where} is {_described(item)}, which is no message. Expected a message, a text, a (role, text) pair or a "
-            "dict with role and content."
+            f"{where} is no message, but {_described(item)}. Expected a message, a text, a (role, text) pair or a dict "
+            "with role and content."
         ) from error
 
 
@@ -139,6 +139,8 @@ def _described(value: Any) -> str:
         return "None: the step before gave nothing"
     if isinstance(value, Mapping) and "messages" in value:
         return "a dict with messages, such as a LangGraph state: pass its messages, state['messages']"
+    if isinstance(value, Mapping) and "content" in value:
+        return "a dict whose role is unknown, or whose content is no text"
     if isinstance(value, Mapping):
         return f"a dict with keys {_keys(value)}: put a prompt before the guard or model, prompt | guard"
     if isinstance(value, bytes | bytearray | memoryview):
@@ -147,6 +149,8 @@ def _described(value: Any) -> str:
         return "a Document: put its text into a prompt"
     if isinstance(value, Runnable):
         return f"a {type(value).__name__}, a step of a chain and no input: join them, prompt | guard"
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
+        return "a pair whose role is unknown, or whose text is none"
     if isinstance(value, list | tuple):
         return f"a {type(value).__name__} of {len(value)}: several inputs go through batch()"
     return f"of type {type(value).__name__}"

@@ -172,7 +172,8 @@ def runnable_of(value: Any, owner: str, expected: str) -> Runnable[Any, Any]:
     if isinstance(value, Runnable):
         return value
     if callable(value) and not isinstance(value, type):
-        return coerce_to_runnable(value)
+        runnable: Runnable[Any, Any] = coerce_to_runnable(value)
+        return runnable
     hint = " Make one of texts with BM25Retriever.from_texts(texts)." if isinstance(value, list | tuple) else ""
     raise ConfigurationError(f"{owner}({shown(value)}): expected {expected}.{hint}")
 

@@ -89,7 +89,8 @@ def _of_pipeline(pipeline: Any, settings: dict[str, Any]) -> LocalModel:
     stop = settings.get("stop_sequence")
     merged = {**usual, **settings} | ({} if stop is None else {"stop": stop})
     known = {name: value for name, value in merged.items() if name in NAMES}
-    return without_adapter_shell(pipeline.model), pipeline.tokenizer, of_pipeline(known)
+    tokenizer: Any = pipeline.tokenizer
+    return without_adapter_shell(pipeline.model), tokenizer, of_pipeline(known)
 
 
 def _chat_settings(chat: ChatHuggingFace) -> dict[str, Any]:

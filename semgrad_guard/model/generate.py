@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,7 +16,11 @@ from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTok
 from semgrad_guard.errors import ConfigurationError, PromptTooLongError
 from semgrad_guard.model.boundary import Boundary
 from semgrad_guard.records import FinishReason, Generation, GenerationBatch, TokenLogProb
+from semgrad_guard.settings import unknown_name
 
+_NAMES = sorted(name for name in vars(GenerationConfig()) if not name.startswith("_"))
+# What no error is blamed on: the package makes these settings itself, or has checked them.
+_CHECKED = {"max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "stop_strings", "tokenizer", "streamer"}
 _DEFAULT_NEW_TOKENS = 256  # where neither the call nor the model's configuration sets a limit
 
 
@@ -53,8 +58,8 @@ def generate(
 
     Raises:
         PromptTooLongError: a prompt with the tokens to generate does not fit into the context.
-        ConfigurationError: an empty prompt, or a setting that gives several responses per prompt; log-probabilities of
-            beams.
+        ConfigurationError: an empty prompt; a setting that is unknown or wrong, or gives several responses per prompt;
+            log-probabilities of beams.
     """
     if not prompts:
         return []
@@ -70,7 +75,9 @@ def generate(
         settings.setdefault("tokenizer", tokenizer)
     most = _most(model, settings)
     config = copy.deepcopy(settings.pop("generation_config", None) or model.generation_config)
-    others = config.update(**settings)  # what is no generation setting: a streamer, processors, the tokenizer
+    with _blamed_on(settings):
+        others = config.update(**settings)  # what is no generation setting: a streamer, processors, the tokenizer
+    _check_names(model, others)
     beams = config.num_beams or 1
     if (config.num_return_sequences or 1) != 1:
         raise ConfigurationError(
@@ -85,7 +92,8 @@ def generate(
     config.update(output_logits=top_logprobs is not None)
     boundary = None if keep is None else Boundary(model, *keep)
     device, generator = model.device, cast(Any, model if boundary is None else boundary.model)
-    with torch.inference_mode(False), torch.no_grad(), _seeded(seed, model):  # inference mode's cache has no gradients
+    # Inference mode's cache has no gradients.
+    with torch.inference_mode(False), torch.no_grad(), _seeded(seed, model), _blamed_on(settings):
         output = generator.generate(
             input_ids=torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device),
             attention_mask=torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device),
@@ -119,6 +127,28 @@ def _seeded(seed: int | None, model: PreTrainedModel) -> Iterator[None]:
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
+
+
+@contextmanager
+def _blamed_on(settings: dict[str, Any]) -> Iterator[None]:
+    """Name the settings that are checked by transformers alone where it fails over one."""
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError) as error:
+        names = sorted(settings.keys() - _CHECKED)
+        if not names:
+            raise
+        raise ConfigurationError(
+            f"transformers cannot generate with these settings ({', '.join(names)}): {type(error).__name__}: {error}"
+        ) from error
+
+
+def _check_names(model: PreTrainedModel, settings: dict[str, Any]) -> None:
+    """Refuse what neither `model.generate` nor the model itself takes."""
+    known = [*inspect.signature(model.generate).parameters, *inspect.signature(model.forward).parameters]
+    for name in settings:
+        if name not in known:
+            raise ConfigurationError(unknown_name("The generation", name, ["max_new_tokens", "seed"], _NAMES))
 
 
 def _most(model: PreTrainedModel, settings: dict[str, Any]) -> int:

@@ -52,7 +52,7 @@ def _route(place: int, route: Any) -> Route:
     name = type(route).__name__
     where = f"routes[{place}]={shown(route)}"
     if not any(callable(getattr(route, attribute, None)) for attribute in ("attempt", "aattempt")):
-        raise ConfigurationError(f"{where} is no route: it has no method attempt(situation); {_hint(route)}.")
+        raise ConfigurationError(f"{where} is not a route: it has no method attempt(situation); {_hint(route)}.")
     decision, below = getattr(route, "decision", None), getattr(route, "below", None)
     if not (isinstance(decision, str) and decision.strip()):
         raise ConfigurationError(
