@@ -21,6 +21,7 @@ from semgrad_guard.settings import unknown_name
 _NAMES = sorted(name for name in vars(GenerationConfig()) if not name.startswith("_"))
 # What no error is blamed on: the package makes these settings itself, or has checked them.
 _CHECKED = {"max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "stop_strings", "tokenizer", "streamer"}
+_NEUTRAL = {"temperature": 1.0, "top_p": 1.0, "top_k": 50, "typical_p": 1.0, "min_p": None}
 _DEFAULT_NEW_TOKENS = 256  # where neither the call nor the model's configuration sets a limit
 
 
@@ -75,21 +76,22 @@ def generate(
         settings.setdefault("tokenizer", tokenizer)
     most = _most(model, settings)
     config = copy.deepcopy(settings.pop("generation_config", None) or model.generation_config)
+    if (several := settings.get("num_return_sequences") or config.num_return_sequences or 1) != 1:
+        raise ConfigurationError(f"num_return_sequences={several}: expected 1. Repeat the prompt for several.")
     with _blamed_on(settings):
         others = config.update(**settings)  # what is no generation setting: a streamer, processors, the tokenizer
     _check_names(model, others)
     beams = config.num_beams or 1
-    if (config.num_return_sequences or 1) != 1:
-        raise ConfigurationError(
-            f"num_return_sequences={config.num_return_sequences}: expected 1. Repeat the prompt for several."
-        )
     if top_logprobs is not None and beams > 1:
         raise ConfigurationError(f"logprobs with num_beams={beams}: expected 1 beam. Leave logprobs or num_beams out.")
     width = max(len(prompt) for prompt in prompts)
     _check_length(model, width, most)
     pad = _pad_id(tokenizer, config.pad_token_id)
-    config.update(max_new_tokens=most, pad_token_id=pad, return_dict_in_generate=True)
-    config.update(output_logits=top_logprobs is not None)
+    config.max_new_tokens, config.pad_token_id = most, pad
+    config.return_dict_in_generate, config.output_logits = True, top_logprobs is not None
+    if not config.do_sample:  # transformers warns of what the model's own configuration says of sampling
+        for name, neutral in _NEUTRAL.items():
+            setattr(config, name, neutral)
     boundary = None if keep is None else Boundary(model, *keep)
     device, generator = model.device, cast(Any, model if boundary is None else boundary.model)
     # Inference mode's cache has no gradients.
@@ -145,7 +147,7 @@ def _blamed_on(settings: dict[str, Any]) -> Iterator[None]:
 
 def _check_names(model: PreTrainedModel, settings: dict[str, Any]) -> None:
     """Refuse what neither `model.generate` nor the model itself takes."""
-    known = [*inspect.signature(model.generate).parameters, *inspect.signature(model.forward).parameters]
+    known = ["tokenizer", *inspect.signature(model.generate).parameters, *inspect.signature(model.forward).parameters]
     for name in settings:
         if name not in known:
             raise ConfigurationError(unknown_name("The generation", name, ["max_new_tokens", "seed"], _NAMES))

@@ -81,7 +81,7 @@ def _instance(kind: type) -> Any:
 
 def _hint(value: Any) -> str:
     """Say what to write where something else than a route stands."""
-    if hasattr(value, "as_retriever") or hasattr(value, "get_relevant_documents") or hasattr(value, "vectorstore"):
+    if hasattr(value, "as_retriever") or hasattr(value, "_get_relevant_documents"):  # a vector store, or a retriever
         return "to look things up with it, write Retrieve(...)"
     if hasattr(value, "submit") and hasattr(value, "wait"):
         return "to put answers into it, write HumanReview(queue=...)"

@@ -19,6 +19,7 @@ from semgrad_guard.langchain.tools import offered
 from semgrad_guard.model.chat_template import encode_chat
 from semgrad_guard.model.generate import context_length
 from semgrad_guard.records import AnswerKind, Decision
+from semgrad_guard.routing.attempts import as_routes
 from semgrad_guard.routing.ladder import DEFAULT_ABSTENTION, Outcome, Route, Situation
 from semgrad_guard.routing.routes import DEFAULT_PENDING, Abstain, HumanReview, Queue
 from semgrad_guard.serving.judging import judgement, scored
@@ -94,7 +95,7 @@ class Worker:
         if guard.llm.batch_size != self._limits.batch_size:
             llm = type(guard.llm).of(guard.llm, batch_size=self._limits.batch_size)
             guard = guard.model_copy(update={"llm": llm})
-        self._guard, self._name, self._first, self._reviews = guard, name, list(first), reviews
+        self._guard, self._name, self._first, self._reviews = guard, name, as_routes(first), reviews
 
     @property
     def card(self) -> ModelCard:
