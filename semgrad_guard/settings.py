@@ -30,8 +30,12 @@ class Settings(BaseModel):
         """Check the settings.
 
         Raises:
-            ConfigurationError: one is unknown, or has a wrong type or value.
+            ConfigurationError: one is unknown, or has a wrong type or value; or what `raises` says.
         """
+        fields = type(self).model_fields
+        known = {*fields, *(field.alias for field in fields.values() if field.alias)}
+        for name in settings.keys() - known:
+            raise self.raises(unknown_name(type(self).__name__, name, fields))
         with checked(type(self), self.raises):
             super().__init__(**settings)
 
@@ -57,8 +61,6 @@ def first_fault(failure: ValidationError, owner: type[BaseModel], written: Mappi
     fault = failure.errors(include_url=False)[0]
     place = ".".join(map(str, fault["loc"]))
     place = (written or {}).get(place, place)
-    if fault["type"] == "extra_forbidden" and len(fault["loc"]) == 1:
-        return unknown_name(owner.__name__, place, owner.model_fields)
     about = fault["msg"].removeprefix("Value error, ").replace("Input should", "it should").rstrip(".")
     if fault["type"] != "value_error":  # pydantic's own words, which begin with a capital letter
         about = about[:1].lower() + about[1:]

@@ -10,10 +10,10 @@ from typing import Any
 from langchain_core.messages import AIMessage, BaseMessage, ToolCall, ToolMessage
 from langchain_core.runnables import Runnable, RunnableLambda
 
-from semgrad_guard.calibration.profile import Profile, profile_of
+from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.calibration.verdict import Standard
 from semgrad_guard.errors import ConfigurationError
-from semgrad_guard.langchain.asking import chat_model_for
+from semgrad_guard.langchain.asking import chat_model_for, profile_of
 from semgrad_guard.langchain.chat_model import ChatSemGrad
 from semgrad_guard.langchain.drafts import without_text
 from semgrad_guard.langchain.judged import call_verdicts, judged

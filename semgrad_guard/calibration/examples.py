@@ -6,22 +6,28 @@ import csv
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from semgrad_guard.calibration.hub import HUB, hub_rows
-from semgrad_guard.errors import DataError
+from semgrad_guard.errors import DataError, SemGradError
+from semgrad_guard.model.text_spans import is_blank
+from semgrad_guard.settings import Settings, first_fault, shown
+
+_EXPECTED = 'an Example, or a dict such as {"query": "Where?", "truthful answer": ["there"]}'
 
 
-class Example(BaseModel):
+class Example(Settings):
     """A question with its right answers, or with an answer and whether that is right; no answers: none is right.
 
     `group` is what the question is about: questions of a group stay on one side of every split, and count once in a
     guarantee. `stratum` names a kind of question for reports.
     """
 
-    model_config = ConfigDict(frozen=True, populate_by_name=True)
+    # Files have other columns too, and numbers for texts; what a program misspells is refused by `Settings`.
+    model_config = ConfigDict(populate_by_name=True, strict=False, extra="ignore")
+    raises: ClassVar[type[SemGradError]] = DataError
 
     query: str = Field(min_length=1)
     answers: tuple[str, ...] | None = Field(default=None, alias="truthful answer")
@@ -43,7 +49,7 @@ class Example(BaseModel):
 
     @model_validator(mode="after")
     def _can_be_labelled(self) -> Example:
-        if not self.query.strip():
+        if is_blank(self.query):
             raise ValueError("the query is empty")
         if self.answers and not any(answer.strip() for answer in self.answers):
             raise ValueError("the right answers are empty; expected some text, or no answers at all if none is right")
@@ -79,6 +85,25 @@ def read_examples(source: str | Path) -> list[Example]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"Cannot read {path}: {error}") from error
     return _examples(_table(text) if path.suffix == ".csv" else _lines(text, path), str(path))
+
+
+def examples_of(examples: Any) -> list[Example]:
+    """Read the examples that a program passes: `Example`s, or dicts like the lines of a file.
+
+    Raises:
+        DataError: one is malformed (its place is named), or they are no list.
+    """
+    if isinstance(examples, str | bytes | dict) or not isinstance(examples, Iterable):
+        raise DataError(f"examples={shown(examples)}: expected a list of {_EXPECTED}.")
+    found = []
+    for place, example in enumerate(examples):
+        if not isinstance(example, Example | dict):
+            raise DataError(f"examples[{place}]={shown(example)}: expected {_EXPECTED}.")
+        try:
+            found.append(Example.model_validate(example))
+        except ValidationError as error:
+            raise DataError(f"examples[{place}]: {first_fault(error, Example)}") from None
+    return found
 
 
 def read_paraphrases(path: str | Path) -> list[list[str]]:

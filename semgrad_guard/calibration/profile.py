@@ -11,10 +11,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from semgrad_guard.calibration.guarantee import Guarantee
-from semgrad_guard.errors import ConfigurationError, ProfileError
+from semgrad_guard.errors import ProfileError
 from semgrad_guard.records import AnswerKind, Score
 from semgrad_guard.scoring.preservation import Preservation
-from semgrad_guard.settings import shown
 
 PositionSource = Literal["template", "preservation", "labels", "caller"]
 
@@ -163,9 +162,15 @@ class Profile(BaseModel):
             ProfileError: there is no such file, or it is not a profile of this version.
         """
         try:
-            return _parsed(Path(path).read_text(encoding="utf-8"), str(path))
+            return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise ProfileError(f"Cannot read the profile {path}: {error.strerror}.") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "the file"
+            raise ProfileError(
+                f"{path} is not a profile of version 1: {place}: {first['msg']}. Calibrate again to get one."
+            ) from error
 
     def save(self, path: str | Path) -> None:
         """Write the profile as JSON."""
@@ -187,34 +192,3 @@ class Profile(BaseModel):
                     f"{given}. Confidence does not carry over: calibrate a profile for this model, or use "
                     "score_threshold without one."
                 )
-
-
-def profile_of(profile: Any) -> Profile | None:
-    """Give the profile of what a user passes: a `Profile`, the path of its JSON, the JSON itself, or a dict of it.
-
-    Raises:
-        ProfileError: it cannot be read, or is not a profile of this version.
-        ConfigurationError: it is something else.
-    """
-    if profile is None or isinstance(profile, Profile):
-        return profile
-    if isinstance(profile, bytes) or (isinstance(profile, str) and profile.lstrip().startswith("{")):
-        return _parsed(profile, "The JSON")
-    if isinstance(profile, dict):
-        return _parsed(profile, "The dict")
-    if isinstance(profile, str | Path):
-        return Profile.load(profile)
-    raise ConfigurationError(f"profile={shown(profile)}: expected a Profile, the path of its JSON, or a dict of it.")
-
-
-def _parsed(profile: str | bytes | dict[str, Any], source: str) -> Profile:
-    try:
-        if isinstance(profile, dict):
-            return Profile.model_validate(profile)
-        return Profile.model_validate_json(profile)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
-        raise ProfileError(
-            f"{source} is not a profile of version 1: {place}: {first['msg']}. Calibrate again to get one."
-        ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
@@ -13,7 +14,7 @@ from langchain_core.runnables import RunnableConfig
 from semgrad_guard.calibration.drift import Watch
 from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.calibration.verdict import Standard
-from semgrad_guard.errors import PromptTooLongError, described
+from semgrad_guard.errors import ConfigurationError, ProfileError, PromptTooLongError, described
 from semgrad_guard.langchain.chat_model import ChatSemGrad
 from semgrad_guard.langchain.child_runs import astep, step
 from semgrad_guard.langchain.drafts import Draft
@@ -24,6 +25,7 @@ from semgrad_guard.model.load import template_fingerprint
 from semgrad_guard.model.text_spans import is_blank
 from semgrad_guard.records import Source, TokenDoubt
 from semgrad_guard.routing.ladder import Answer, Situation
+from semgrad_guard.settings import checked, shown
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +46,25 @@ class Manner:
     watch: Watch | None
     context: Context
     record_drafts: bool
+
+
+def profile_of(profile: Any) -> Profile | None:
+    """Give the profile of what a user passes: a `Profile`, the path of its JSON, the JSON itself, or a dict of it.
+
+    Raises:
+        ProfileError: it cannot be read, or is not a profile of this version.
+        ConfigurationError: it is something else.
+    """
+    if profile is None or isinstance(profile, Profile):
+        return profile
+    with checked(Profile, ProfileError):
+        if isinstance(profile, dict):
+            return Profile.model_validate(profile)
+        if isinstance(profile, bytes) or (isinstance(profile, str) and profile.lstrip().startswith("{")):
+            return Profile.model_validate_json(profile)
+    if isinstance(profile, str | Path):
+        return Profile.load(profile)
+    raise ConfigurationError(f"profile={shown(profile)}: expected a Profile, the path of its JSON, or a dict of it.")
 
 
 def chat_model_for(llm: Any, profile: Profile | None) -> ChatSemGrad:

@@ -14,13 +14,13 @@ from pydantic import ConfigDict, Field
 from semgrad_guard.calibration.answers import answered
 from semgrad_guard.calibration.calibrate import Method
 from semgrad_guard.calibration.drift import Watch
-from semgrad_guard.calibration.examples import Example
+from semgrad_guard.calibration.examples import Example, examples_of
 from semgrad_guard.calibration.from_examples import calibrated_profile
 from semgrad_guard.calibration.labels import Labeler, labeler, tolerant
-from semgrad_guard.calibration.profile import Profile, profile_of
+from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.calibration.verdict import Standard
 from semgrad_guard.errors import ConfigurationError
-from semgrad_guard.langchain.asking import Asking, Context, Manner, chat_model_for
+from semgrad_guard.langchain.asking import Asking, Context, Manner, chat_model_for, profile_of
 from semgrad_guard.langchain.chat_model import ChatSemGrad
 from semgrad_guard.langchain.generation_settings import NAMES
 from semgrad_guard.langchain.messages import to_messages
@@ -207,7 +207,7 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
         route = next((route for route in self.routes if isinstance(route, Retrieve)), None) if retried else None
         if retried and route is None:
             raise ConfigurationError("retried=True, but the guard has no Retrieve route to ask again with.")
-        given = [Example.model_validate(example) for example in examples]
+        given = examples_of(examples)
         label = labeler(labels) if isinstance(labels, str) else tolerant(labels)
         scorer = self.llm.scorer
         found = calibrated_profile(

@@ -147,7 +147,9 @@ def _blamed_on(settings: dict[str, Any]) -> Iterator[None]:
 
 def _check_names(model: PreTrainedModel, settings: dict[str, Any]) -> None:
     """Refuse what neither `model.generate` nor the model itself takes."""
-    known = ["tokenizer", *inspect.signature(model.generate).parameters, *inspect.signature(model.forward).parameters]
+    known = {"tokenizer"}
+    for method in (model.generate, model.forward):
+        known |= inspect.signature(cast(Any, method)).parameters.keys()
     for name in settings:
         if name not in known:
             raise ConfigurationError(unknown_name("The generation", name, ["max_new_tokens", "seed"], _NAMES))

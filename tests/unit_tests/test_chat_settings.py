@@ -356,7 +356,7 @@ def test_what_transformers_refuses_is_an_error_of_ours_that_names_the_setting(se
 
 def test_the_scorer_refuses_unknown_settings_too():
     scorer = plain_chat().scorer
-    with pytest.raises(ConfigurationError, match="no setting 'max_new_token'. Did you mean 'max_new_tokens'"):
+    with pytest.raises(ConfigurationError, match=r"no setting 'max_new_token'\. Did you mean 'max_new_tokens'"):
         scorer.generate([[5, 6, 7]], max_new_token=3)
     with pytest.raises(ConfigurationError, match="max_length=40 counts the prompt"):
         scorer.generate([[5, 6, 7]], max_length=40)

@@ -20,7 +20,9 @@ from semgrad_guard import (
     BM25Retriever,
     ChatSemGrad,
     ConfigurationError,
+    DataError,
     Escalate,
+    Example,
     HumanReview,
     LowConfidenceError,
     ProfileError,
@@ -467,3 +469,37 @@ def test_a_wrong_setting_of_a_route_is_one_line_of_ours(message):
 def test_a_message_of_an_unknown_kind_is_refused():
     with pytest.raises(ConfigurationError, match="no human message"):
         GUARD.invoke([ChatMessage("hi", role="critic")])
+
+
+@pytest.mark.parametrize(
+    ("examples", "message"),
+    [
+        (None, "examples=None: expected a list of an Example"),
+        ("Where?", "examples='Where"),
+        ({"query": "Where?"}, "expected a list of"),
+        (["Where?"], r"examples\[0\]='Where\?': expected an Example, or a dict"),
+        ([{"query": "Where?", "truthful answer": ["there"]}, None], r"examples\[1\]=None"),
+        ([{"question": "Where?"}], r"examples\[0\]: Example\(query\): field required"),
+        ([{"query": "\u200b"}], r"examples\[0\]: Example: the query is empty"),
+        ([{"query": "Where?", "correct": True}], 'there is no "answer"'),
+    ],
+)
+def test_examples_that_cannot_be_read_are_named(examples, message):
+    with pytest.raises(DataError, match=message) as raised:
+        GUARD.calibrate(examples)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, r"Example\(query\): field required"),
+        ({"query": ""}, r"Example\(query=''\)"),
+        ({"query": " \u200b"}, "Example: the query is empty"),
+        ({"query": "Where?", "anwsers": ["x"]}, "Example has no setting 'anwsers'. Did you mean 'answers'?"),
+    ],
+)
+def test_a_wrong_example_is_one_line_of_ours(settings, message):
+    with pytest.raises(DataError, match=message) as raised:
+        Example(**settings)
+    assert "\n" not in str(raised.value)
