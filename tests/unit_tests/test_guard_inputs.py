@@ -36,6 +36,8 @@ from semgrad_guard import (
 from semgrad_guard.agents import InterruptReview, confidence_gate, model_node
 from semgrad_guard.langchain.messages import to_messages
 from semgrad_guard.model.text_spans import is_blank
+from semgrad_guard.serving.work import ChatJob, Policy, ScoreJob
+from semgrad_guard.serving.worker import Worker
 
 MODEL, TOKENIZER = tiny_model(), tiny_tokenizer()
 CHAT = ChatSemGrad.of((MODEL, TOKENIZER), max_tokens=3, temperature=0)
@@ -503,3 +505,23 @@ def test_a_wrong_example_is_one_line_of_ours(settings, message):
     with pytest.raises(DataError, match=message) as raised:
         Example(**settings)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("policy", ["abstain", "annotate"])
+def test_the_service_abstains_from_a_blank_question_whatever_the_policy(policy):
+    worker = Worker(SemGradGuard(scripted(0.99), profile=profile()), name="m")
+    jobs = [
+        ChatJob(messages=({"role": "user", "content": text},), policy=Policy(name=policy)) for text in ("\u200b", "hi")
+    ]
+    blank, asked = worker.run(jobs)
+    assert (blank.judgement.decision, blank.judgement.reason) == ("abstain", "the question is empty")
+    assert (blank.usage.completion, asked.judgement.decision) == (0, "pass")
+
+
+def test_no_answer_to_a_blank_question_passes_where_it_is_only_scored():
+    worker = Worker(SemGradGuard(CHAT, score_threshold=1e9), name="m")
+    blank, asked = worker.run(
+        [ScoreJob(messages=({"role": "user", "content": text},), response="yes") for text in (" ", "hi")]
+    )
+    assert (blank.judgement.decision, blank.judgement.reason) == ("abstain", "the question is empty")
+    assert asked.judgement.reason != "the question is empty"
