@@ -2,6 +2,8 @@
 
 import logging
 
+from semgrad_guard.calibration.examples import Example
+from semgrad_guard.calibration.labels import Labeler
 from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.errors import (
     BudgetError,
@@ -26,13 +28,16 @@ from semgrad_guard.langchain.retrieve import Retrieve, Search
 from semgrad_guard.records import Decision, Generation, LongScore, Score, Source, Step, TokenDoubt, Verdict
 from semgrad_guard.routing.allowance import AtMost
 from semgrad_guard.routing.grounding import grounded_question
+from semgrad_guard.routing.ladder import Answer, Outcome, Route, Situation
 from semgrad_guard.routing.routes import Abstain, HumanReview, Raise, ReviewAnswer, ReviewRequest
 from semgrad_guard.scoring.budget import Budget
 from semgrad_guard.scoring.scorer import SemGradScorer
 from semgrad_guard.scoring.sentences import score_sentences
+from semgrad_guard.version import VERSION
 
 __all__ = [
     "Abstain",
+    "Answer",
     "AtMost",
     "BM25Retriever",
     "Budget",
@@ -43,10 +48,13 @@ __all__ = [
     "Decision",
     "EmptyResponseError",
     "Escalate",
+    "Example",
     "Generation",
     "HumanReview",
+    "Labeler",
     "LongScore",
     "LowConfidenceError",
+    "Outcome",
     "Profile",
     "ProfileError",
     "PromptTooLongError",
@@ -56,21 +64,26 @@ __all__ = [
     "ReviewConflictError",
     "ReviewError",
     "ReviewRequest",
+    "Route",
     "Score",
     "Search",
     "SemGradError",
     "SemGradGuard",
     "SemGradScorer",
+    "Situation",
     "Source",
     "Step",
     "TokenDoubt",
     "TokenPositionError",
     "UnsupportedModelError",
     "Verdict",
+    "__version__",
     "get_confidence",
     "grounded_question",
     "judged_by",
     "score_sentences",
 ]
+
+__version__ = VERSION
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from transformers import Cache
 
 FinishReason = Literal["stop", "length"]
-DecisionName = Literal["pass", "retrieve", "escalate", "review", "abstain"]
+# The decisions of the package itself; a route of a user's own may name others.
+DECISIONS = ("pass", "retrieve", "escalate", "review", "abstain")
 Path = Literal["upper", "cache", "prefix", "full"]
 AnswerKind = Literal["answer", "grounded", "tool_call", "argument"]
 
@@ -259,13 +260,14 @@ class Verdict(BaseModel):
 class Decision(BaseModel):
     """What became of an answer: the content of `response_metadata["semgrad"]`; `tool_calls` go by their ids.
 
-    `calibrated` tells whether confidence is a probability, fitted on labels; otherwise it only orders answers.
-    `review_id` names the review in the queue that an answer was handed to; None without one.
+    `decision` is "pass", or that of the route that settled the answer. `calibrated` tells whether confidence is a
+    probability, fitted on labels; otherwise it only orders answers. `review_id` names the review in the queue that an
+    answer was handed to; None without one.
     """
 
     model_config = ConfigDict(frozen=True)
 
-    decision: DecisionName
+    decision: str = Field(min_length=1)
     confidence: float | None
     calibrated: bool = False
     scores: Score | None

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 from langchain_core.messages import AIMessage, BaseMessage, ToolCall
 
 from semgrad_guard.errors import ConfigurationError
+from semgrad_guard.langchain.messages import messages_in
 from semgrad_guard.records import checked_confidence
 
 Gate = Literal["call", "answer", "unsure"]
@@ -97,7 +98,9 @@ def confidence_gate(threshold: float, *, thresholds: Mapping[str, float] | None 
     _check(threshold, *(thresholds or {}).values())
 
     def gate(state: Any) -> Gate:
-        message = state["messages"][-1]
+        messages = messages_in(state)
+        if not messages or not isinstance(message := messages[-1], AIMessage):
+            raise ConfigurationError("The state's last message is none of a model; put this edge behind a model_node.")
         if message.tool_calls:
             return "unsure" if filter_tool_calls(message, threshold, thresholds=thresholds).held else "call"
         confidence = message.response_metadata.get("semgrad", {}).get("confidence")

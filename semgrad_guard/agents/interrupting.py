@@ -10,7 +10,7 @@ from langchain_core.messages import message_to_dict, messages_from_dict
 from langgraph.config import get_config
 from langgraph.func import task
 from langgraph.types import interrupt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from pydantic_core import from_json, to_json
 
 from semgrad_guard._compat import has_checkpointer
@@ -18,6 +18,7 @@ from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.records import CallConfidence, Verdict
 from semgrad_guard.routing.ladder import Answer, Outcome, Situation
 from semgrad_guard.routing.routes import ReviewAnswer, ReviewRequest, review_outcome, review_request
+from semgrad_guard.settings import Settings
 
 _NO_GRAPH = (
     "InterruptReview works where a guard runs inside a node of a LangGraph graph that has a checkpointer: "
@@ -25,7 +26,7 @@ _NO_GRAPH = (
 )
 
 
-class InterruptReview(BaseModel):
+class InterruptReview(Settings):
     """Interrupt the run with a `ReviewRequest` as a plain dict, and settle with what it is resumed with.
 
     That is `Command(resume={"decision": "approve"})`, or "edit", "respond" or "reject" with a "text". What does not fit
@@ -36,8 +37,6 @@ class InterruptReview(BaseModel):
     put before the human, which stands in the checkpoint, and that is what goes out, whatever the model says then. Only
     where the new answer is sure by itself is nobody's decision needed any more.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     below: float | None = Field(default=None, ge=0, le=1)
     decision: Literal["review"] = "review"

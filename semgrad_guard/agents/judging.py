@@ -13,11 +13,11 @@ from langchain_core.runnables import Runnable, RunnableLambda
 from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.calibration.verdict import Standard
 from semgrad_guard.errors import ConfigurationError
+from semgrad_guard.langchain.asking import chat_model_for, profile_of
 from semgrad_guard.langchain.chat_model import ChatSemGrad
 from semgrad_guard.langchain.drafts import without_text
-from semgrad_guard.langchain.guard import chat_model_for
 from semgrad_guard.langchain.judged import call_verdicts, judged
-from semgrad_guard.langchain.messages import reads_tool_results
+from semgrad_guard.langchain.messages import EMPTY_QUESTION, asks_nothing, messages_in, reads_tool_results
 from semgrad_guard.model.fingerprint import precision, template_fingerprint
 from semgrad_guard.records import Step
 
@@ -65,7 +65,10 @@ class Judge:
             ConfigurationError: a threshold is out of range.
             ProfileError: the file is no profile.
         """
-        self.profile = profile if isinstance(profile, Profile) else Profile.load(profile)
+        loaded = profile_of(profile)
+        if loaded is None:
+            raise ConfigurationError("profile=None: agents need a profile, which turns scores into confidence.")
+        self.profile = loaded
         self._answers = Standard(self.profile, answer_threshold, None, None)
         self._calls = Standard(self.profile, threshold, None, None)
         self._tools = {name: Standard(self.profile, own, None, None) for name, own in (thresholds or {}).items()}
@@ -105,6 +108,9 @@ class Judge:
                 "no other middleware comes between it and the model."
             )
         # A tool that failed, or was never run, has told nothing to answer from.
+        if asks_nothing(messages):
+            record = record | {"failure": record["failure"] or EMPTY_QUESTION}
+            message = message.model_copy(update={"response_metadata": message.response_metadata | {"semgrad": record}})
         told = [other for other in messages if not (isinstance(other, ToolMessage) and other.status == "error")]
         answer = judged(message, self._answers, grounded=reads_tool_results(told), for_tool=self._for_tool)
         verdict, verdicts = answer.verdict, call_verdicts(message, self._for_tool)
@@ -151,11 +157,11 @@ def model_node(llm: Any, profile: Profile | str | Path, tools: Sequence[Any] = (
     bound = chat.bind_tools(tools) if tools else chat
 
     def answer(state: Any) -> dict[str, Any]:
-        messages = state["messages"]
+        messages = messages_in(state)
         return {"messages": [judge.judged(bound.invoke(messages), messages).message]}
 
     async def aanswer(state: Any) -> dict[str, Any]:
-        messages = state["messages"]
+        messages = messages_in(state)
         return {"messages": [judge.judged(await bound.ainvoke(messages), messages).message]}
 
     return RunnableLambda(answer, aanswer, name="model")

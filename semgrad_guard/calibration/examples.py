@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from semgrad_guard.calibration.hub import HUB, hub_rows
 from semgrad_guard.calibration.prompts import BARE, QUERY, PromptForm, Turn
-from semgrad_guard.errors import ConfigurationError, DataError
+from semgrad_guard.errors import ConfigurationError, DataError, SemGradError
+from semgrad_guard.model.text_spans import is_blank
+from semgrad_guard.settings import Settings, first_fault, shown
+
+_EXPECTED = 'an Example, or a dict such as {"query": "Where?", "truthful answer": ["there"]}'
 
 
-class Example(BaseModel):
+class Example(Settings):
     """A question with its right answers, or with an answer and whether that is right; no answers: none is right.
 
     `messages` are the whole conversation that asks it, the user's message last; without them a prompt says how the
@@ -24,7 +28,9 @@ class Example(BaseModel):
     reports.
     """
 
-    model_config = ConfigDict(frozen=True, populate_by_name=True)
+    # Files have other columns too, and numbers for texts; what a program misspells is refused by `Settings`.
+    model_config = ConfigDict(populate_by_name=True, strict=False, extra="ignore")
+    raises: ClassVar[type[SemGradError]] = DataError
 
     query: str = Field(min_length=1)
     messages: tuple[Turn, ...] | None = None
@@ -58,7 +64,7 @@ class Example(BaseModel):
 
     @model_validator(mode="after")
     def _can_be_labelled(self) -> Example:
-        if not self.query.strip():
+        if is_blank(self.query):
             raise ValueError("the query is empty")
         if self.messages is not None and (not self.messages or self.messages[-1].role != "user"):
             raise ValueError("the last of the messages must be the user's")
@@ -119,6 +125,29 @@ def read_examples(source: str | Path) -> list[Example]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"Cannot read {path}: {error}") from error
     return _examples(_table(text) if path.suffix == ".csv" else _lines(text, path), str(path))
+
+
+def examples_of(examples: Any, *, read: Callable[[Any], Example] | None = None) -> list[Example]:
+    """Read the examples that a program passes: `Example`s, or dicts like the lines of a file.
+
+    Args:
+        examples: a list of them.
+        read: makes an example of one; by default `Example.model_validate`.
+
+    Raises:
+        DataError: one is malformed (its place is named), or they are no list.
+    """
+    if isinstance(examples, str | bytes | dict) or not isinstance(examples, Iterable):
+        raise DataError(f"examples={shown(examples)}: expected a list of {_EXPECTED}.")
+    found = []
+    for place, example in enumerate(examples):
+        if not isinstance(example, Example | dict):
+            raise DataError(f"examples[{place}]={shown(example)}: expected {_EXPECTED}.")
+        try:
+            found.append((read or Example.model_validate)(example))
+        except ValidationError as error:
+            raise DataError(f"examples[{place}]: {first_fault(error, Example)}") from None
+    return found
 
 
 def read_paraphrases(path: str | Path) -> list[list[str]]:

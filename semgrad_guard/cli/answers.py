@@ -20,6 +20,7 @@ from semgrad_guard.demo.walkthrough import ladder, walk_through
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.langchain.chat_model import ChatSemGrad
 from semgrad_guard.langchain.guard import SemGradGuard
+from semgrad_guard.model.text_spans import is_blank
 from semgrad_guard.routing.routes import ReviewAnswer, ReviewRequest
 
 _FIELDS = ("decision", "confidence", "calibrated", "scores", "threshold", "reason", "steps", "sources")
@@ -55,7 +56,7 @@ def ask(
 ) -> None:
     """Answer a question if the model is sure; else look it up, ask a human when interactive, or abstain."""
     with plain_errors():
-        if not question.strip():
+        if is_blank(question):
             raise ConfigurationError("The question is empty; expected some text.")
         human = None if as_json or not sys.stdin.isatty() else _ask_human
         if model is None and profile is None and score_threshold is None:

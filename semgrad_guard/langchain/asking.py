@@ -5,25 +5,30 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.runnables import RunnableConfig
 
 from semgrad_guard.calibration.drift import Watch
+from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.calibration.prompts import PromptForm
 from semgrad_guard.calibration.raw_watch import RawWatch
 from semgrad_guard.calibration.verdict import Standard
-from semgrad_guard.errors import PromptTooLongError, described, named
+from semgrad_guard.errors import ConfigurationError, ProfileError, PromptTooLongError, described, named
 from semgrad_guard.langchain.chat_model import ChatSemGrad
 from semgrad_guard.langchain.child_runs import astep, step
 from semgrad_guard.langchain.drafts import Draft
 from semgrad_guard.langchain.judged import judged, watched_score
-from semgrad_guard.langchain.messages import last_question, reads_tool_results
+from semgrad_guard.langchain.messages import EMPTY_QUESTION, last_question, reads_tool_results
 from semgrad_guard.langchain.prompts import asked_with
 from semgrad_guard.langchain.streaming import joined
+from semgrad_guard.model.fingerprint import precision, template_fingerprint
+from semgrad_guard.model.text_spans import is_blank
 from semgrad_guard.records import Score, Source, TokenDoubt
 from semgrad_guard.routing.ladder import Answer, Situation
+from semgrad_guard.settings import checked, shown
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +56,38 @@ class Manner:
     prompt: PromptForm | None = None
 
 
+def profile_of(profile: Any) -> Profile | None:
+    """Give the profile of what a user passes: a `Profile`, the path of its JSON, the JSON itself, or a dict of it.
+
+    Raises:
+        ProfileError: it cannot be read, or is not a profile of this version.
+        ConfigurationError: it is something else.
+    """
+    if profile is None or isinstance(profile, Profile):
+        return profile
+    with checked(Profile, ProfileError):
+        if isinstance(profile, dict):
+            return Profile.model_validate(profile)
+        if isinstance(profile, bytes) or (isinstance(profile, str) and profile.lstrip().startswith("{")):
+            return Profile.model_validate_json(profile)
+    if isinstance(profile, str | Path):
+        return Profile.load(profile)
+    raise ConfigurationError(f"profile={shown(profile)}: expected a Profile, the path of its JSON, or a dict of it.")
+
+
+def chat_model_for(llm: Any, profile: Profile | None) -> ChatSemGrad:
+    """Wrap the model; with a profile, score exactly as the profile was fitted, and refuse another model."""
+    if profile is None:
+        return llm if isinstance(llm, ChatSemGrad) else ChatSemGrad.of(llm)
+    settings = profile.bound_to.settings()
+    if isinstance(llm, ChatSemGrad) and all(getattr(llm, name) == value for name, value in settings.items()):
+        chat = llm
+    else:
+        chat = ChatSemGrad.of(llm, **settings)
+    profile.check(chat.fingerprint, template_fingerprint(chat.tokenizer), precision(chat.model))
+    return chat
+
+
 class Asking:
     """One question on its way through the guard: how it is asked, first and again, and how answers are judged."""
 
@@ -59,6 +96,7 @@ class Asking:
         self._manner, self._messages, self._settings = manner, messages, settings
         self._index, self._question = last_question(messages)
         self._grounded = manner.context == "given" or reads_tool_results(messages)
+        self.blank = is_blank(self._question)
         self._first = messages if manner.prompt is None else self._with_question(self._question)
 
     def situation(self, draft: Answer, sources: tuple[Source, ...]) -> Situation:
@@ -75,21 +113,17 @@ class Asking:
         )
 
     def first(self) -> Answer:
-        """Give the first answer; where passages must be found first, there is none yet."""
-        if self._manner.context == "retrieved":
-            return self._none("not asked without passages")
-        return self._answer(self._first, grounded=self._grounded)
+        """Give the first answer; there is none to a blank question, or where passages must be found first."""
+        return self._unasked() or self._answer(self._first, grounded=self._grounded)
 
     async def afirst(self) -> Answer:
         """Async twin of `first`."""
-        if self._manner.context == "retrieved":
-            return self._none("not asked without passages")
-        return await self._aanswer(self._first, grounded=self._grounded)
+        return self._unasked() or await self._aanswer(self._first, grounded=self._grounded)
 
     def streamed(self) -> Iterator[str | Answer]:
         """Yield the text of the first answer as it comes, for everybody to see, and then the answer."""
-        if self._manner.context == "retrieved":
-            yield self.first()
+        if unasked := self._unasked():
+            yield unasked
             return
         chunks: list[AIMessageChunk] = []
         try:
@@ -103,8 +137,8 @@ class Asking:
 
     async def astreamed(self) -> AsyncIterator[str | Answer]:
         """Async twin of `streamed`."""
-        if self._manner.context == "retrieved":
-            yield self.first()
+        if unasked := self._unasked():
+            yield unasked
             return
         chunks: list[AIMessageChunk] = []
         try:
@@ -115,6 +149,11 @@ class Asking:
             yield self._failed(error)
         else:
             yield await self._ascored(joined(chunks), self._grounded)
+
+    def _unasked(self) -> Answer | None:
+        if self.blank:
+            return self._none(EMPTY_QUESTION)
+        return self._none("not asked without passages") if self._manner.context == "retrieved" else None
 
     def _ask(self, text: str) -> Answer:
         return self._answer(self._with_question(text), grounded=True)

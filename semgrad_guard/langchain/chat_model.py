@@ -15,13 +15,14 @@ from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from pydantic import ConfigDict, Field, PrivateAttr
 
-from semgrad_guard.errors import AbandonedError
-from semgrad_guard.langchain.batching import BatchedChatModel
+from semgrad_guard.errors import AbandonedError, ConfigurationError
+from semgrad_guard.langchain.configured import ConfiguredChatModel
+from semgrad_guard.langchain.generation_settings import NAMES, as_fields, for_model, layer, over
 from semgrad_guard.langchain.logprobs import asked_for
 from semgrad_guard.langchain.messages import to_template
 from semgrad_guard.langchain.request import Request, gone_by_now, joint_settings
 from semgrad_guard.langchain.scored_messages import scored_messages
-from semgrad_guard.langchain.source import local_model, refuse_loading
+from semgrad_guard.langchain.source import check_pair, local_model, refuse_loading, with_tokenizer
 from semgrad_guard.langchain.streaming import Listener, Shown, last_chunk
 from semgrad_guard.langchain.tools import offered
 from semgrad_guard.model.chat_template import encode_chat, semantic_position
@@ -34,20 +35,21 @@ from semgrad_guard.scoring.budget import Budget
 from semgrad_guard.scoring.gradients import Norm
 from semgrad_guard.scoring.objective import Reduction
 from semgrad_guard.scoring.scorer import SemGradScorer
+from semgrad_guard.settings import shown
 
 # How scores are computed: what a profile is bound to, and two chat models of the same weights may differ in.
 SCORING = ("token_position", "span", "reduction", "norm", "tau", "beta", "unweighted", "later")
 
 
-class ChatSemGrad(BatchedChatModel):
+class ChatSemGrad(ConfiguredChatModel):
     """A local chat model whose messages carry their uncertainty.
 
     `response_metadata["semgrad"]` of every message is `{"scores": ..., "failure": ..., "tool_calls": ...}`: the scores
     (*higher = more uncertain*; None if scoring failed), why the answer must not be trusted whatever its scores ("" if
     it may), and by their ids the tool calls, with scores of each over its name and values, and of each argument.
     `tokens` holds the response ids beside them, and `answer_from` the place where reasoning ends among them.
-    `logprobs=True` and `top_logprobs=k`, bound or with a call, add `response_metadata["logprobs"]` in OpenAI's shape;
-    with `seed=` a sampled answer is the same again. `scored=False` leaves scores out, and no answer passes.
+    `logprobs=True` and `top_logprobs=k`, bound or with a call, add `response_metadata["logprobs"]` in OpenAI's shape.
+    `scored=False` leaves scores out, and no answer passes.
 
     Rows of a batch go through the model together, at most `batch_size` at a time. What a model thinks before it answers
     is in `additional_kwargs["reasoning_content"]`; only the answer is scored.
@@ -59,8 +61,6 @@ class ChatSemGrad(BatchedChatModel):
 
     model: Any = Field(repr=False, exclude=True)
     tokenizer: Any = Field(repr=False, exclude=True)
-    generation: dict[str, Any] = Field(default_factory=dict)
-    stop: list[str] | None = None
     token_position: int | None = None
     span: Any = "upper-half"
     reduction: Reduction = "mean"
@@ -78,6 +78,7 @@ class ChatSemGrad(BatchedChatModel):
     def of(
         cls,
         source: Any,
+        tokenizer: Any = None,
         *,
         revision: str | None = None,
         dtype: Any = None,
@@ -89,30 +90,45 @@ class ChatSemGrad(BatchedChatModel):
 
         Args:
             source: a hub id, a folder, a GGUF file, a `(model, tokenizer)` pair, a `HuggingFacePipeline`, a
-                `ChatHuggingFace`, or a `ChatSemGrad`, which is copied.
+                `ChatHuggingFace`, a pipeline of transformers, or a `ChatSemGrad`, which is copied.
+            tokenizer: the tokenizer, where the source is a model alone.
             revision: for a hub id: commit, tag or branch.
             dtype: precision of a model that is loaded by name, such as "bfloat16"; None: as `load_model` chooses.
             device: where such a model is put, such as "cuda"; None: on the CPU.
             generation: keywords of `model.generate`; what is not given is the source's own setting.
-            settings: `token_position`, `span`, `reduction`, `norm`, `tau`, `beta`, `unweighted`, `later` and `budget`
-                of `SemGradScorer`; `stop`, texts to stop before; `batch_size`.
+            settings: the class's settings: of the answers `temperature`, `max_tokens`, `top_p`, `top_k`, `stop`, `seed`
+                and `timeout`; of scoring `token_position`, `span`, `reduction`, `norm`, `tau`, `beta`, `unweighted`,
+                `later` and `budget`, as in `SemGradScorer`; `batch_size`.
 
         Raises:
+            ConfigurationError: a setting is unknown, wrong, or contradicts another.
             UnsupportedModelError: there is no local model behind the source, or it cannot be scored exactly.
             ConfigurationError: `revision`, `dtype` or `device` for a model that is loaded already.
         """
+        if generation is not None and not isinstance(generation, dict):
+            raise ConfigurationError(f"{cls.__name__}(generation={shown(generation)}): expected a dict.")
         loading = {"revision": revision, "dtype": dtype, "device": device}
-        if isinstance(source, ChatSemGrad):
+        written = {name: settings.pop(name) for name in [*settings] if name in NAMES}
+        known = cls.setting_names()
+        later = layer(generation or {}, written, owner=cls, known=known)
+        if isinstance(source, ChatSemGrad) and tokenizer is None:
             refuse_loading(**loading)
-            update = settings | {"generation": source.generation | (generation or {})}
-            return cls(**{name: getattr(source, name) for name in cls.model_fields} | update)
-        model, tokenizer, own = local_model(source, **loading)
-        return cls(model=model, tokenizer=tokenizer, generation=own | (generation or {}), **settings)
+            earlier = source._layer()
+            whole = {name: getattr(source, name) for name in cls.model_fields}
+            if later:
+                whole |= as_fields(over(earlier, later))
+        else:
+            model, tokenizer, own = local_model(with_tokenizer(source, tokenizer), **loading)
+            earlier = layer(own, owner=cls, known=known)
+            whole = {"model": model, "tokenizer": tokenizer}
+            whole |= as_fields(over(earlier, later)) if earlier else written | {"generation": generation or {}}
+        return cls(**whole | settings)
 
     def model_post_init(self, context: Any, /) -> None:
         """Build the scorer, which checks the model."""
         super().model_post_init(context)
-        position = self.token_position or semantic_position(self.tokenizer)
+        check_pair(self.model, self.tokenizer)
+        position = self.token_position if self.token_position is not None else semantic_position(self.tokenizer)
         self._scorer = SemGradScorer(
             self.model,
             self.tokenizer,
@@ -148,9 +164,8 @@ class ChatSemGrad(BatchedChatModel):
             "dtype": str(self.model.dtype),
             "template": template_fingerprint(self.tokenizer),
             "revision": revision(self.model),
-            "default_stop": self.stop,  # "stop" is the call's own, which LangChain puts in
             "defaults": _plain(vars(self.model.generation_config)),
-            "generation": _plain(self.generation),
+            "generation": _plain(self._layer()),
             "scored": self.scored,
             "budget": str(self.budget),
             **self._scoring() | {"span": str(self.span)},
@@ -162,13 +177,13 @@ class ChatSemGrad(BatchedChatModel):
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         name = str(kwargs.get("model") or self.model.config.name_or_path)
         params = LangSmithParams(ls_provider="semgrad", ls_model_name=name, ls_model_type="chat")
-        settings = self.generation | kwargs
-        if settings.get("temperature") is not None:
+        settings = self._settings(stop, {name: value for name, value in kwargs.items() if name in NAMES})
+        if "temperature" in settings:
             params["ls_temperature"] = float(settings["temperature"])
-        if settings.get("max_new_tokens") is not None:
+        if "max_new_tokens" in settings:
             params["ls_max_tokens"] = int(settings["max_new_tokens"])
-        if stop or self.stop:
-            params["ls_stop"] = list(stop or self.stop or ())
+        if settings.get("stop"):
+            params["ls_stop"] = list(settings["stop"])
         return params
 
     def bind_tools(
@@ -258,12 +273,13 @@ class ChatSemGrad(BatchedChatModel):
         given.pop("stream", None)
         given.pop("ls_structured_output_format", None)
         most = asked_for(given)
-        marks = tuple(stop or self.stop or ())
-        settings = self.generation | given | ({"stop_strings": list(marks)} if marks else {})
-        if most is not None:
-            settings["top_logprobs"] = most
+        combined = self._settings(stop, given)
         turns = to_template(messages)
         prompt = encode_chat(self.tokenizer, turns, tools=schemas)
+        settings = for_model(combined, len(prompt))
+        marks = tuple(settings.get("stop_strings", ()))
+        if most is not None:
+            settings["top_logprobs"] = most
         check_prompt(self.model, prompt, settings)
         forced = None
         if choice is not None and schemas:

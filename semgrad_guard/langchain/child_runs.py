@@ -24,7 +24,7 @@ def step(name: str, shown: dict[str, Any], work: Callable[[], T], told: Callable
         done.append(work())
         return told(done[0])
 
-    RunnableLambda(run, name=name).invoke(shown)
+    RunnableLambda(run, name=name).invoke(shown, _marked(shown))
     return done[0]
 
 
@@ -38,8 +38,13 @@ async def astep(
         done.append(await work())
         return told(done[0])
 
-    await RunnableLambda(run, name=name).ainvoke(shown)
+    await RunnableLambda(run, name=name).ainvoke(shown, _marked(shown))
     return done[0]
+
+
+def in_metadata(name: str) -> str:
+    """Name the entry of a run's metadata that repeats what a step is shown to take."""
+    return f"semgrad_{name}"
 
 
 def without_streams(config: RunnableConfig | None = None) -> RunnableConfig:
@@ -66,6 +71,10 @@ def unseen() -> Iterator[RunnableConfig]:
     finally:
         for variable, token in before:
             variable.reset(token)
+
+
+def _marked(shown: dict[str, Any]) -> RunnableConfig:
+    return RunnableConfig(metadata={in_metadata(name): value for name, value in shown.items()})
 
 
 def _streams(handler: object) -> bool:

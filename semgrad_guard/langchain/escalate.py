@@ -9,25 +9,26 @@ from typing import Any, Literal
 
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import Runnable, RunnableConfig
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from semgrad_guard.durations import SecondsOrNone
 from semgrad_guard.langchain.child_runs import unseen, without_streams
+from semgrad_guard.langchain.retrieve import runnable_of
+from semgrad_guard.model.text_spans import is_blank
 from semgrad_guard.records import Decision, Source, Verdict
 from semgrad_guard.routing.ladder import Answer, Outcome, Situation
 from semgrad_guard.routing.routes import ReviewRequest, review_request
 from semgrad_guard.routing.timeouts import await_within, call_within
+from semgrad_guard.settings import Settings
 
 
-class Escalate(BaseModel):
+class Escalate(Settings):
     """Ask another Runnable, a larger model or a chain, and settle with its answer.
 
     A guard's own decision counts: where it abstains, this does not settle. The answer of anything else is taken as it
     is, and has no confidence. An empty answer, an error, a timeout or a budget that is used up do not settle. Nothing
     is promised of what settles: promises are about questions of all kinds, not about those that are left over here.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     other: Runnable[Any, Any]
     prompt: Callable[[ReviewRequest], Any] | None = None
@@ -36,18 +37,22 @@ class Escalate(BaseModel):
     timeout: SecondsOrNone = None
     decision: Literal["escalate"] = "escalate"
 
-    def __init__(self, other: Runnable[Any, Any], **settings: Any) -> None:
+    def __init__(self, other: Runnable[Any, Any] | Callable[[Any], Any], **settings: Any) -> None:
         """Set who is asked, and within which budget.
 
         Args:
-            other: takes messages, or what `prompt` gives; answers with a message or a text.
+            other: a Runnable or function that takes messages, or what `prompt` gives, and answers with a message or a
+                text.
             settings: `prompt`, from a `ReviewRequest` with the question, the draft, its confidence and its scores to
                 the other's input (default: the messages the guard was given); since it may show the draft, callbacks
                 and traces then see the other only with `record_drafts`. `allow`, asked before each call, such as
                 `AtMost(10, per=3600)`; `below`, the confidence under which the route applies (None: the guard's
                 threshold); `timeout` in seconds.
+
+        Raises:
+            ConfigurationError: a setting is unknown or wrong.
         """
-        super().__init__(other=other, **settings)
+        super().__init__(other=runnable_of(other, "Escalate", "a Runnable or a function that answers"), **settings)
 
     def attempt(self, situation: Situation) -> Outcome:
         """Ask the other, if the budget allows."""
@@ -83,7 +88,7 @@ def _outcome(given: object) -> Outcome:
     message = AIMessage(given) if isinstance(given, str) else given
     if not isinstance(message, AIMessage):
         return Outcome(False, f"the other gave a {type(given).__name__}; expected an AIMessage or a text")
-    if not (message.text.strip() or message.tool_calls):
+    if is_blank(str(message.text)) and not message.tool_calls:
         return Outcome(False, "the other's answer is empty")
     record = message.response_metadata.get("semgrad") or {}
     if "decision" not in record:

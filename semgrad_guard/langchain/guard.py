@@ -15,7 +15,7 @@ from semgrad_guard.calibration.agreement import agreed_prompt
 from semgrad_guard.calibration.answers import answered
 from semgrad_guard.calibration.calibrate import Method
 from semgrad_guard.calibration.drift import Watch
-from semgrad_guard.calibration.examples import Example, calibrated_prompt
+from semgrad_guard.calibration.examples import Example, calibrated_prompt, examples_of
 from semgrad_guard.calibration.from_examples import calibrated_profile
 from semgrad_guard.calibration.labels import Labeler, labeler, tolerant
 from semgrad_guard.calibration.profile import Profile
@@ -23,30 +23,35 @@ from semgrad_guard.calibration.prompts import BARE, PromptForm
 from semgrad_guard.calibration.raw_watch import RawWatch
 from semgrad_guard.calibration.verdict import Standard, checked_raw
 from semgrad_guard.errors import ConfigurationError
-from semgrad_guard.langchain.asking import Asking, Context, Manner
+from semgrad_guard.langchain.asking import Asking, Context, Manner, chat_model_for, profile_of
 from semgrad_guard.langchain.chat_model import ChatSemGrad
+from semgrad_guard.langchain.generation_settings import NAMES
 from semgrad_guard.langchain.messages import last_question, to_messages
 from semgrad_guard.langchain.outgoing import last_of_stream
 from semgrad_guard.langchain.prompts import asked_with, labelled_example, prompt_form
 from semgrad_guard.langchain.retrieve import Retrieve, retry_with
 from semgrad_guard.langchain.settling import asettled, settled
+from semgrad_guard.langchain.source import with_tokenizer
 from semgrad_guard.langchain.tools import offered
-from semgrad_guard.model.fingerprint import precision, template_fingerprint
 from semgrad_guard.records import checked_confidence
-from semgrad_guard.routing.ladder import Answer, Route
+from semgrad_guard.routing.attempts import as_routes
+from semgrad_guard.routing.ladder import Answer
 from semgrad_guard.routing.routes import Abstain
+from semgrad_guard.settings import checked, shown, unknown_name
+
+_ABSTAIN = (Abstain(),)
 
 
 class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
     """Answers pass when the model is sure; otherwise routes are tried in order until one settles.
 
-    Takes a string, messages or a prompt value; gives an `AIMessage` whose `response_metadata["semgrad"]` holds
+    Takes a text, a message, messages or a prompt value; gives an `AIMessage` whose `response_metadata["semgrad"]` holds
     `decision`, `confidence`, `calibrated`, `scores`, `threshold`, `method`, `reason`, `steps` and `sources`. Streaming
     yields one message, after the decision, since a token that was shown cannot be taken back. Callbacks see child runs
     "generate", "score" and "route", without the texts of drafts, and the custom event "semgrad.decision".
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+    model_config = ConfigDict(arbitrary_types_allowed=True, strict=True, extra="forbid")
 
     llm: ChatSemGrad
     profile: Profile | None = None
@@ -71,45 +76,86 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
     def _is_a_raw_score(cls, threshold: Any) -> float | None:
         return checked_raw(threshold)
 
-    def __init__(self, llm: Any, *, profile: Profile | str | Path | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        llm: Any,
+        tokenizer: Any = None,
+        *,
+        profile: Profile | str | Path | bytes | dict[str, Any] | None = None,
+        threshold: float | None = None,
+        score_threshold: float | None = None,
+        method: str | None = None,
+        routes: Any = _ABSTAIN,
+        watch: int | Watch | None = None,
+        context: Context = "none",
+        streaming: Literal["buffered", "verdict"] = "buffered",
+        record_drafts: bool = False,
+        prompt: Any = None,
+        raw_watch: RawWatch | None = None,
+        name: str | None = None,
+        **unknown: Any,
+    ) -> None:
         """Set the model, the standard its answers must reach, and what happens to those that do not.
 
         Args:
-            llm: a model id or folder, a `(model, tokenizer)` pair, a `HuggingFacePipeline`, a `ChatHuggingFace`, or a
-                `ChatSemGrad`.
-            profile: turns scores into confidence; a `Profile` or the path of its JSON.
-            settings: `threshold`, the least confidence that passes (default: the profile's); without a profile
-                `score_threshold`, the largest raw score of `method` (default "semgrad") that passes, for experts: raw
-                scores differ from model to model, and the guard warns if its first answers all lie far on one side;
-                `routes`, tried in order (default: `[Abstain()]`); `watch`, first answers after which to look for drift
-                and warn of it, again and again (default: never), counted over all copies of the guard; `context`, where
-                passages come from: "none" is needed (default), they are "given" with the question, so that first
-                answers are judged as grounded, or must be "retrieved" by a route before the model is asked at all;
-                `streaming="verdict"` streams first answers unjudged, and the decision at the end; `record_drafts` lets
-                callbacks and traces, other than those that stream to the consumer, see drafts (default: nobody does);
-                `prompt`, put around the question (a prompt template, messages or a text with `{query}`; default:
-                nothing, also with a profile that was calibrated with a prompt: the chain asks with that).
+            llm: a model id, a folder, a GGUF file, a `(model, tokenizer)` pair, a text-generation pipeline, a
+                `HuggingFacePipeline`, a `ChatHuggingFace`, or a `ChatSemGrad`.
+            tokenizer: the tokenizer, where `llm` is a model alone.
+            profile: turns scores into confidence: a `Profile`, the path of its JSON, the JSON itself, or a dict of it.
+            threshold: least confidence that passes, in [0, 1]; None for the profile's.
+            score_threshold: without a profile, the largest raw score of `method` that passes, >= 0; for experts: raw
+                scores differ from model to model, and the guard warns if its first answers all lie far on one side.
+            method: the raw score that `score_threshold` is on; None for "semgrad".
+            routes: what is tried in order where an answer does not pass; one route alone is a list of one.
+            watch: first answers after which to look for drift and warn of it, again and again, counted over all copies
+                of the guard; None: never.
+            context: where passages come from: "none" is needed, they are "given" with the question, so that first
+                answers are judged as grounded, or must be "retrieved" by a route before the model is asked at all.
+            streaming: "buffered" gives one message after the decision; "verdict" streams first answers unjudged, and
+                the decision at the end.
+            record_drafts: let callbacks and traces, other than those that stream to the consumer, see drafts.
+            prompt: put around the question: a prompt template, messages, or a text with `{query}`; None: nothing, also
+                with a profile that was calibrated with a prompt, since the chain asks with that.
+            raw_watch: counts the first answers of copies of a guard together; None for a count of its own.
+            name: of the guard's runs.
+            unknown: refused by name.
 
         Raises:
-            ConfigurationError: no threshold, or one of each kind, or one that is no number in range; a `below`, or a
-                `watch`, without a profile; another prompt than the profile was calibrated with.
-            ProfileError: the profile belongs to another model.
+            ConfigurationError: a setting is unknown or has a wrong type or value; no threshold, or one of each kind; a
+                `below`, or a `watch`, without a profile; another prompt than the profile was calibrated with.
+            ProfileError: the profile is malformed, or belongs to another model.
             UnsupportedModelError: the model cannot be scored.
         """
-        loaded = Profile.load(profile) if isinstance(profile, str | Path) else profile
-        settings["prompt"] = prompt_form(settings.get("prompt"))
-        agreed_prompt(loaded, settings["prompt"])
-        settings["watch"] = Watch.of(settings.get("watch"), loaded)
-        if settings.get("raw_watch") is None and loaded is None:
-            settings["raw_watch"] = RawWatch()
-        super().__init__(**{"llm": chat_model_for(llm, loaded), "profile": loaded, **settings})
+        for setting in unknown:
+            raise ConfigurationError(_unknown(setting))
+        loaded, form = profile_of(profile), prompt_form(prompt)
+        agreed_prompt(loaded, form)
+        if not (watch is None or isinstance(watch, Watch) or type(watch) is int):
+            raise ConfigurationError(f"SemGradGuard(watch={shown(watch)}): expected a number of answers, or None.")
+        if isinstance(llm, SemGradGuard):
+            raise ConfigurationError("SemGradGuard(guard): a guard cannot guard another; pass the model, guard.llm.")
+        settings: dict[str, Any] = {
+            "llm": chat_model_for(with_tokenizer(llm, tokenizer), loaded),
+            "profile": loaded,
+            "threshold": threshold,
+            "score_threshold": score_threshold,
+            "method": method,
+            "routes": as_routes(routes),
+            "watch": Watch.of(watch, loaded),
+            "context": context,
+            "streaming": streaming,
+            "record_drafts": record_drafts,
+            "prompt": form,
+            "raw_watch": RawWatch() if raw_watch is None and loaded is None else raw_watch,
+            "name": name,
+        }
+        with checked(SemGradGuard):
+            super().__init__(**settings)
         self.standard()
         for route in self.routes:
-            if not isinstance(route, Route):
-                raise ConfigurationError(f"{route!r} is not a route; expected Abstain, Retrieve, HumanReview or alike.")
-            if loaded is None and route.below is not None:
+            if loaded is None and (below := getattr(route, "below", None)) is not None:
                 raise ConfigurationError(
-                    f"{type(route).__name__}(below={route.below}): below is on confidence, which needs a profile."
+                    f"{type(route).__name__}(below={below}): below is on confidence, which needs a profile."
                 )
 
     def standard(self) -> Standard:
@@ -197,16 +243,16 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
             raise ConfigurationError("retried=True, but the guard has no Retrieve route to ask again with.")
         if self.prompt is not None and prompt is not None:
             raise ConfigurationError("The guard puts a prompt of its own around questions. Leave prompt=... out.")
-        given = [labelled_example(example) for example in examples]
+        given = examples_of(examples, read=labelled_example)
         bound = calibrated_prompt(given, self.prompt or prompt_form(prompt))
         label = labeler(labels) if isinstance(labels, str) else tolerant(labels)
         scorer = self.llm.scorer
         asked: dict[str, Any] = {"prompt": bound or BARE, "stop": self.llm.stop or (), "journal": journal}
         found = calibrated_profile(
             scorer,
-            answered(scorer, given, label, self.llm.generation, **asked),
+            answered(scorer, given, label, self.llm.generation_settings, **asked),
             prompt=bound,
-            retry=None if route is None else retry_with(route, scorer, label, self.llm.generation, **asked),
+            retry=None if route is None else retry_with(route, scorer, label, self.llm.generation_settings, **asked),
             search=search,
             model=str(self.llm.model.config.name_or_path),
             labels=labels if isinstance(labels, str) else "a function of the caller's",
@@ -241,6 +287,7 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
         return list(messages) if self.prompt is None else asked_with(self.prompt, messages, *last_question(messages))
 
     def _asking(self, given: LanguageModelInput, settings: dict[str, Any]) -> Asking:
+        self.llm.check_settings(settings)  # else a route that asks again would break over them, and just not settle
         llm, standard = self.llm, self.standard()
         manner = Manner(llm, standard, self.watch, self.raw_watch, self.context, self.record_drafts, self.prompt)
         return Asking(manner, to_messages(given), settings)
@@ -272,17 +319,13 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
                 yield AIMessageChunk(content=said)
 
 
-def chat_model_for(llm: Any, profile: Profile | None) -> ChatSemGrad:
-    """Wrap the model; with a profile, score exactly as the profile was fitted, and refuse another model."""
-    if profile is None:
-        return llm if isinstance(llm, ChatSemGrad) else ChatSemGrad.of(llm)
-    settings = profile.bound_to.settings()
-    if isinstance(llm, ChatSemGrad) and all(getattr(llm, name) == value for name, value in settings.items()):
-        chat = llm
-    else:
-        chat = ChatSemGrad.of(llm, **settings)
-    profile.check(chat.fingerprint, template_fingerprint(chat.tokenizer), precision(chat.model))
-    return chat
+def _unknown(name: str) -> str:
+    """Say of an unknown setting what was probably meant."""
+    if name in NAMES and name not in SemGradGuard.model_fields:
+        return (
+            f"SemGradGuard has no setting {name!r}, which the model has: SemGradGuard(ChatSemGrad.of(llm, {name}=...))."
+        )
+    return unknown_name("SemGradGuard", name, [name for name in SemGradGuard.model_fields if name != "name"])
 
 
 def get_confidence(message: BaseMessage) -> float | None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from langchain_core.language_models import LanguageModelInput
+from langchain_core.documents import Document
 from langchain_core.messages import (
     AIMessage,
     BaseMessage,
@@ -15,8 +15,10 @@ from langchain_core.messages import (
     convert_to_messages,
 )
 from langchain_core.prompt_values import PromptValue
+from langchain_core.runnables import Runnable
 
 from semgrad_guard.errors import ConfigurationError
+from semgrad_guard.model.text_spans import is_blank
 
 _ROLES: dict[type[BaseMessage], str] = {
     HumanMessage: "user",
@@ -24,17 +26,49 @@ _ROLES: dict[type[BaseMessage], str] = {
     SystemMessage: "system",
     ToolMessage: "tool",
 }
+_ROLE_NAMES = ("human", "user", "ai", "assistant", "system", "developer", "tool", "function")
+EMPTY_QUESTION = "the question is empty"  # why an answer to it never passes
+_MOST_KEYS = 5  # shown of a dict that is no input
+_WANTED = " Expected a text, a prompt value, a message, or a list of messages."
 # Content parts of an answer that are not its text: calls, which `tool_calls` holds as well, and reasoning.
 _BESIDE = ("tool_use", "tool_call", "reasoning", "thinking")
 
 
-def to_messages(given: LanguageModelInput) -> list[BaseMessage]:
-    """Turn a string, messages or a prompt value into messages."""
+def to_messages(given: Any) -> list[BaseMessage]:
+    """Turn what a chat model takes into messages.
+
+    That is a text, a prompt value, a message, or a list of messages in any form that LangChain reads: a message, a
+    text, a `(role, text)` pair, or a dict with role and content. One such pair or dict alone is taken for one message.
+
+    Raises:
+        ConfigurationError: it is something else, with what to write instead.
+    """
     if isinstance(given, str):
         return [HumanMessage(given)]
     if isinstance(given, PromptValue):
         return given.to_messages()
-    return convert_to_messages(given)
+    if isinstance(given, BaseMessage):
+        return [given]
+    if isinstance(given, Mapping) and "content" in given and ("role" in given or "type" in given):
+        return [_message(given, "The input")]
+    if isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], str) and given[0] in _ROLE_NAMES:
+        return [_message(given, "The input")]
+    if not isinstance(given, Sequence) or isinstance(given, bytes | bytearray | memoryview | Runnable):
+        raise ConfigurationError(f"The input is {_described(given)}.{_WANTED}")
+    return [_message(item, f"Item {place} of the input") for place, item in enumerate(given)]
+
+
+def messages_in(state: Any) -> list[BaseMessage]:
+    """Give the messages of a LangGraph state: a dict, or an object, with `messages`.
+
+    Raises:
+        ConfigurationError: there are none.
+    """
+    messages = state.get("messages") if isinstance(state, Mapping) else getattr(state, "messages", None)
+    if messages is None:
+        what = f"a dict with keys {_keys(state)}" if isinstance(state, Mapping) else f"of type {type(state).__name__}"
+        raise ConfigurationError(f"The state is {what}; expected one with messages, such as LangGraph's MessagesState.")
+    return to_messages(messages)
 
 
 def to_template(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
@@ -73,11 +107,63 @@ def reads_tool_results(messages: Sequence[BaseMessage]) -> bool:
 
 
 def last_question(messages: Sequence[BaseMessage]) -> tuple[int, str]:
-    """Find the last human message: its index and text."""
+    """Find the last human message: its index and text.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    if not messages:
+        raise ConfigurationError("No messages were given; expected at least one, with a question.")
     for index in range(len(messages) - 1, -1, -1):
         if isinstance(messages[index], HumanMessage):
             return index, text_of(messages[index])
-    raise ConfigurationError("There is no human message among the messages, so there is no question to answer.")
+    hint = ""
+    if all(isinstance(message, AIMessage) for message in messages):
+        hint = " The guard takes the model's place in a chain: prompt | guard, not prompt | llm | guard."
+    raise ConfigurationError(f"There is no human message among the messages, so there is no question to answer.{hint}")
+
+
+def _message(item: Any, where: str) -> BaseMessage:
+    try:
+        return convert_to_messages([item])[0]
+    except (ValueError, NotImplementedError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigurationError(
+            f"{where} is no message, but {_described(item)}. Expected a message, a text, a (role, text) pair or a dict "
+            "with role and content."
+        ) from error
+
+
+def _described(value: Any) -> str:
+    """Say what something is that is no input, and what to do with it; without any text that it holds."""
+    if value is None:
+        return "None: the step before gave nothing"
+    if isinstance(value, Mapping) and "messages" in value:
+        return "a dict with messages, such as a LangGraph state: pass its messages, state['messages']"
+    if isinstance(value, Mapping) and "content" in value:
+        return "a dict whose role is unknown, or whose content is no text"
+    if isinstance(value, Mapping):
+        return f"a dict with keys {_keys(value)}: put a prompt before the guard or model, prompt | guard"
+    if isinstance(value, bytes | bytearray | memoryview):
+        return "of bytes: decode them to a text"
+    if isinstance(value, Document):
+        return "a Document: put its text into a prompt"
+    if isinstance(value, Runnable):
+        return f"a {type(value).__name__}, a step of a chain and no input: join them, prompt | guard"
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
+        return "a pair whose role is unknown, or whose text is none"
+    if isinstance(value, list | tuple):
+        return f"a {type(value).__name__} of {len(value)}: several inputs go through batch()"
+    return f"of type {type(value).__name__}"
+
+
+def _keys(value: Mapping[Any, Any]) -> str:
+    names = [str(key) for key in value][:_MOST_KEYS]
+    return f"{names}" + (" and more" if len(value) > _MOST_KEYS else "")
+
+
+def asks_nothing(messages: Sequence[BaseMessage]) -> bool:
+    """Tell whether the last human message has no visible character, so that any answer would be to no question."""
+    return is_blank(last_question(messages)[1])
 
 
 def _plain(message: BaseMessage) -> dict[str, Any]:

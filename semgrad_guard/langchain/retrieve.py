@@ -9,7 +9,8 @@ from typing import Any, Literal, TypedDict, cast
 
 from langchain_core.runnables import Runnable
 from langchain_core.runnables.base import coerce_to_runnable
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from langchain_core.vectorstores import VectorStore
+from pydantic import Field, field_validator
 
 from semgrad_guard.calibration.answers import Answers, answered
 from semgrad_guard.calibration.examples import Example
@@ -23,6 +24,9 @@ from semgrad_guard.routing.grounding import grounded_question, passages_used
 from semgrad_guard.routing.ladder import Answer, Outcome, Situation
 from semgrad_guard.routing.timeouts import await_within, call_within
 from semgrad_guard.scoring.scorer import SemGradScorer
+from semgrad_guard.settings import Settings, shown
+
+_RETRIEVER = "a retriever, a vector store, or a function that finds passages"
 
 
 class Search(TypedDict):
@@ -33,14 +37,12 @@ class Search(TypedDict):
     passages: list[str]
 
 
-class Retrieve(BaseModel):
+class Retrieve(Settings):
     """Ask the question again together with passages, score the new answer, and settle if it passes.
 
     A retriever that raises, times out or finds nothing does not settle; what it found is kept for the routes after it.
     Of the passages that an answer was given from, `metadata["used"]` tells whether it stands in them, word by word.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     retriever: Runnable[str, Any]
     k: int = Field(default=3, ge=1)
@@ -53,12 +55,12 @@ class Retrieve(BaseModel):
     timeout: SecondsOrNone = None
     decision: Literal["retrieve"] = "retrieve"
 
-    def __init__(self, retriever: Runnable[str, Any], **settings: Any) -> None:
+    def __init__(self, retriever: Runnable[str, Any] | VectorStore | Callable[[str], Any], **settings: Any) -> None:
         """Set the retriever and how its passages are used.
 
         Args:
-            retriever: a `BaseRetriever`, or any Runnable from a string to documents or texts, alone or each in a pair
-                with its score.
+            retriever: a `BaseRetriever`, any Runnable or function from a string to documents or texts, alone or each in
+                a pair with its score, or a `VectorStore`, which is asked for the `k` nearest.
             settings: `k`, the most passages used in a round; `prompt`, from question and passages to the prompt;
                 `rewrite`, a function or Runnable from a `Search` to the query (default: the question itself); `rounds`,
                 the most searches, each with a query of its own; `max_length`, how long the passages of a round may be
@@ -67,9 +69,12 @@ class Retrieve(BaseModel):
                 search and each rewriting, in seconds.
 
         Raises:
-            ConfigurationError: several rounds, but nothing that rewrites the query.
+            ConfigurationError: several rounds, but nothing that rewrites the query; a setting is unknown or wrong.
         """
-        super().__init__(retriever=retriever, **settings)
+        if isinstance(retriever, VectorStore):
+            most = settings.get("k", type(self).model_fields["k"].default)
+            retriever = retriever.as_retriever(search_kwargs={"k": most})
+        super().__init__(retriever=runnable_of(retriever, "Retrieve", _RETRIEVER), **settings)
         if self.rounds > 1 and self.rewrite is None:
             raise ConfigurationError(
                 f"Retrieve(rounds={self.rounds}) without rewrite=... would search for the same again."
@@ -78,7 +83,7 @@ class Retrieve(BaseModel):
     @field_validator("rewrite")
     @classmethod
     def _runnable(cls, rewrite: Any) -> Runnable[Any, Any] | None:
-        return None if rewrite is None else coerce_to_runnable(rewrite)
+        return None if rewrite is None else runnable_of(rewrite, "Retrieve", "rewrite= a function or a Runnable")
 
     def attempt(self, situation: Situation) -> Outcome:
         """Retrieve, ask again, judge; round by round."""
@@ -177,6 +182,21 @@ class Retrieve(BaseModel):
                 kept.append(source)
                 length = longer
         return tuple(kept)
+
+
+def runnable_of(value: Any, owner: str, expected: str) -> Runnable[Any, Any]:
+    """Give a Runnable, or make one of a function.
+
+    Raises:
+        ConfigurationError: it is neither.
+    """
+    if isinstance(value, Runnable):
+        return value
+    if callable(value) and not isinstance(value, type):
+        runnable: Runnable[Any, Any] = coerce_to_runnable(value)
+        return runnable
+    hint = " Make one of texts with BM25Retriever.from_texts(texts)." if isinstance(value, list | tuple) else ""
+    raise ConfigurationError(f"{owner}({shown(value)}): expected {expected}.{hint}")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from semgrad_guard.errors import described, named
 from semgrad_guard.langchain.logprobs import as_openai
 from semgrad_guard.model.load import revision
 from semgrad_guard.model.responses import Response, take_apart
-from semgrad_guard.model.text_spans import token_spans
+from semgrad_guard.model.text_spans import is_blank, token_spans
 from semgrad_guard.model.tool_calls import ParsedResponse, ToolCall
 from semgrad_guard.records import Generation, Score
 from semgrad_guard.scoring.scorer import SemGradScorer
@@ -56,7 +56,7 @@ def scored_messages(
 
 
 def _failed(response: Response) -> str:
-    return response.failure or ("" if response.text.strip() else "the response is empty")
+    return response.failure or ("the response is empty" if is_blank(response.text) else "")
 
 
 def _scores(scorer: SemGradScorer, answers: Sequence[tuple[Generation, Response]]) -> list[tuple[list[Score], str]]:

@@ -16,7 +16,9 @@ from semgrad_guard.langchain.asking import Asking
 from semgrad_guard.langchain.child_runs import astep, step
 from semgrad_guard.langchain.outgoing import outgoing
 from semgrad_guard.records import Decision
+from semgrad_guard.routing.attempts import aattempted, attempted
 from semgrad_guard.routing.ladder import Answer, Outcome, Resolution, Route, climb
+from semgrad_guard.routing.routes import Abstain, Raise
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +31,11 @@ def settled(asking: Asking, draft: Answer, routes: Sequence[Route]) -> AIMessage
     Raises:
         LowConfidenceError: a route wants that.
     """
-    ladder = climb(draft, routes)
+    ladder = climb(draft, _applicable(asking, routes))
     try:
         route, sources = next(ladder)
         while True:
-            attempt = partial(route.attempt, asking.situation(draft, sources))
+            attempt = partial(attempted, route, asking.situation(draft, sources))
             try:
                 outcome = step("route", {"route": route.decision}, attempt, _told)
             except Exception as error:  # fail closed: a route that breaks does not settle
@@ -47,11 +49,11 @@ def settled(asking: Asking, draft: Answer, routes: Sequence[Route]) -> AIMessage
 
 async def asettled(asking: Asking, draft: Answer, routes: Sequence[Route]) -> AIMessage:
     """Async twin of `settled`."""
-    ladder = climb(draft, routes)
+    ladder = climb(draft, _applicable(asking, routes))
     try:
         route, sources = next(ladder)
         while True:
-            attempt = partial(route.aattempt, asking.situation(draft, sources))
+            attempt = partial(aattempted, route, asking.situation(draft, sources))
             try:
                 outcome = await astep("route", {"route": route.decision}, attempt, _told)
             except Exception as error:  # fail closed: a route that breaks does not settle
@@ -61,6 +63,11 @@ async def asettled(asking: Asking, draft: Answer, routes: Sequence[Route]) -> AI
         resolution: Resolution = end.value
     await adispatch_custom_event(DECIDED, _announced(resolution.decision))
     return outgoing(resolution)
+
+
+def _applicable(asking: Asking, routes: Sequence[Route]) -> Sequence[Route]:
+    """Give the routes to try: where nothing was asked, there is nothing to look up, and nobody to bother with it."""
+    return [route for route in routes if isinstance(route, Abstain | Raise)] if asking.blank else routes
 
 
 def _broken(route: Route, error: Exception) -> Outcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,7 +17,12 @@ from semgrad_guard._compat import generated_cache
 from semgrad_guard.errors import ConfigurationError, PromptTooLongError
 from semgrad_guard.model.boundary import Boundary
 from semgrad_guard.records import FinishReason, Generation, GenerationBatch, TokenLogProb
+from semgrad_guard.settings import unknown_name
 
+_NAMES = sorted(name for name in vars(GenerationConfig()) if not name.startswith("_"))
+# What no error is blamed on: the package makes these settings itself, or has checked them.
+_CHECKED = {"max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "stop_strings", "tokenizer", "streamer"}
+_NEUTRAL = {"temperature": 1.0, "top_p": 1.0, "top_k": 50, "typical_p": 1.0, "min_p": None}
 _DEFAULT_NEW_TOKENS = 256  # where neither the call nor the model's configuration sets a limit
 
 
@@ -54,34 +60,43 @@ def generate(
 
     Raises:
         PromptTooLongError: a prompt with the tokens to generate does not fit into the context.
-        ConfigurationError: an empty prompt, or a setting that gives several responses per prompt; log-probabilities of
-            beams.
+        ConfigurationError: an empty prompt; a setting that is unknown or wrong, or gives several responses per prompt;
+            log-probabilities of beams.
     """
     if not prompts:
         return []
     for index, prompt in enumerate(prompts):
         if not prompt:
             raise ConfigurationError(f"Prompt {index} has no tokens; expected the ids of a rendered chat template.")
+    if settings.get("max_length") is not None:
+        raise ConfigurationError(
+            f"max_length={settings['max_length']} counts the prompt, which is not as long in every row; expected "
+            "max_new_tokens, or max_tokens, which count the response."
+        )
     if settings.get("stop_strings") is not None:
         settings.setdefault("tokenizer", tokenizer)
     most = _most(model, settings)
     config = copy.deepcopy(settings.pop("generation_config", None) or model.generation_config)
-    others = config.update(**settings)  # what is no generation setting: a streamer, processors, the tokenizer
+    if (several := settings.get("num_return_sequences") or config.num_return_sequences or 1) != 1:
+        raise ConfigurationError(f"num_return_sequences={several}: expected 1. Repeat the prompt for several.")
+    with _blamed_on(settings):
+        others = config.update(**settings)  # what is no generation setting: a streamer, processors, the tokenizer
+    _check_names(model, others)
     beams = config.num_beams or 1
-    if (config.num_return_sequences or 1) != 1:
-        raise ConfigurationError(
-            f"num_return_sequences={config.num_return_sequences}: expected 1. Repeat the prompt for several."
-        )
     if top_logprobs is not None and beams > 1:
         raise ConfigurationError(f"logprobs with num_beams={beams}: expected 1 beam. Leave logprobs or num_beams out.")
     width = max(len(prompt) for prompt in prompts)
     _check_length(model, width, most)
     pad = _pad_id(tokenizer, config.pad_token_id)
-    config.update(max_new_tokens=most, pad_token_id=pad, return_dict_in_generate=True)
-    config.update(output_logits=top_logprobs is not None)
+    config.max_new_tokens, config.pad_token_id = most, pad
+    config.return_dict_in_generate, config.output_logits = True, top_logprobs is not None
+    if not config.do_sample:  # transformers warns of what the model's own configuration says of sampling
+        for name, neutral in _NEUTRAL.items():
+            setattr(config, name, neutral)
     boundary = None if keep is None else Boundary(model, *keep)
     device, generator = model.device, cast(Any, model if boundary is None else boundary.model)
-    with torch.inference_mode(False), torch.no_grad(), _seeded(seed, model):  # inference mode's cache has no gradients
+    # Inference mode's cache has no gradients.
+    with torch.inference_mode(False), torch.no_grad(), _seeded(seed, model), _blamed_on(settings):
         output = generator.generate(
             input_ids=torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device),
             attention_mask=torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device),
@@ -114,6 +129,30 @@ def _seeded(seed: int | None, model: PreTrainedModel) -> Iterator[None]:
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
+
+
+@contextmanager
+def _blamed_on(settings: dict[str, Any]) -> Iterator[None]:
+    """Name the settings that are checked by transformers alone where it fails over one."""
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError) as error:
+        names = sorted(settings.keys() - _CHECKED)
+        if not names:
+            raise
+        raise ConfigurationError(
+            f"transformers cannot generate with these settings ({', '.join(names)}): {type(error).__name__}: {error}"
+        ) from error
+
+
+def _check_names(model: PreTrainedModel, settings: dict[str, Any]) -> None:
+    """Refuse what neither `model.generate` nor the model itself takes."""
+    known = {"tokenizer"}
+    for method in (model.generate, model.forward):
+        known |= inspect.signature(cast(Any, method)).parameters.keys()
+    for name in settings:
+        if name not in known:
+            raise ConfigurationError(unknown_name("The generation", name, ["max_new_tokens", "seed"], _NAMES))
 
 
 def _most(model: PreTrainedModel, settings: dict[str, Any]) -> int:
@@ -162,7 +201,8 @@ class _Ends:
     """Where a row of the output ends: at an end-of-turn token, where something else stopped it, or at the limit.
 
     `padding` fills up rows of a batch that ended before the others. It may be an end-of-turn token itself; a row that
-    holds a stop text by then did not write it.
+    holds a stop text by then did not write it. Where time is limited (`timed`), a row that is not known to have ended
+    was cut off.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -171,6 +211,7 @@ class _Ends:
     most: int
     marks: Sequence[str]
     criteria: bool
+    timed: bool
 
     @classmethod
     def of(
@@ -188,7 +229,8 @@ class _Ends:
             padding,
             cast(int, config.max_new_tokens),
             [marks] if isinstance(marks, str) else marks,
-            bool(others.get("stopping_criteria")),
+            bool(others.get("stopping_criteria")) and config.max_time is None,
+            config.max_time is not None,
         )
 
     def trim(self, tokens: list[int]) -> tuple[list[int], FinishReason]:
@@ -202,7 +244,8 @@ class _Ends:
             kept.pop()
         if len(kept) < len(tokens) and (self.criteria or self._holds_mark(kept)):
             return kept, "stop"
-        return tokens, "stop" if (self.criteria or self.marks) and len(tokens) < self.most else "length"
+        ended = self.criteria or (self._holds_mark(tokens) if self.timed else bool(self.marks))
+        return tokens, "stop" if ended and len(tokens) < self.most else "length"
 
     def _holds_mark(self, tokens: list[int]) -> bool:
         text = str(self.tokenizer.decode(tokens, skip_special_tokens=True)) if self.marks else ""

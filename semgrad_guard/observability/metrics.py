@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from semgrad_guard.errors import described
 from semgrad_guard.extras import needs
-from semgrad_guard.records import DecisionName
+from semgrad_guard.records import DECISIONS as OURS
 from semgrad_guard.review.items import ReviewStatistics, Status
 from semgrad_guard.scoring.observers import ScoringPass, listening
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 Failure = Literal["scoring", "out_of_memory", "overloaded", "deadline", "cancelled", "error"]
 
 OTHER = "other"
-DECISIONS = (*get_args(DecisionName), "unscored", OTHER)  # "unscored" is a service's, with scoring off
+DECISIONS = (*OURS, "unscored", OTHER)  # "unscored" is a service's, with scoring off
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _CONFIDENCE = tuple(step / 20 for step in range(1, 21))
 _SCORE = tuple(mantissa * 10.0**exponent for exponent in range(-6, 2) for mantissa in (1, 3))  # scores span decades
@@ -39,11 +39,12 @@ _ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 class Metrics:
     """The metrics of one service. Every method may be called from any thread, and none raises over a record."""
 
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+    def __init__(self, registry: CollectorRegistry | None = None, *, decisions: Iterable[str] = ()) -> None:
         """Register the metrics.
 
         Args:
             registry: where; None for one of its own, which also tells of the process: memory, time, open files.
+            decisions: those of your own routes, to be counted by their names and not as "other".
         """
         if registry is None:
             registry = CollectorRegistry()
@@ -72,7 +73,8 @@ class Metrics:
         )
         self._scored = Counter("semgrad_scored_rows", "Rows of scoring passes.", registry=registry)
         self._batch = Histogram("semgrad_batch_rows", "Answers generated together.", buckets=_ROWS, registry=registry)
-        for decision in DECISIONS:  # a rate needs a zero to begin with
+        self._names = (*DECISIONS, *decisions)
+        for decision in self._names:  # a rate needs a zero to begin with
             self._decisions.labels(decision)
         for kind in get_args(Failure):
             self._failures.labels(kind)
@@ -85,7 +87,7 @@ class Metrics:
             seconds: how long it took.
         """
         decision = record.get("decision")
-        self._decisions.labels(decision if decision in DECISIONS else OTHER).inc()
+        self._decisions.labels(decision if decision in self._names else OTHER).inc()
         self._latency.observe(seconds)
         _observe(self._confidence, record.get("confidence"))
         _observe(self._score, (record.get("scores") or {}).get("semgrad"))

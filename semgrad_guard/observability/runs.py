@@ -65,10 +65,11 @@ class RunTree(BaseCallbackHandler, Generic[R]):
         *,
         run_id: UUID,
         parent_run_id: UUID | None = None,
+        metadata: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Take note."""
-        self._began(Start(run_id, kwargs.get("name") or "chain", inputs), parent_run_id)
+        self._began(Start(run_id, kwargs.get("name") or "chain", inputs, False, metadata or {}), parent_run_id)
 
     def on_chat_model_start(
         self,

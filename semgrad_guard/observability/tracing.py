@@ -10,15 +10,15 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Any, get_args
+from typing import Any
 from uuid import UUID
 
 from langchain_core.messages import AIMessage, BaseMessage
 
 from semgrad_guard.extras import needs
+from semgrad_guard.langchain.child_runs import in_metadata
 from semgrad_guard.langchain.messages import to_messages
 from semgrad_guard.observability.runs import RunTree, Start
-from semgrad_guard.records import DecisionName
 from semgrad_guard.version import VERSION
 
 with needs("otel", "Tracing needs opentelemetry"):
@@ -43,11 +43,11 @@ EVALUATION_EXPLANATION = "gen_ai.evaluation.explanation"
 ERROR = "error.type"
 
 _OURS = "semgrad"  # the provider that our chat models name
-# The guard's steps that are chains: what each is given, by which it is told from a user's chain of the same name, and
-# what is told of how it ended.
-_STEPS: dict[str, tuple[str, tuple[bool | str, ...], tuple[str, ...]]] = {
-    "score": ("grounded", (True, False), ("passed", "confidence", "threshold", "method")),
-    "route": ("route", get_args(DecisionName), ("settled",)),
+# The guard's steps that are chains: the input of each, which its metadata repeat (so that no chain of a user's own is
+# taken for one), and what is told of how it ended.
+_STEPS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "score": ("grounded", ("passed", "confidence", "threshold", "method")),
+    "route": ("route", ("settled",)),
 }
 # What ends a run and is no failure: LangGraph's interrupts, by name since it may not be there; consumers that leave.
 _ON_PURPOSE = ("GraphBubbleUp", "GeneratorExit", "CancelledError")
@@ -119,7 +119,7 @@ class Tracing(RunTree[_Run]):
             if error is not None:
                 self._fail(run.span, error)
             if run.step in _STEPS and isinstance(output, Mapping):
-                _set(run.span, {f"semgrad.{name}": output.get(name) for name in _STEPS[run.step][2]})
+                _set(run.span, {f"semgrad.{name}": output.get(name) for name in _STEPS[run.step][1]})
             elif run.step in ("chat", "generate"):
                 self._end_chat(run, run.start.given if given is None else given, output)
         finally:
@@ -153,11 +153,9 @@ class Tracing(RunTree[_Run]):
             _set(span, {OPERATION: "chat", PROVIDER: provider, MODEL: model or None})
 
     def _begin_step(self, run: _Run, parent: _Run) -> None:
-        name, values, _ = _STEPS[run.start.name]
-        given = run.start.given
-        if not (isinstance(given, Mapping) and set(given) == {name} and isinstance(given[name], bool | str)):
-            return
-        if given[name] in values:
+        name, _ = _STEPS[run.start.name]
+        given, metadata = run.start.given, run.start.metadata
+        if in_metadata(name) in metadata and given == {name: metadata[in_metadata(name)]}:
             run.step = run.start.name
             self._guard_span(parent)
             _set(self._begin(run, f"semgrad.{run.step}"), {f"semgrad.{name}": given[name]})

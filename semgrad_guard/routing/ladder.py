@@ -6,11 +6,14 @@ does the waiting, so that sync and async callers share every rule.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from semgrad_guard.records import CallConfidence, Decision, DecisionName, Source, Step, TokenDoubt, Verdict
+from semgrad_guard.errors import ConfigurationError
+from semgrad_guard.records import CallConfidence, Decision, Source, Step, TokenDoubt, Verdict
+from semgrad_guard.settings import shown
 
 DEFAULT_ABSTENTION = "I am not sure enough to answer that."
 
@@ -55,6 +58,9 @@ class Outcome:
     answer out as the model gave it, tool calls included; with `raises`, the caller gets an error instead, and `text`
     is what it may know of the draft. `review_id` names the review in a queue, if the route put one there. `error` is
     raised as it is in the place of any answer, such as what interrupts a graph.
+
+    Raises:
+        ConfigurationError: a field has a wrong type.
     """
 
     settled: bool
@@ -67,28 +73,45 @@ class Outcome:
     review_id: str | None = None
     error: Exception | None = None
 
+    def __post_init__(self) -> None:
+        """Check the types: a route of a user's own may put in anything."""
+        if isinstance(self.sources, list):
+            object.__setattr__(self, "sources", tuple(self.sources))
+        kinds: dict[str, Any] = dict.fromkeys(("settled", "as_drafted", "raises"), bool)
+        kinds |= {"reason": str, "text": str, "answer": Answer | None, "review_id": str | None, "sources": tuple}
+        for name, kind in kinds.items():
+            if not isinstance(value := getattr(self, name), kind):
+                expected = getattr(kind, "__name__", str(kind))
+                raise ConfigurationError(f"Outcome({name}={shown(value)}): expected a value of type {expected}.")
+        for source in self.sources:
+            if not isinstance(source, Source):
+                raise ConfigurationError(f"Outcome(sources=...): {shown(source)} is no Source; use Source(text=...).")
+
 
 @runtime_checkable
 class Route(Protocol):
     """A way to settle a question whose answer is held back.
 
-    `decision` is the name the guard reports when the route settles; `below` is the confidence under which it applies,
-    None for the guard's threshold.
+    A class of a user's own is a route if it has `decision` and `attempt`; it need not inherit from this one. `decision`
+    is the name the guard reports when the route settles: any text but "pass". `below` is the confidence under which it
+    applies, in [0, 1]; None, the default, stands for the guard's threshold.
     """
 
     @property
-    def decision(self) -> DecisionName:
+    def decision(self) -> str:
         """Name of the decision when this route settles."""
 
     @property
     def below(self) -> float | None:
         """Confidence under which the route applies."""
+        return None
 
     def attempt(self, situation: Situation) -> Outcome:
         """Try to settle the question; an exception counts as not settled."""
 
     async def aattempt(self, situation: Situation) -> Outcome:
-        """Async twin of `attempt`."""
+        """Async twin of `attempt`; by default that runs in a thread."""
+        return await asyncio.to_thread(self.attempt, situation)
 
 
 @dataclass(frozen=True)
@@ -132,11 +155,12 @@ def climb(draft: Answer, routes: Sequence[Route]) -> Generator[tuple[Route, tupl
 
 def _applies(route: Route, verdict: Verdict) -> bool:
     """Tell whether a held-back answer is in the route's band; one that could not be judged is in every band."""
-    return route.below is None or verdict.confidence is None or not verdict.confidence >= route.below
+    below = getattr(route, "below", None)
+    return below is None or verdict.confidence is None or not verdict.confidence >= below
 
 
 def _resolve(
-    name: DecisionName, outcome: Outcome, draft: Answer, steps: Sequence[Step], sources: tuple[Source, ...]
+    name: str, outcome: Outcome, draft: Answer, steps: Sequence[Step], sources: tuple[Source, ...]
 ) -> Resolution:
     answer = outcome.answer or draft
     verdict = answer.verdict

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -14,22 +15,21 @@ from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.records import CallConfidence, Score, Source, TokenDoubt
 from semgrad_guard.routing.ladder import DEFAULT_ABSTENTION, Outcome, Situation
 from semgrad_guard.routing.timeouts import await_within, call_within
+from semgrad_guard.settings import Settings
 
 DEFAULT_PENDING = "I am not sure enough to answer that by myself; a human has been asked. Please come back later."
 
 
-class Abstain(BaseModel):
+class Abstain(Settings):
     """Answer with a fixed message instead of the draft. Always settles."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     message: str = DEFAULT_ABSTENTION
     below: float | None = Field(default=None, ge=0, le=1)
     decision: Literal["abstain"] = "abstain"
 
-    def __init__(self, message: str = DEFAULT_ABSTENTION, *, below: float | None = None) -> None:
+    def __init__(self, message: str = DEFAULT_ABSTENTION, *, below: float | None = None, **unknown: Any) -> None:
         """Set the message, and the confidence under which the route applies (None: the guard's threshold)."""
-        super().__init__(message=message, below=below)
+        super().__init__(message=message, below=below, **unknown)
 
     def attempt(self, situation: Situation) -> Outcome:
         """Settle with the message."""
@@ -40,10 +40,8 @@ class Abstain(BaseModel):
         return self.attempt(situation)
 
 
-class Raise(BaseModel):
+class Raise(Settings):
     """Raise a `LowConfidenceError` instead of answering. Always settles, as an abstention."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     with_draft: bool = False
     below: float | None = Field(default=None, ge=0, le=1)
@@ -82,14 +80,12 @@ class ReviewRequest(BaseModel):
     threshold: float | None = None
 
 
-class ReviewAnswer(BaseModel):
+class ReviewAnswer(Settings):
     """What a human decides.
 
     "approve": the draft goes out as it is; "edit": the draft as corrected in `text`; "respond": the human's own answer
     in `text`; "reject": no answer goes out, `text` or a refusal stands instead.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     decision: Literal["approve", "edit", "reject", "respond"]
     text: str | None = None
@@ -124,7 +120,7 @@ class Queue(Protocol):
         """Async twin of `wait`."""
 
 
-class HumanReview(BaseModel):
+class HumanReview(Settings):
     """Hand the held-back answer to a human; settles with what they decide.
 
     A callback answers with a `ReviewAnswer`, or its decision alone where that needs no text. One that raises, times
@@ -133,8 +129,6 @@ class HumanReview(BaseModel):
     With a queue the answer waits there, and its record carries the `review_id`. If nobody decides in time, the route
     settles with the text `pending`; what is decided later is in the queue. A queue that fails does not settle.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     callback: Callable[[ReviewRequest], ReviewAnswer | str] | None = None
     acallback: Callable[[ReviewRequest], Awaitable[ReviewAnswer | str]] | None = None
@@ -147,7 +141,7 @@ class HumanReview(BaseModel):
 
     def __init__(
         self,
-        callback: Callable[[ReviewRequest], ReviewAnswer | str] | None = None,
+        callback: Callable[[ReviewRequest], ReviewAnswer | str] | Queue | None = None,
         acallback: Callable[[ReviewRequest], Awaitable[ReviewAnswer | str]] | None = None,
         *,
         queue: Queue | None = None,
@@ -155,21 +149,28 @@ class HumanReview(BaseModel):
         pending: str = DEFAULT_PENDING,
         below: float | None = None,
         timeout: float | None = None,
+        **unknown: Any,
     ) -> None:
         """Set who is asked: a callback of either kind, or whoever reads the queue.
 
         Args:
-            callback: gets a `ReviewRequest`, gives a `ReviewAnswer`; async callers run it in a thread.
+            callback: gets a `ReviewRequest`, gives a `ReviewAnswer`; async callers run it in a thread. A coroutine
+                function is taken for `acallback`, and a queue for `queue`.
             acallback: the same for async callers, awaited.
             queue: keeps the request until a human takes it.
             wait: seconds to wait for a decision on what is in the queue, >= 0.
             pending: the text that goes out when there is none by then.
             below: confidence under which the route applies; None for the guard's threshold.
             timeout: seconds to wait for a callback.
+            unknown: refused by name.
 
         Raises:
-            ConfigurationError: there is nobody to ask, or both a queue and a callback.
+            ConfigurationError: there is nobody to ask, or both a queue and a callback; a setting is unknown or wrong.
         """
+        if queue is None and isinstance(callback, Queue):
+            callback, queue = None, callback
+        if acallback is None and inspect.iscoroutinefunction(callback):
+            callback, acallback = None, callback
         super().__init__(
             callback=callback,
             acallback=acallback,
@@ -178,6 +179,7 @@ class HumanReview(BaseModel):
             pending=pending,
             below=below,
             timeout=timeout,
+            **unknown,
         )
         if callback is None and acallback is None and queue is None:
             raise ConfigurationError(

@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Sequence
 
-from langchain_core.messages import convert_to_messages
+from langchain_core.messages import HumanMessage, convert_to_messages
 
 from semgrad_guard.calibration.verdict import Standard
 from semgrad_guard.errors import (
@@ -19,7 +19,7 @@ from semgrad_guard.errors import (
     described,
 )
 from semgrad_guard.langchain.guard import SemGradGuard
-from semgrad_guard.langchain.messages import to_template
+from semgrad_guard.langchain.messages import EMPTY_QUESTION, asks_nothing, to_template
 from semgrad_guard.model.chat_template import encode_answer, encode_chat
 from semgrad_guard.model.check import check_sequences
 from semgrad_guard.model.generate import end_ids
@@ -121,6 +121,8 @@ def _answer(
     threshold = guard.threshold if job.threshold is None else job.threshold
     standard = Standard(guard.profile, threshold, guard.score_threshold, guard.method)
     failure = "" if error is None else f"scoring failed: {type(error).__name__}"
+    if not failure and _asks_nothing(job):
+        failure = EMPTY_QUESTION
     verdict = standard.judge(score, failure, "grounded" if job.grounded else "answer")
     return ScoreAnswer(
         judgement=_judgement(guard, verdict),
@@ -128,6 +130,11 @@ def _answer(
         tokens=_doubts(guard.llm.scorer, generation) if job.tokens and score is not None else None,
         usage=Usage(prompt=len(generation.prompt_ids), completion=len(generation.response_ids)),
     )
+
+
+def _asks_nothing(job: ScoreJob) -> bool:
+    messages = convert_to_messages(list(job.messages or ()))
+    return any(isinstance(message, HumanMessage) for message in messages) and asks_nothing(messages)
 
 
 def _judgement(guard: SemGradGuard, verdict: Verdict) -> Judgement:

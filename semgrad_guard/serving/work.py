@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from semgrad_guard.records import CallConfidence, DecisionName, Source, TokenDoubt
+from semgrad_guard.records import CallConfidence, Source, TokenDoubt
 
 PolicyName = Literal["abstain", "annotate", "review"]
 
@@ -97,7 +97,7 @@ class Judgement(Record):
     score: float | None
     confidence: float | None
     calibrated: bool
-    decision: DecisionName | Literal["unscored"]
+    decision: str
     threshold: float | None
     method: str
     reason: str

@@ -19,6 +19,7 @@ from semgrad_guard.langchain.tools import offered
 from semgrad_guard.model.chat_template import encode_chat
 from semgrad_guard.model.generate import context_length
 from semgrad_guard.records import AnswerKind, Decision
+from semgrad_guard.routing.attempts import as_routes
 from semgrad_guard.routing.ladder import DEFAULT_ABSTENTION, Outcome, Route, Situation
 from semgrad_guard.routing.routes import DEFAULT_PENDING, Abstain, HumanReview, Queue
 from semgrad_guard.serving.judging import judgement, scored
@@ -39,7 +40,6 @@ from semgrad_guard.serving.work import (
 logger = logging.getLogger(__name__)
 
 _DEFAULT_TOKENS = 256  # of a response, where neither the job nor the model says
-_COLDEST = 0.01  # a temperature below it is none: dividing by it would leave the range of numbers
 _KINDS: tuple[AnswerKind, ...] = ("answer", "grounded", "tool_call", "argument")
 
 
@@ -95,7 +95,7 @@ class Worker:
         if guard.llm.batch_size != self._limits.batch_size:
             llm = type(guard.llm).of(guard.llm, batch_size=self._limits.batch_size)
             guard = guard.model_copy(update={"llm": llm})
-        self._guard, self._name, self._first, self._reviews = guard, name, list(first), reviews
+        self._guard, self._name, self._first, self._reviews = guard, name, as_routes(first), reviews
 
     @property
     def card(self) -> ModelCard:
@@ -188,11 +188,9 @@ class Worker:
             settings["stop"] = list(asked.stop)
         if asked.temperature is not None or asked.top_p is not None:
             heat = 1.0 if asked.temperature is None else asked.temperature
-            if heat < _COLDEST:
-                settings["do_sample"] = False
-            else:
-                whole = 1.0 if asked.top_p is None else asked.top_p
-                settings |= {"do_sample": True, "temperature": heat, "top_p": whole, "top_k": 0}
+            whole = 1.0 if asked.top_p is None else asked.top_p
+            # A share of 0 leaves the likeliest token alone.
+            settings |= {"temperature": heat, "top_p": whole, "top_k": 0} if whole else {"temperature": 0.0}
         if asked.seed is not None:
             settings["seed"] = asked.seed
         if asked.logprobs:
@@ -207,7 +205,11 @@ class Worker:
         if asked is not None and asked > limits.response_tokens:
             raise ConfigurationError(f"max_tokens={asked}: at most {limits.response_tokens} are allowed.")
         llm = self._guard.llm
-        usual = llm.generation.get("max_new_tokens") or llm.model.generation_config.max_new_tokens or _DEFAULT_TOKENS
+        usual = (
+            llm.generation_settings.get("max_new_tokens")
+            or llm.model.generation_config.max_new_tokens
+            or _DEFAULT_TOKENS
+        )
         most = min(usual, limits.response_tokens) if asked is None else asked
         if asked is None and context is not None:
             most = max(1, min(most, context - prompt))
