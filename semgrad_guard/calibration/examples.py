@@ -121,10 +121,10 @@ def read_examples(source: str | Path) -> list[Example]:
         return _examples(hub_rows(str(source)), str(source))
     path = Path(source)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"Cannot read {path}: {error}") from error
-    return _examples(_table(text) if path.suffix == ".csv" else _lines(text, path), str(path))
+    return _examples(_table(text, path) if path.suffix == ".csv" else _lines(text, path), str(path))
 
 
 def examples_of(examples: Any, *, read: Callable[[Any], Example] | None = None) -> list[Example]:
@@ -158,7 +158,7 @@ def read_paraphrases(path: str | Path) -> list[list[str]]:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"Cannot read {path}: {error}") from error
     groups = []
@@ -221,14 +221,18 @@ def _lines(text: str, path: Path) -> Iterator[tuple[int, Any]]:
         if line.strip():
             try:
                 yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}, line {number}: not JSON: {error.msg}") from error
+            except (ValueError, RecursionError) as error:
+                why = getattr(error, "msg", "a number is too long, or it is nested too deeply")
+                raise DataError(f"{path}, line {number}: not JSON: {why}") from error
 
 
-def _table(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _table(text: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     reader = csv.DictReader(text.splitlines())
-    for row in reader:
-        plain: dict[str, Any] = {key: value for key, value in row.items() if key and value}
-        if "truthful answer" in plain:
-            plain["truthful answer"] = plain["truthful answer"].split("|")
-        yield reader.line_num, plain
+    try:
+        for row in reader:
+            plain: dict[str, Any] = {key: value for key, value in row.items() if key and value}
+            if "truthful answer" in plain:
+                plain["truthful answer"] = plain["truthful answer"].split("|")
+            yield reader.line_num, plain
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num + 1}: no table: {error}") from error

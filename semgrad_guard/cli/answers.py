@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.prompt import Prompt
+from rich.text import Text
 
 from semgrad_guard.calibration.agreement import agreed_prompt, agreed_scoring
 from semgrad_guard.calibration.profile import Profile
@@ -81,10 +81,11 @@ def ask(
         print(json.dumps({"answer": message.content} | {field: record[field] for field in _FIELDS}))
         return
     console = Console()
-    console.print(escape(str(message.content)), style="bold")
-    console.print(f"{record['decision']}: {escape(record['reason'])}")
+    # As texts, since reading markup takes a time that grows with the square of a text of backslashes.
+    console.print(Text(str(message.content), style="bold"))
+    console.print(Text(f"{record['decision']}: {record['reason']}"))
     for source in record["sources"] if record["decision"] == "retrieve" else []:
-        console.print(f"source: {escape(source['text'])}")
+        console.print(Text(f"source: {source['text']}"))
 
 
 def read_passages(path: Path) -> list[str]:
@@ -94,7 +95,7 @@ def read_passages(path: Path) -> list[str]:
         ConfigurationError: the file cannot be read, or has no text.
     """
     try:
-        passages = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        passages = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"Cannot read the corpus {path}: {error}") from error
     if not passages:
@@ -104,7 +105,7 @@ def read_passages(path: Path) -> list[str]:
 
 def _ask_human(request: ReviewRequest) -> ReviewAnswer:
     console = Console()
-    console.print(f"\n[bold]{escape(request.question)}[/]\ndraft: {escape(request.draft)}\n{escape(request.reason)}")
+    console.print(Text.assemble("\n", (request.question, "bold"), f"\ndraft: {request.draft}\n{request.reason}"))
     decision = Prompt.ask("Your decision", choices=["approve", "edit", "reject", "respond"], default="reject")
     text = Prompt.ask("Text") if decision in ("edit", "respond") else None
     return ReviewAnswer.model_validate({"decision": decision, "text": text})

@@ -69,6 +69,8 @@ def page(
         return
     token = os.environ.get(TOKEN, "")
     shown = token or secrets.token_urlsafe()
+    with plain_errors():
+        check_seconds("--lease", lease)
     with plain_errors(), _listening(host, port, token) as listening, closing(_opened(queue)) as opened:
         built = application(opened, token=shown, hosts=_hosts(host, name or []), lease=lease, secure=secure)
         if demo:
@@ -108,7 +110,8 @@ def list_(
         sure = "unknown" if asked.confidence is None else f"{asked.confidence:.2f}"
         console.print(f"{item.id}  [bold]{escape(how)}[/]  confidence {sure}")
         console.print(f"    {escape(_short(asked.question))}  ->  {escape(_short(asked.draft))}")
-    console.print(f"{len(items)} of {total} reviews")
+    where = "" if total else f" in {opened}"  # it may be another queue than was meant
+    console.print(f"{len(items)} of {total} reviews{where}", markup=False)
 
 
 @reviews.command()

@@ -5,9 +5,14 @@ import runpy
 from pathlib import Path
 
 import pytest
+from langgraph.types import Command
+from typer.testing import CliRunner
+
+from semgrad_guard.cli import app
 
 ROOT = Path(__file__).parents[2]
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
@@ -23,6 +28,33 @@ def test_the_readme_s_blocks_run_in_order(capsys, tmp_path, monkeypatch):
     assert printed[4] == "There is no such place."
     assert printed[5] == "{'place': 'Zubrovia'}"
     assert printed[7] == "Where? []"
+    assert printed[9] == "The weather in Oslo: sunny, 14 degrees."  # resumed, and it went out
+    (listed,) = [line for line in README.splitlines() if line.startswith("    semgrad-guard review list")]
+    shown = CliRunner().invoke(app, listed.partition("#")[0].split()[1:]).stdout
+    assert "respond by ann" in shown  # what the lines before it have put there
+    assert shown.endswith("1 of 1 reviews\n")
+
+
+@pytest.mark.parametrize(
+    "decision",
+    [
+        {"type": "edit", "edited_action": {"name": "get_weather", "args": {"place": "Rome"}}},
+        {"type": "edit", "edited_action": {"name": "get_weather", "args": {"place": "Zubrovia"}}},
+    ],
+    ids=["Rome", "Zubrovia"],
+)
+def test_the_readme_s_agent_answers_when_it_is_resumed(decision, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (agent,) = [block for block in BLOCKS if "create_agent(" in block]
+    (tool,) = [block for block in BLOCKS if "def get_weather" in block]
+    namespace = {}
+    for block in (BLOCKS[0], "from semgrad_guard import SemGradGuard, Abstain\n" + tool, agent):
+        exec(compile(block, "README", "exec"), namespace)
+    resumed, thread = namespace["agent"], {"configurable": {"thread_id": "2"}}
+    resumed.invoke({"messages": [("user", "What is the weather like?")]}, thread)
+    last = resumed.invoke(Command(resume={"decisions": [decision]}), thread)["messages"][-1]
+    place = decision["edited_action"]["args"]["place"]
+    assert last.content == f"The weather in {place}: sunny, 14 degrees."
 
 
 @pytest.mark.enable_socket
