@@ -100,33 +100,28 @@ class Score(BaseModel):
     later: tuple[tuple[float, ...], ...] = ()
 
     def finite(self) -> bool:
-        """Tell whether the score may be used: see `failure`."""
+        """Tell whether the score may let an answer pass: see `failure`."""
         return not self.failure()
 
     def failure(self) -> str:
         """Say why the response counts as not scored, naming the field or layer; "" if nothing is wrong.
 
-        Every value must be finite and not negative, and no gradient may be exactly zero: that is what comes from a
-        kernel without a backward. A score that fails must never let an answer pass.
+        Every value must be finite and not negative, and no gradient exactly zero, as from a kernel without a backward.
         """
         for name, value in self._values():
-            if value is None:
-                continue
             if not math.isfinite(value):
                 return f"the score is not a finite number: {name} is {value:g}"
             if value < 0:
                 return f"not scored: {name} is {value:g}, and never negative by its definition"
             if value == 0 and "grad" in name:
-                return (
-                    f"not scored: {name} is exactly 0. No gradient came through, or the model leaves every other "
-                    "token a probability of 0"
-                )
+                return f"not scored: {name} is exactly 0: no gradient came, or all other tokens have probability 0"
         return ""
 
-    def _values(self) -> Iterator[tuple[str, float | None]]:
+    def _values(self) -> Iterator[tuple[str, float]]:
         """Give every value under a name to tell it by."""
         by_layer = ("layers", "layers_unweighted", "later")
-        yield from self.model_dump(exclude={"length", "path", "span", *by_layer}).items()
+        fields = self.model_dump(exclude={"length", "path", "span", *by_layer})
+        yield from ((name, value) for name, value in fields.items() if value is not None)
         rows = {"the gradient": self.layers, "the unweighted gradient": self.layers_unweighted}
         rows |= {f"the gradient {place} tokens after t*": row for place, row in enumerate(self.later, 1)}
         for name, row in rows.items():

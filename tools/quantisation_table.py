@@ -1,6 +1,6 @@
 """Score the same real answers with the weights held in many ways, and write which ways are accepted and how close.
 
-    python tools/quantisation_table.py [--only ROW ...] [--again]
+    python -m tools.quantisation_table [--only ROW ...] [--again]
 
 SmolLM2-135M-Instruct (`make models`) answers questions about the world in float32. Every row loads the same weights in
 another way, builds a scorer, and scores the same answers. What a row needs and is not installed makes it "not run".
@@ -22,10 +22,10 @@ import torch
 import transformers
 from scipy.stats import spearmanr
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from world_facts import questions
 
 from semgrad_guard import SemGradScorer, UnsupportedModelError
 from semgrad_guard.model.chat_template import encode_chat
+from tools.world_facts import questions
 
 ROOT = Path(__file__).parents[1]
 GGUF = ROOT / ".cache" / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -39,7 +39,7 @@ MEASURES = ("semgrad", "nll")
 
 HEAD = f"""{TITLE}
 
-Written by `python tools/quantisation_table.py`. SmolLM2-135M-Instruct answered {ANSWERS} questions about the world in
+Written by `python -m tools.quantisation_table`. SmolLM2-135M-Instruct answered {ANSWERS} questions about the world in
 float32, on a CPU; every row holds the same weights in another way and scores the same answers, at the upper half of the
 layers. *Rank correlation* is Spearman's with the scores of float32, *error* the median relative difference of SemGrad
 from float32. When a scorer is built, gradients are compared with what small changes of the inputs do, module by module
@@ -97,22 +97,20 @@ def dynamic(part: str) -> Any:
 
 def torchao(config: str, place: str = "torchao.quantization", **settings: Any) -> Any:
     """Quantise the decoder with a configuration of torchao."""
-    from torchao.quantization import quantize_
-
+    quantize = importlib.import_module("torchao.quantization").quantize_
     model = loaded(dtype=torch.bfloat16)
-    quantize_(model.model, getattr(importlib.import_module(place), config)(**settings))
+    quantize(model.model, getattr(importlib.import_module(place), config)(**settings))
     return model
 
 
 def half_quadratic() -> Any:
     """Quantise the decoder with HQQ's own layers; transformers cannot at present."""
-    from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
-
+    hqq = importlib.import_module("hqq.core.quantize")
     model = loaded(dtype=torch.float32)
     for name, module in list(model.model.named_modules()):
         if isinstance(module, torch.nn.Linear):
-            settings = BaseQuantizeConfig(nbits=4, group_size=64)
-            held = HQQLinear(module, settings, compute_dtype=torch.float32, device="cpu")
+            settings = hqq.BaseQuantizeConfig(nbits=4, group_size=64)
+            held = hqq.HQQLinear(module, settings, compute_dtype=torch.float32, device="cpu")
             model.model.set_submodule(name, held)
     return model
 
