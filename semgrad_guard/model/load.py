@@ -98,6 +98,10 @@ def _from_gguf(
     announce: Callable[[str], None],
     settings: dict[str, Any],
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if "quantization_config" in settings:
+        raise ConfigurationError(
+            "quantization_config: a GGUF file is unpacked, and not quantised again. Choose a dtype."
+        )
     header = read_header(path)
     with needs("gguf", "Loading GGUF files needs accelerate"):
         import accelerate  # noqa: F401

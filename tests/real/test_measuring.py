@@ -66,16 +66,16 @@ def test_a_guard_is_calibrated(brief, rows, tmp_path):
     calibrated.profile.save(tmp_path / "profile.json")
     again = SemGradGuard(calibrated.llm, profile=Profile.load(tmp_path / "profile.json"), threshold=0.5)
     known, invented = again.batch(["What is the capital of France?", "What is the capital of Zubrovia?"])
-    assert 0 < get_confidence(invented) < get_confidence(known) < 1
+    assert 0 <= get_confidence(invented) < get_confidence(known) < 1
     assert known.response_metadata["semgrad"]["decision"] == "pass"
 
 
 def test_an_evaluation_is_the_same_here_and_on_ray(folder, rows, tmp_path):
-    data = written(rows[:8], tmp_path / "questions.jsonl")
+    data = written(rows[:6], tmp_path / "questions.jsonl")
     options = ["--data", str(data), "--model", str(folder), "--labels", "contains", "--max-new-tokens", "8"]
     plain = CliRunner().invoke(app, ["evaluate", *options, "--out", str(tmp_path / "plain"), "--json"])
     assert plain.exit_code == 0, plain.stderr
-    assert json.loads(plain.stdout)["parts"]["All questions"]["questions"] == 8
+    assert json.loads(plain.stdout)["parts"]["All questions"]["questions"] == 6
     command = [sys.executable, "-c", "from semgrad_guard.cli import app; app()", "evaluate", *options]
     spread = subprocess.run(
         [*command, "--out", str(tmp_path / "spread"), "--ray", "--actors", "1", "--json"],

@@ -79,6 +79,11 @@ def test_a_precision_or_device_that_is_none_is_refused(file):
             load_model(file, device=device)
 
 
+def test_a_file_is_not_quantised_again(file):
+    with pytest.raises(ConfigurationError, match="a GGUF file is unpacked"):
+        load_model(file, quantization_config={})
+
+
 def test_a_model_that_is_loaded_already_cannot_be_loaded_otherwise(file):
     pair = tiny_model(), tiny_tokenizer()
     for source in (pair, ChatSemGrad.of(pair)):
