@@ -28,7 +28,7 @@ class AtMost:
         whole = isinstance(calls, int) and not isinstance(calls, bool) and calls >= 0
         if not (whole and (per is None or (isinstance(per, int | float) and per > 0))):
             raise ConfigurationError(
-                f"AtMost({calls!r}, per={per!r}): expected calls, a whole number >= 0, and per > 0 seconds or None."
+                f"AtMost({calls!r}, per={per!r}): expected calls >= 0, a whole number, and per > 0 seconds or None."
             )
         self.calls, self.per = calls, per
         self._made: deque[float] = deque()
