@@ -113,15 +113,13 @@ class ChatSemGrad(ConfiguredChatModel):
         later = layer(generation or {}, written, owner=cls, known=known)
         if isinstance(source, ChatSemGrad) and tokenizer is None:
             refuse_loading(**loading)
-            earlier = source._layer()
             whole = {name: getattr(source, name) for name in cls.model_fields}
             if later:
-                whole |= as_fields(over(earlier, later))
+                whole |= as_fields(over(source._layer(), later))
         else:
             model, tokenizer, own = local_model(with_tokenizer(source, tokenizer), **loading)
-            earlier = layer(own, owner=cls, known=known)
-            whole = {"model": model, "tokenizer": tokenizer}
-            whole |= as_fields(over(earlier, later)) if earlier else written | {"generation": generation or {}}
+            earlier = over(layer(own, owner=cls), layer(generation or {}, owner=cls))
+            whole = {"model": model, "tokenizer": tokenizer, "generation": earlier} | written
         return cls(**whole | settings)
 
     def model_post_init(self, context: Any, /) -> None:

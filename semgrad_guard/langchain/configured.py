@@ -9,7 +9,7 @@ from pydantic import Field
 
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.langchain.batching import BatchedChatModel
-from semgrad_guard.langchain.generation_settings import FIELDS, for_model, layer, over
+from semgrad_guard.langchain.generation_settings import FIELDS, as_fields, for_model, layer, over
 from semgrad_guard.langchain.messages import to_messages
 from semgrad_guard.settings import checked
 
@@ -24,8 +24,9 @@ class ConfiguredChatModel(BatchedChatModel):
 
     `temperature` is 0 for the likeliest token each time; above 0, tokens are drawn. `max_tokens` counts the answer
     alone. `stop` are texts that the answer ends before. With a `seed`, what is drawn is the same again. `timeout` is in
-    seconds; an answer that is cut off by it never passes. `generation` holds other keywords of `model.generate`. What
-    is None is the model's own. Unknown settings, wrong values and contradictions are refused.
+    seconds; an answer that is cut off by it never passes. `generation` holds keywords of `model.generate`; these
+    settings stand over what it says of the same. What is None is the model's own. Unknown settings, wrong values and
+    contradictions are refused.
     """
 
     generation: dict[str, Any] = Field(default_factory=dict)
@@ -55,10 +56,14 @@ class ConfiguredChatModel(BatchedChatModel):
             settings.pop(name, None)
         fields = type(self).model_fields
         others = {name: settings.pop(name) for name in [*settings] if name not in fields}
-        generation, plain = settings.get("generation", {}), {name: settings.get(name) for name in FIELDS}
+        keywords = layer(
+            others, {name: settings.get(name) for name in FIELDS}, owner=type(self), known=self.setting_names()
+        )
+        generation = settings.get("generation", {})
         if isinstance(generation, dict):  # else pydantic refuses it below
-            layer(generation, others, plain, owner=type(self), known=self.setting_names())
-            settings["generation"] = generation | others
+            generation = layer(generation, owner=type(self))
+            if others:
+                settings |= (made := as_fields(keywords)) | {"generation": over(generation, made["generation"])}
         with checked(type(self)):
             super().__init__(**settings)
 
@@ -82,7 +87,7 @@ class ConfiguredChatModel(BatchedChatModel):
 
     def _layer(self) -> dict[str, Any]:
         plain = {name: getattr(self, name) for name in FIELDS}
-        return layer(self.generation, plain, owner=type(self))
+        return over(layer(self.generation, owner=type(self)), layer(plain, owner=type(self)))
 
     def _settings(self, stop: list[str] | str | None, given: dict[str, Any]) -> dict[str, Any]:
         """Let the settings of a call stand over the chat model's own."""

@@ -29,7 +29,7 @@ class AtMost:
         whole = isinstance(calls, int) and not isinstance(calls, bool)  # NaN would let any number of calls through
         if not whole or calls < 0 or (per is not None and not per > 0):
             raise ConfigurationError(
-                f"AtMost({calls}, per={per}): expected calls >= 0, a whole number, and per > 0 seconds or None."
+                f"AtMost({calls!r}, per={per!r}): expected calls >= 0, a whole number, and per > 0 seconds or None."
             )
         self.calls, self.per = calls, None if per is None else check_seconds("per", per)
         self._made: deque[float] = deque()

@@ -16,7 +16,7 @@ from semgrad_guard.demo import embedded_model
 @cache
 def parameters():
     model, tokenizer = embedded_model()
-    return {"model": model, "tokenizer": tokenizer, "max_tokens": 48, "temperature": 0}
+    return {"model": model, "tokenizer": tokenizer, "generation": {"max_new_tokens": 48, "do_sample": False}}
 
 
 class OnTheEmbeddedModel:

@@ -26,7 +26,7 @@ from semgrad_guard import (
     SemGradScorer,
     UnsupportedModelError,
 )
-from semgrad_guard.langchain.generation_settings import FIELDS, layer, over
+from semgrad_guard.langchain.generation_settings import layer, over
 from semgrad_guard.langchain.logprobs import as_openai
 from semgrad_guard.model.chat_template import encode_chat
 from semgrad_guard.records import TokenLogProb
@@ -372,8 +372,10 @@ def test_the_scorer_refuses_unknown_settings_too():
         ({"token_position": 0}, "token_position=0"),
         ({"tau": -1.0}, "tau=-1"),
         ({"spann": "all"}, "Did you mean 'span'?"),
-        ({"generation": {"max_new_tokens": 2}, "max_tokens": 3}, "max_new_tokens=2 and max_tokens=3 contradict"),
-        ({"generation": {"temperature": 0.2}, "temperature": 0.3}, "temperature=0.2 and temperature=0.3 contradict"),
+        (
+            {"max_new_tokens": 2, "max_tokens": 3},
+            "max_new_tokens=2 and max_tokens=3 contradict|max_tokens=3 and max_new",
+        ),
     ],
 )
 def test_a_wrong_setting_of_the_chat_model_is_one_line_of_ours(settings, message):
@@ -381,6 +383,18 @@ def test_a_wrong_setting_of_the_chat_model_is_one_line_of_ours(settings, message
         with pytest.raises(ConfigurationError, match=message) as raised:
             build(**settings)
         assert "\n" not in str(raised.value)
+
+
+def test_two_settings_of_one_thing_contradict_each_other():
+    for name, settings in (
+        ("max_tokens", {"generation": {"max_new_tokens": 2}, "max_tokens": 3}),
+        ("temperature", {"generation": {"temperature": 0.2}, "temperature": 0.3}),
+    ):
+        with pytest.raises(ConfigurationError, match=f"{name}=.* contradict"):
+            plain_chat(**settings)
+        # LangChain builds the class anew for settings configured at run time: there, fields stand over `generation`.
+        chat = ChatSemGrad(model=PAIR[0], tokenizer=PAIR[1], **settings)
+        assert chat._layer() == {"max_new_tokens" if name == "max_tokens" else name: settings[name]}
 
 
 def test_a_chat_model_is_built_from_a_model_with_its_tokenizer():
@@ -503,10 +517,11 @@ def test_settings_are_configured_one_by_one_at_run_time():
     assert len({chat.invoke("hi", {"configurable": {"heat": 1.5}}).content for _ in range(6)}) > 1
     with pytest.raises(ConfigurationError, match="max_tokens=0"):
         chat.invoke("hi", {"configurable": {"most": 0}})
-    from_pipeline = ChatSemGrad.of(a_pipeline(max_new_tokens=3)).configurable_fields(
-        max_tokens=ConfigurableField(id="most")
+    from_pipeline = ChatSemGrad.of(a_pipeline(max_new_tokens=3, do_sample=False)).configurable_fields(
+        max_tokens=ConfigurableField(id="most"), generation=ConfigurableField(id="generation")
     )
     assert tokens(from_pipeline.invoke("hi", {"configurable": {"most": 7}})) == 7
+    assert tokens(from_pipeline.invoke("hi", {"configurable": {"generation": {"max_new_tokens": 8}}})) == 8
 
 
 def test_what_is_traced_is_what_is_in_force():
@@ -543,46 +558,47 @@ def of_chat(settings, **of_pipeline):
 
 
 def in_force(source, **settings):
-    chat = ChatSemGrad.of(source, **settings)
-    return {name: getattr(chat, name) for name in FIELDS if getattr(chat, name) is not None} | chat.generation
+    return ChatSemGrad.of(source, **settings)._layer()
 
 
 def test_a_pipeline_s_settings_are_taken_over():
     made = {"max_new_tokens": 3, "do_sample": True, "temperature": 0.4, "top_p": 0.8}
-    expected = {"max_tokens": 3, "temperature": 0.4, "top_p": 0.8}
+    expected = {"max_new_tokens": 3, "do_sample": True, "temperature": 0.4, "top_p": 0.8}
     assert in_force(a_pipeline(**made)) == expected
     assert in_force(HuggingFacePipeline(pipeline=a_pipeline(**made))) == expected
     later = HuggingFacePipeline(pipeline=a_pipeline(), pipeline_kwargs={**made, "return_full_text": False})
     assert in_force(later) == expected
     assert tokens(ChatSemGrad.of(a_pipeline(max_new_tokens=3, do_sample=False)).invoke("hi")) == 3
-    assert in_force(a_pipeline(max_new_tokens=3, do_sample=False)) == {"max_tokens": 3, "do_sample": False}
+    assert in_force(a_pipeline(max_new_tokens=3, do_sample=False)) == {"max_new_tokens": 3, "do_sample": False}
     length = ChatSemGrad.of(a_pipeline(max_length=30, do_sample=False))
     assert length.invoke("hi").usage_metadata["total_tokens"] == 30
 
 
 def test_a_chat_model_s_settings_are_taken_over():
     said = {"temperature": 0.3, "max_tokens": 4, "top_p": 0.7, "seed": 5, "stop_sequences": ["x"]}
-    expected = {"temperature": 0.3, "max_tokens": 4, "top_p": 0.7, "seed": 5, "stop": ["x"]}
+    expected = {"temperature": 0.3, "max_new_tokens": 4, "top_p": 0.7, "seed": 5, "stop": ["x"]}
     assert in_force(of_chat(said)) == expected
     assert in_force(of_chat({"max_tokens": 4}, max_new_tokens=9, do_sample=False)) == {
-        "max_tokens": 4,
+        "max_new_tokens": 4,
         "do_sample": False,
     }
-    assert in_force(of_chat({"temperature": 0.0}, max_new_tokens=9)) == {"max_tokens": 9, "temperature": 0.0}
+    assert in_force(of_chat({"temperature": 0.0}, max_new_tokens=9)) == {"max_new_tokens": 9, "temperature": 0.0}
     for setting in ({"n": 2}, {"presence_penalty": 0.5}, {"frequency_penalty": 0.5}, {"logit_bias": {5: 1}}):
         with pytest.raises(ConfigurationError, match="cannot be followed here"):
             ChatSemGrad.of(of_chat(setting))
-    assert in_force(of_chat({"n": 1, "presence_penalty": 0.0}, max_new_tokens=9, temperature=0.5))["max_tokens"] == 9
+    assert (
+        in_force(of_chat({"n": 1, "presence_penalty": 0.0}, max_new_tokens=9, temperature=0.5))["max_new_tokens"] == 9
+    )
 
 
 def test_what_is_said_beside_a_source_stands_over_its_settings():
     made = {"max_new_tokens": 3, "do_sample": True, "temperature": 0.4}
-    assert in_force(a_pipeline(**made), max_tokens=5) == {"max_tokens": 5, "temperature": 0.4}
-    assert in_force(a_pipeline(**made), temperature=0) == {"max_tokens": 3, "temperature": 0.0}
-    assert in_force(a_pipeline(**made), generation={"do_sample": False}) == {"max_tokens": 3, "do_sample": False}
-    assert in_force(a_pipeline(**made), max_length=50) == {"temperature": 0.4, "max_length": 50}
+    assert in_force(a_pipeline(**made), max_tokens=5) == {"do_sample": True, "temperature": 0.4, "max_new_tokens": 5}
+    assert in_force(a_pipeline(**made), temperature=0) == {"max_new_tokens": 3, "temperature": 0.0}
+    assert in_force(a_pipeline(**made), generation={"do_sample": False}) == {"max_new_tokens": 3, "do_sample": False}
+    assert in_force(a_pipeline(**made), max_length=50) == {"do_sample": True, "temperature": 0.4, "max_length": 50}
     assert in_force(plain_chat(generation=GREEDY), max_tokens=5, temperature=0.5) == {
-        "max_tokens": 5,
+        "max_new_tokens": 5,
         "temperature": 0.5,
     }
 
@@ -610,7 +626,7 @@ def test_a_later_layer_replaces_what_it_speaks_of(base, later, expected):
 
 def test_a_setting_of_none_is_none():
     silent = plain_chat(max_tokens=3, temperature=None, top_p=None, generation={"do_sample": None, "max_length": None})
-    assert in_force(silent) == {"max_tokens": 3, "do_sample": None, "max_length": None}
+    assert silent._layer() == {"max_new_tokens": 3}
     assert tokens(silent.invoke("hi", max_tokens=None, temperature=None)) == 3
 
 

@@ -8,11 +8,10 @@ from typing import Annotated, Any, cast, get_args
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Form
-from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from semgrad_guard.errors import ReviewConflictError, ReviewError
+from semgrad_guard.errors import ConfigurationError, ReviewConflictError, ReviewError
 from semgrad_guard.review.items import Order, ReviewFilter, ReviewItem, Status
 from semgrad_guard.review.page import words
 from semgrad_guard.review.page.desk import AtDesk, Desk, Reviewer, render, to
@@ -125,7 +124,7 @@ def decide(
     typed = {"decision": decision, "text": _clean(text)}
     try:
         answer = ReviewAnswer(decision=cast(Any, decision), text=typed["text"].strip() or None)
-    except ValidationError:
+    except ConfigurationError:
         problem = "A decision to edit or to respond needs a text." if decision in _DONE else "Choose a decision."
         return _shown(request, desk, reviewer, desk.queue.get(id_), status=422, problem=problem, typed=typed)
     try:
