@@ -110,7 +110,7 @@ def model_of(
         revision=revision,
         dtype=dtype,
         quiet=quiet,
-        announce=lambda line: notes.print(escape(line), soft_wrap=True),
+        announce=lambda line: notes.print(Text(line), soft_wrap=True),
     )
 
 

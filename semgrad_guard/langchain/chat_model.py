@@ -101,9 +101,9 @@ class ChatSemGrad(ConfiguredChatModel):
                 `later` and `budget`, as in `SemGradScorer`; `batch_size`.
 
         Raises:
-            ConfigurationError: a setting is unknown, wrong, or contradicts another.
+            ConfigurationError: a setting is unknown, wrong, or contradicts another; `revision`, `dtype` or `device` for a
+                model that is loaded already.
             UnsupportedModelError: there is no local model behind the source, or it cannot be scored exactly.
-            ConfigurationError: `revision`, `dtype` or `device` for a model that is loaded already.
         """
         if generation is not None and not isinstance(generation, dict):
             raise ConfigurationError(f"{cls.__name__}(generation={shown(generation)}): expected a dict.")
