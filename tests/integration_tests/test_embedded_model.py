@@ -57,7 +57,7 @@ def ask_json(question, *arguments):
     code, out, _ = ask(question, "--json", *arguments)
     assert code == 0
     record = json.loads(out)
-    keys = {"answer", "decision", "confidence", "scores", "threshold", "reason", "steps", "sources"}
+    keys = {"answer", "decision", "confidence", "calibrated", "scores", "threshold", "reason", "steps", "sources"}
     assert set(record) == keys
     return record
 

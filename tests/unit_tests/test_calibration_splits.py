@@ -11,13 +11,15 @@ from sklearn.metrics import roc_auc_score
 
 from semgrad_guard import SemGradScorer
 from semgrad_guard.calibration import from_examples
-from semgrad_guard.calibration.answers import Answered
-from semgrad_guard.calibration.calibrate import Labelled, calibrate_section, part_of
+from semgrad_guard.calibration.answers import Answered, Answers
+from semgrad_guard.calibration.calibrate import Labelled, calibrate_section
+from semgrad_guard.calibration.counts import Counts
 from semgrad_guard.calibration.drift import drift
 from semgrad_guard.calibration.examples import Example
 from semgrad_guard.calibration.fit import SCALARS, fit_section, out_of_fold, with_quantiles
 from semgrad_guard.calibration.from_examples import calibrated_profile
 from semgrad_guard.calibration.guarantee import thresholds_to_try
+from semgrad_guard.calibration.split import part_of
 
 
 def answers(count, *, seed=0):
@@ -32,7 +34,7 @@ def answers(count, *, seed=0):
 
 def parts(labelled, seed=0):
     """The parts of the answers: to fit on, to choose thresholds from, to test them on."""
-    part = part_of((item.about for item in labelled), seed)
+    part = part_of(((item.about, item.correct) for item in labelled), seed)
     return [[item for item in labelled if part[item.about] == index] for index in range(3)]
 
 
@@ -97,7 +99,7 @@ def grouped(count, seed, things):
 
 def test_what_is_known_of_a_thing_does_not_flatter_other_answers_about_it():
     """Within their own thing the scores would tell right from wrong without a mistake."""
-    labelled = grouped(720, seed=5, things=24)
+    labelled = grouped(720, seed=1, things=24)
     fitting, *_ = parts(labelled)
     scores, correct = [item.score for item in fitting], [item.correct for item in fitting]
     mixed = out_of_fold(scores, correct, SCALARS, [str(index) for index in range(len(fitting))])
@@ -120,6 +122,10 @@ def test_the_steps_of_a_confidence_come_from_folds_that_keep_things_together():
 def test_second_answers_are_calibrated_on_questions_whose_first_do_not_pass(monkeypatch):
     monkeypatch.setattr(from_examples, "rescored", lambda scorer, answers: list(answers))
 
+    def counted(found):
+        scored = list(found)
+        return Answers(scored, Counts.of(item.correct for item in scored))
+
     def answered(labelled):
         return [
             Answered(Example(query=item.about, group=item.about), "text", item.score, item.correct, (1, 2, 3), (4,))
@@ -131,14 +137,22 @@ def test_second_answers_are_calibrated_on_questions_whose_first_do_not_pass(monk
     def retry(examples):
         asked.extend(examples)
         again = dict(zip((example.query for example in examples), answers(len(examples), seed=1), strict=True))
-        return [
+        return counted(
             Answered(example, "text", again[example.query].score, again[example.query].correct, (1, 2, 3), (4,))
             for example in examples
-        ]
+        )
 
     scorer = SemGradScorer(MODEL, TOKENIZER, token_position=3)
     profile = calibrated_profile(
-        scorer, first, model="m", labels="match", method="semgrad", risk=0.3, delta=0.1, search=False, retry=retry
+        scorer,
+        counted(first),
+        model="m",
+        labels="match",
+        method="semgrad",
+        risk=0.3,
+        delta=0.1,
+        search=False,
+        retry=retry,
     ).profile
     score_of_question = {item.example.query: item.score for item in first}
     assert len(asked) > 100

@@ -58,4 +58,4 @@ def test_calibration_leaves_it_out(limit, count):
         generation["stop_strings"] = [text[2]]
     scorer = SemGradScorer(model, tokenizer)
     found = answered(scorer, [Example(query="q?", answers=("x",))], lambda *given: True, generation)
-    assert len(found) == count
+    assert (len(found.scored), found.counts.cut_off) == (count, 1 - count)
