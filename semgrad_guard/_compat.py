@@ -18,8 +18,8 @@ from contextvars import ContextVar
 from functools import cache, partial
 from typing import Any
 
+import huggingface_hub.utils
 import transformers
-from huggingface_hub import utils as hub
 from torch import nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
@@ -144,6 +144,7 @@ def quiet_loading() -> Iterator[None]:
     """
     from transformers import modeling_gguf_pytorch_utils as unpacking
 
+    hub: Any = huggingface_hub.utils  # it documents these names, and does not mark them as exported
     shown, hub_silent, names = logging.is_progress_bar_enabled(), hub.are_progress_bars_disabled(), vars(unpacking)
     bar = names.get("tqdm")
     with warnings.catch_warnings():
