@@ -18,6 +18,7 @@ from contextvars import ContextVar
 from functools import cache, partial
 from typing import Any
 
+import huggingface_hub.utils
 import transformers
 from torch import nn
 from transformers import Cache, DynamicCache, PreTrainedModel
@@ -136,12 +137,19 @@ def unpacked_gguf() -> dict[str, Any]:
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Show no progress while a model is loaded; one bar of transformers does not hear its switch."""
+    """Show no progress while a model is loaded; afterwards all bars are as the user had them.
+
+    The switch of transformers turns the hub's as well, which warns where a variable of the environment rules. One bar
+    of transformers does not hear its switch.
+    """
     from transformers import modeling_gguf_pytorch_utils as unpacking
 
-    shown, names = logging.is_progress_bar_enabled(), vars(unpacking)
+    hub: Any = huggingface_hub.utils  # it documents these names, and does not mark them as exported
+    shown, hub_silent, names = logging.is_progress_bar_enabled(), hub.are_progress_bars_disabled(), vars(unpacking)
     bar = names.get("tqdm")
-    logging.disable_progress_bar()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable_progress_bar()
     if bar is not None:
         names["tqdm"] = partial(bar, disable=True)
     try:
@@ -149,8 +157,11 @@ def quiet_loading() -> Iterator[None]:
     finally:
         if bar is not None:
             names["tqdm"] = bar
-        if shown:
-            logging.enable_progress_bar()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if shown:
+                logging.enable_progress_bar()
+            (hub.disable_progress_bars if hub_silent else hub.enable_progress_bars)()
 
 
 def is_compiled(module: nn.Module) -> bool:

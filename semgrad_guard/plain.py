@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import fields, is_dataclass
 from enum import Enum
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 from pydantic_core import to_jsonable_python
 
 CUT = "\N{HORIZONTAL ELLIPSIS}"  # stands where something was left out
@@ -36,6 +36,19 @@ def sound_text(text: str) -> str:
 def _short(text: str) -> str:
     sound = sound_text(text[: _LONGEST + 1])
     return sound if len(sound) <= _LONGEST else sound[:_LONGEST] + CUT
+
+
+def _sound(text: object) -> object:
+    return sound_text(text) if isinstance(text, str) else text
+
+
+def _plain(value: object) -> object:
+    return plain(value) if isinstance(value, Mapping) else value
+
+
+# Fields of models, made sound and plain before they are checked.
+SoundText = Annotated[str, BeforeValidator(_sound)]
+PlainDict = Annotated[dict[str, Any], BeforeValidator(_plain)]
 
 
 class _Reader:

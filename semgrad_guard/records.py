@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from semgrad_guard.errors import ConfigurationError
-from semgrad_guard.plain import plain, sound_text
+from semgrad_guard.plain import PlainDict, SoundText
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -190,18 +190,8 @@ class Source(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    text: str
-    metadata: dict[str, Any] = Field(default_factory=dict)
-
-    @field_validator("text", mode="before")
-    @classmethod
-    def _sound(cls, text: object) -> object:
-        return sound_text(text) if isinstance(text, str) else text
-
-    @field_validator("metadata", mode="before")
-    @classmethod
-    def _plain(cls, metadata: object) -> object:
-        return plain(metadata) if isinstance(metadata, Mapping) else metadata
+    text: SoundText
+    metadata: PlainDict = Field(default_factory=dict)
 
 
 class CallConfidence(BaseModel):

@@ -1,21 +1,14 @@
 """What all commands share: the application, the model they work on, and errors in one line."""
 
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
 
 import typer
-from huggingface_hub.utils import (  # type: ignore[attr-defined]  # documented there, and not marked as exported
-    are_progress_bars_disabled,
-    disable_progress_bars,
-    enable_progress_bars,
-)
 from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as bars
 
 from semgrad_guard.calibration.agreement import agreed_scoring
 from semgrad_guard.calibration.profile import Profile
@@ -39,43 +32,7 @@ DtypeOption = Annotated[
     str | None,
     typer.Option("--dtype", help="Precision of the weights, such as bfloat16; the model's own if not given."),
 ]
-
-
-@contextmanager
-def without_loading_bars() -> Iterator[None]:
-    """Show no bars while files are loaded; afterwards they are as the user had them."""
-    shown, hub_silent = bars.is_progress_bar_enabled(), are_progress_bars_disabled()
-    with warnings.catch_warnings():  # the hub warns where the user's own variable rules
-        warnings.simplefilter("ignore")
-        bars.disable_progress_bar()
-    try:
-        yield
-    finally:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if shown:
-                bars.enable_progress_bar()
-            (disable_progress_bars if hub_silent else enable_progress_bars)()
-
-
-def _quiet(context: typer.Context, wanted: bool) -> bool:
-    if wanted:
-        context.with_resource(without_loading_bars())
-    return wanted
-
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.", callback=_quiet)]
-
-
-@app.callback()
-def prepare(context: typer.Context) -> None:
-    """Prepare any command."""
-    _quiet(context, not _watched())
-
-
-def _watched() -> bool:
-    """Tell whether a terminal shows what goes to stderr."""
-    return sys.stderr.isatty()
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 @contextmanager
@@ -98,7 +55,8 @@ def model_of(
         name: what `load_model` takes.
         revision: of a hub id.
         dtype: precision of the weights.
-        quiet: show neither the size of the weights nor progress, so that a program can read what is printed.
+        quiet: show neither the size of the weights nor progress, so that a program can read what is printed. Where
+            stderr is no terminal, no progress is shown either.
     """
     if name is None:
         if revision is not None or dtype is not None:
@@ -109,9 +67,14 @@ def model_of(
         name,
         revision=revision,
         dtype=dtype,
-        quiet=quiet,
+        quiet=quiet or not watched(),
         announce=lambda line: notes.print(Text(line), soft_wrap=True),
     )
+
+
+def watched() -> bool:
+    """Tell whether a terminal shows what goes to stderr."""
+    return sys.stderr.isatty()
 
 
 def bound_scorer(

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from semgrad_guard.cli.answers import read_passages
-from semgrad_guard.cli.app import DtypeOption, ModelOption, RevisionOption, app, plain_errors
+from semgrad_guard.cli.app import DtypeOption, ModelOption, RevisionOption, app, plain_errors, watched
 from semgrad_guard.cli.prompting import LongestOption, PromptOption, SystemOption, TokenPositionOption, prompt_of
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.extras import needs
@@ -99,7 +99,7 @@ def serve(
             model=model,
             revision=revision,
             dtype=dtype,
-            quiet=json_logs,
+            quiet=json_logs or not watched(),
             profile=profile,
             threshold=threshold,
             score_threshold=score_threshold,

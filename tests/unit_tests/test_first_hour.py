@@ -9,8 +9,8 @@ from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_b
 from transformers.utils import logging as bars
 from typer.testing import CliRunner
 
+from semgrad_guard._compat import quiet_loading
 from semgrad_guard.cli import app
-from semgrad_guard.cli.app import without_loading_bars
 from semgrad_guard.demo.embedded import embedded_model
 
 IN_MEMORY = "sqlite:///file:x?mode=memory"
@@ -92,7 +92,7 @@ def test_loading_bars_are_afterwards_as_they_were(shown, hub_silent):
     try:
         (bars.enable_progress_bar if shown else bars.disable_progress_bar)()
         (disable_progress_bars if hub_silent else enable_progress_bars)()
-        with without_loading_bars(), without_loading_bars():
+        with quiet_loading(), quiet_loading():
             assert not bars.is_progress_bar_enabled()
             assert are_progress_bars_disabled()
         assert (bars.is_progress_bar_enabled(), are_progress_bars_disabled()) == (shown, hub_silent)
@@ -106,10 +106,10 @@ def test_loading_bars_are_afterwards_as_they_were(shown, hub_silent):
 )
 def test_a_terminal_sees_loading_bars_unless_json_is_wanted(watched, as_json, shown, monkeypatch, tmp_path):
     model, tokenizer = embedded_model()
-    with without_loading_bars():
+    with quiet_loading():
         model.save_pretrained(tmp_path)
         tokenizer.save_pretrained(tmp_path)
-    monkeypatch.setattr(sys.modules["semgrad_guard.cli.app"], "_watched", lambda: watched)
+    monkeypatch.setattr(sys.modules["semgrad_guard.cli.app"], "watched", lambda: watched)
     command = ["ask", "What is the capital of France?", "--model", str(tmp_path), "--score-threshold", "1"]
     result = CliRunner().invoke(app, [*command, *(["--json"] if as_json else [])])
     assert result.exit_code == 0, result.output

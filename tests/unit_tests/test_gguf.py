@@ -4,6 +4,7 @@ import builtins
 import json
 import logging
 import shutil
+import sys
 
 import huggingface_hub
 import pytest
@@ -268,7 +269,8 @@ def test_the_header_counts_every_weight(file):
     assert header.end_ids == {1}
 
 
-def test_the_command_line_takes_it_and_stays_quiet_with_json(file):
+def test_the_command_line_takes_it_and_stays_quiet_with_json(file, monkeypatch):
+    monkeypatch.setattr(sys.modules["semgrad_guard.cli.app"], "watched", lambda: True)  # by a terminal
     arguments = ["ask", "hello", "--model", str(file), "--score-threshold", "1e9"]
     spoken = CliRunner().invoke(app, arguments)
     assert spoken.exit_code == 0
