@@ -12,6 +12,7 @@ SemGradError
 ├── ReviewError                the review queue cannot do what it was asked: no such review, database out of reach
 │   └── ReviewConflictError    a review is decided otherwise already, expired, or in somebody else's hands
 ├── RetrievalError             a retriever, or what rewrites its query, gave something else than texts
+├── RouteError                 a route gave something else than an outcome
 ├── AbandonedError             nobody waits for the answer any more
 ├── TimedOutError              a retriever, a reviewer or another model did not answer in time
 └── LowConfidenceError         an answer is not sure enough, and the route `Raise` was to say so
@@ -75,6 +76,10 @@ class RetrievalError(SemGradError):
     """A retriever, or what rewrites its query, gave something else than texts; the message names classes only."""
 
 
+class RouteError(SemGradError):
+    """A route gave something else than an outcome; the message names classes only."""
+
+
 class AbandonedError(SemGradError):
     """Nobody waits for the answer any more, so it was not finished."""
 
@@ -110,6 +115,7 @@ _OF_NO_TEXT = (
     ReviewError,
     TimedOutError,
     RetrievalError,
+    RouteError,
 )
 # Of these, those that do not name a file or a database either.
 _OF_NO_PLACE = (
@@ -119,6 +125,7 @@ _OF_NO_PLACE = (
     BudgetError,
     TimedOutError,
     RetrievalError,
+    RouteError,
     LowConfidenceError,
 )
 _FRAMES = 3

@@ -27,7 +27,8 @@ class AtMost:
             ConfigurationError: a negative number, or a window without length.
         """
         whole = isinstance(calls, int) and not isinstance(calls, bool)  # NaN would let any number of calls through
-        if not whole or calls < 0 or (per is not None and not per > 0):
+        length = per is None or (isinstance(per, int | float) and per > 0)
+        if not (whole and calls >= 0 and length):
             raise ConfigurationError(
                 f"AtMost({calls!r}, per={per!r}): expected calls >= 0, a whole number, and per > 0 seconds or None."
             )

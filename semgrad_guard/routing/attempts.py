@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Iterable
 from typing import Any
 
-from semgrad_guard.errors import ConfigurationError
+from semgrad_guard.errors import ConfigurationError, RouteError
 from semgrad_guard.routing.ladder import Outcome, Route, Situation
 from semgrad_guard.settings import shown
 
@@ -32,7 +32,7 @@ def attempted(route: Route, situation: Situation) -> Outcome:
     """Try a route.
 
     Raises:
-        ConfigurationError: it gave something else than an `Outcome`.
+        RouteError: it gave something else than an `Outcome`.
     """
     if not hasattr(route, "attempt"):
         return Outcome(False, f"{type(route).__name__} has an aattempt only; call the guard with ainvoke")
@@ -94,7 +94,8 @@ def _hint(value: Any) -> str:
 
 def _checked(route: Route, outcome: Any) -> Outcome:
     if not isinstance(outcome, Outcome):
-        raise ConfigurationError(
-            f"{type(route).__name__} gave {shown(outcome)}; expected an Outcome, such as Outcome(True, reason, text)."
+        raise RouteError(
+            f"{type(route).__name__} gave a {type(outcome).__name__}; expected an Outcome, such as "
+            "Outcome(True, reason, text)."
         )
     return outcome

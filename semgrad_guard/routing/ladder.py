@@ -11,9 +11,8 @@ from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from semgrad_guard.errors import ConfigurationError
+from semgrad_guard.errors import RouteError
 from semgrad_guard.records import CallConfidence, Decision, Source, Step, TokenDoubt, Verdict
-from semgrad_guard.settings import shown
 
 DEFAULT_ABSTENTION = "I am not sure enough to answer that."
 
@@ -60,7 +59,7 @@ class Outcome:
     raised as it is in the place of any answer, such as what interrupts a graph.
 
     Raises:
-        ConfigurationError: a field has a wrong type.
+        RouteError: a field has a wrong type.
     """
 
     settled: bool
@@ -82,10 +81,10 @@ class Outcome:
         for name, kind in kinds.items():
             if not isinstance(value := getattr(self, name), kind):
                 expected = getattr(kind, "__name__", str(kind))
-                raise ConfigurationError(f"Outcome({name}={shown(value)}): expected a value of type {expected}.")
+                raise RouteError(f"Outcome({name}=...) has a {type(value).__name__}; expected {expected}.")
         for source in self.sources:
             if not isinstance(source, Source):
-                raise ConfigurationError(f"Outcome(sources=...): {shown(source)} is no Source; use Source(text=...).")
+                raise RouteError(f"Outcome(sources=...) has a {type(source).__name__}; expected Source(text=...).")
 
 
 @runtime_checkable

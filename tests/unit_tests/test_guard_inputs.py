@@ -285,7 +285,7 @@ def test_a_guard_in_a_guard_is_refused():
 
 
 def test_a_revision_of_what_is_loaded_is_refused():
-    with pytest.raises(ConfigurationError, match="revision='main' is for a hub id"):
+    with pytest.raises(ConfigurationError, match="revision: the model is loaded already"):
         ChatSemGrad.of((MODEL, TOKENIZER), revision="main")
 
 
@@ -296,7 +296,7 @@ def test_a_pipeline_of_another_task_is_refused():
 
 
 SETTINGS = {
-    "threshold of text": ({"threshold": "0.5"}, r"SemGradGuard\(threshold='0.5'\): it should be a valid number"),
+    "threshold of text": ({"threshold": "0.5"}, "threshold='0.5': expected a confidence"),
     "threshold of truth": ({"threshold": True}, "threshold=True"),
     "threshold beyond": ({"threshold": float("nan")}, "threshold=nan"),
     "misspelt": ({"treshold": 0.5}, "has no setting 'treshold'. Did you mean 'threshold'?"),
@@ -383,7 +383,7 @@ RETRIEVERS = {
     "function that gives one text": (lambda question: "passage", 1),
     "function that gives one document": (lambda question: Document("passage"), 1),
     "function that gives a tuple": (lambda question: (Document("passage"),), 1),
-    "function that finds nothing": (lambda question: None, 0),
+    "function that finds nothing": (lambda question: [], 0),
     "runnable": (RunnableLambda(lambda question: [Document(question)]), 1),
 }
 
@@ -439,7 +439,7 @@ WRONG_ROUTES = {
     "expected rewrite= a function or a Runnable": lambda: Retrieve(_find, rewrite="x"),
     "HumanReview(callback='name')": lambda: HumanReview("name"),
     "HumanReview has no setting 'tmeout'. Did you mean 'timeout'?": lambda: HumanReview(print, tmeout=3),
-    "HumanReview(timeout=-1)": lambda: HumanReview(print, timeout=-1),
+    "timeout=-1: expected seconds > 0": lambda: HumanReview(print, timeout=-1),
     "Escalate('gpt'): expected a Runnable or a function": lambda: Escalate("gpt"),
     "Escalate(None)": lambda: Escalate(None),
     "Escalate(allow=10)": lambda: Escalate(print, allow=10),

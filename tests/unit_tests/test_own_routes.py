@@ -175,7 +175,7 @@ def test_one_that_gives_no_outcome_does_not_settle(outcome):
     for call in (lambda asking: asking.invoke("Where?"), lambda asking: asyncio.run(asking.ainvoke("Where?"))):
         message = call(guard(0.1, routes=[route, Abstain("no")]))
         assert message.content == "no"
-        assert record(message)["steps"][1]["reason"].startswith("ConfigurationError: ")
+        assert record(message)["steps"][1]["reason"].startswith("RouteError: ")
         assert "Outcome" in record(message)["steps"][1]["reason"]
 
 
