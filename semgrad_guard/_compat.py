@@ -141,7 +141,8 @@ def quiet_loading() -> Iterator[None]:
 
     shown, names = logging.is_progress_bar_enabled(), vars(unpacking)
     bar = names.get("tqdm")
-    logging.disable_progress_bar()
+    if shown:
+        logging.disable_progress_bar()
     if bar is not None:
         names["tqdm"] = partial(bar, disable=True)
     try:

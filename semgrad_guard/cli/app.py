@@ -17,6 +17,7 @@ from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as bars
 
+from semgrad_guard._compat import quiet_loading
 from semgrad_guard.calibration.agreement import agreed_scoring
 from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.demo.embedded import embedded_model
@@ -49,7 +50,8 @@ def without_loading_bars() -> Iterator[None]:
         warnings.simplefilter("ignore")
         bars.disable_progress_bar()
     try:
-        yield
+        with quiet_loading():
+            yield
     finally:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -101,8 +101,8 @@ class ChatSemGrad(ConfiguredChatModel):
                 `later` and `budget`, as in `SemGradScorer`; `batch_size`.
 
         Raises:
-            ConfigurationError: a setting is unknown, wrong, or contradicts another; `revision`, `dtype` or `device` for a
-                model that is loaded already.
+            ConfigurationError: a setting is unknown, wrong, or contradicts another; `revision`, `dtype` or `device` for
+                a model that is loaded already.
             UnsupportedModelError: there is no local model behind the source, or it cannot be scored exactly.
         """
         if generation is not None and not isinstance(generation, dict):

@@ -4,6 +4,7 @@ import builtins
 import json
 import logging
 import shutil
+import sys
 
 import huggingface_hub
 import pytest
@@ -268,8 +269,13 @@ def test_the_header_counts_every_weight(file):
     assert header.end_ids == {1}
 
 
-def test_the_command_line_takes_it_and_stays_quiet_with_json(file):
+def test_the_command_line_takes_it_and_stays_quiet_with_json(file, monkeypatch):
     arguments = ["ask", "hello", "--model", str(file), "--score-threshold", "1e9"]
+    unwatched = CliRunner().invoke(app, arguments)
+    assert unwatched.exit_code == 0
+    assert "weights, about" in unwatched.stderr
+    assert "de-quantizing" not in unwatched.stderr
+    monkeypatch.setattr(sys.modules["semgrad_guard.cli.app"], "_watched", lambda: True)
     spoken = CliRunner().invoke(app, arguments)
     assert spoken.exit_code == 0
     assert "weights, about" in spoken.stderr
