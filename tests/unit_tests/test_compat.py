@@ -132,7 +132,7 @@ def test_nothing_of_a_quantised_file_is_left():
 
 def test_files_are_unpacked_whole_where_the_version_can_leave_them_packed(monkeypatch):
     assert _compat.unpacked_gguf()["quantization_config"].dequantize
-    monkeypatch.setattr(transformers, "GgufConfig", None)
+    monkeypatch.setattr(_compat.transformers, "GgufConfig", None)
     assert _compat.unpacked_gguf() == {}
 
 
