@@ -13,6 +13,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # documented 
     enable_progress_bars,
 )
 from rich.console import Console
+from rich.markup import escape
 from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as bars
