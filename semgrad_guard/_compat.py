@@ -1,34 +1,62 @@
 """Every private or renamed name of another library that the package reads, in one place, each with its reason.
 
-What is a documented hook of a base class, such as LangChain's `_generate`, is overridden where the class is. Two
-rooms are about another library's insides as a whole and are not repeated here: `web` builds on uvicorn's protocol, and
-`evaluation` on PyTorch's dispatch mode.
+When a library moves one of them, this file is what changes; tests/unit_tests/test_compat.py has a test for each.
+Nothing is imported before it is used, so that this module needs no extra, and costs nothing.
 
-Names of optional libraries are looked up when they are used, so that this module imports none of them.
+Methods that a library offers to its subclasses under a private name are called and overridden where the subclass is:
+LangChain's `_generate`, `_llm_type`, `_identifying_params`, `_get_ls_params`, `_combine_llm_outputs`, and
+`_call_with_config` with its twins. They are part of its interface in all but the underscore.
 """
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache, partial
-from typing import Any
+from importlib.metadata import version as installed
+from typing import TYPE_CHECKING, Any
 
-import huggingface_hub.utils
-import transformers
-from torch import nn
-from transformers import Cache, DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
-from transformers.utils import logging
+if TYPE_CHECKING:
+    from langchain_core.language_models import BaseChatModel
+    from langchain_core.messages import BaseMessage
+    from langchain_core.outputs import ChatResult
+    from langchain_core.runnables.config import var_child_runnable_config as var_child_runnable_config
+    from torch import UntypedStorage, nn
+    from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+    from torch.utils._pytree import tree_leaves as tree_leaves
+    from transformers import Cache, DynamicCache, PreTrainedModel
+    from uvicorn.protocols.http.h11_impl import H11Protocol as H11Protocol
+
+# `from semgrad_guard._compat import NAME` imports the module that has it, then and not before.
+PLACES: dict[str, str] = {
+    # PyTorch documents the class under "Extending PyTorch", and has no public path to it (as of 2.13).
+    "TorchDispatchMode": "torch.utils._python_dispatch",
+    # PyTorch has no public way to visit the tensors in nested arguments (as of 2.13).
+    "tree_leaves": "torch.utils._pytree",
+    # By this variable LangChain hands a run's configuration to what runs inside it; no page of its docs lists it (as of
+    # langchain-core 1.8). LangGraph reads it as well.
+    "var_child_runnable_config": "langchain_core.runnables.config",
+    # uvicorn has no limit on how long the head of a request may take, and its protocols are no public interface (as of
+    # 0.54).
+    "H11Protocol": "uvicorn.protocols.http.h11_impl",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(PLACES[name]), name)
+
 
 TESTED_TRANSFORMERS = ("5.23", "5.24")
 """The minor versions of transformers that the tests run with: the pinned one, and the newest."""
 
-# PyTorch keeps a module's hooks in these dictionaries, and offers no way to copy a module without them.
+# PyTorch keeps a module's hooks in these dictionaries, and offers no way to read or copy them (as of 2.13).
 HOOK_TABLES = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -40,15 +68,39 @@ HOOK_TABLES = (
 _CACHE_ARGUMENTS = ("cache", "past_key_values")
 
 
-def untested_transformers(version: str = transformers.__version__) -> str | None:
-    """Say that a version of transformers is newer than those tested; None for one that is not."""
+def children(module: nn.Module) -> dict[str, nn.Module | None]:
+    """Give a module's children by name; `named_children` leaves out those that are None or shared (as of 2.13)."""
+    return module._modules
+
+
+def separate(twin: nn.Module, children: dict[str, nn.Module | None]) -> None:
+    """Give a shallow copy of a module its own hooks and children: `copy.copy` shares the dictionaries of both."""
+    for name in HOOK_TABLES:
+        vars(twin)[name] = vars(twin)[name].copy()
+    twin._modules = children
+
+
+def operator(overload: Any) -> Any:
+    """Give the operator of an overload, by which PyTorch's registry of operation counts is keyed (as of 2.13)."""
+    return overload._overloadpacket
+
+
+def storage_key(storage: UntypedStorage) -> int:
+    """Tell storages apart as PyTorch does; the public `data_ptr` is 0 for all that are empty or fake (as of 2.13)."""
+    return int(storage._cdata)
+
+
+def untested_transformers(version: str | None = None) -> str | None:
+    """Say that a version of transformers, the installed one by default, is newer than those tested; None if not."""
+    version = version or installed("transformers")
     minor = tuple(int(part) for part in version.split(".")[:2])
     newest = max(tuple(map(int, tested.split("."))) for tested in TESTED_TRANSFORMERS)
     if minor <= newest:
         return None
     return (
         f"transformers {version} is newer than the versions that semgrad-guard was tested with "
-        f"({', '.join(TESTED_TRANSFORMERS)}). Scores are checked against the model's own forward pass all the same."
+        f"({', '.join(TESTED_TRANSFORMERS)}). If something fails, install the newest of these: "
+        f'pip install "transformers=={TESTED_TRANSFORMERS[-1]}.*"'
     )
 
 
@@ -57,7 +109,7 @@ def warn_of_untested_versions() -> None:
     """Warn, once in a process, of a version of transformers that the tests have not seen."""
     message = untested_transformers()
     if message is not None:
-        warnings.warn(message, UserWarning, stacklevel=2)
+        warnings.warn(message, UserWarning, stacklevel=3)  # where the scorer is built
 
 
 def cache_argument(decoder: nn.Module) -> str | None:
@@ -66,19 +118,26 @@ def cache_argument(decoder: nn.Module) -> str | None:
     return next((name for name in _CACHE_ARGUMENTS if name in names), None)
 
 
-def generated_cache(output: Any) -> Cache | None:
-    """Give the key-value cache in an output of `model.generate`, by whatever name it stands there; None without one."""
-    found = (getattr(output, name, None) for name in ("past_key_values", "cache"))
-    return next((cache for cache in found if isinstance(cache, Cache)), None)
+def generated_cache(output: Mapping[str, Any]) -> Cache | None:
+    """Give the key-value cache in an output of `model.generate`, by whatever name it stands there; None without one.
+
+    Since transformers 5.24 the old name is an alias, and reading it logs a deprecation: only what is there is read.
+    """
+    from transformers import Cache
+
+    held = dict(output)
+    return next((held[name] for name in _CACHE_ARGUMENTS if isinstance(held.get(name), Cache)), None)
 
 
 def new_cache(model: PreTrainedModel) -> DynamicCache:
     """Make the empty cache that a model's configuration asks for; `is_linear` tells which layers keep a state."""
+    from transformers import DynamicCache
+
     return DynamicCache(config=model.config)
 
 
 def linear_layers(model: PreTrainedModel) -> list[bool]:
-    """Tell of each layer whether it keeps a running state in the place of keys and values; transformers 5.0 on."""
+    """Tell of each layer whether it keeps a running state in the place of keys and values; since transformers 5.13."""
     return list(new_cache(model).is_linear)
 
 
@@ -88,6 +147,8 @@ def plain_keys_and_values(cache: Cache, positions: int) -> list[tuple[Any, Any]]
     None where it does not hold them plainly: a static cache belongs to the model, whose next generation writes over it;
     an offloaded one lies elsewhere; a sliding window has dropped its oldest positions; a quantised one has lost digits.
     """
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer  # layers are told by class since 4.54
+
     if getattr(cache, "offloading", False):
         return None
     held = []
@@ -102,7 +163,10 @@ def plain_keys_and_values(cache: Cache, positions: int) -> list[tuple[Any, Any]]
 
 
 def cache_of(keys_and_values: list[tuple[Any, Any]]) -> DynamicCache:
-    """Make a cache of keys and values, without copying them."""
+    """Make a cache of keys and values, without copying them; no constructor does that (as of transformers 5.24)."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
     made = DynamicCache()
     for keys, values in keys_and_values:
         layer = DynamicLayer()
@@ -131,6 +195,8 @@ def forget_quantization(model: PreTrainedModel) -> None:
 
 def unpacked_gguf() -> dict[str, Any]:
     """Give the keywords that unpack all weights of a GGUF file; since 5.23, transformers leaves some packed."""
+    import transformers
+
     config = getattr(transformers, "GgufConfig", None)
     return {} if config is None else {"quantization_config": config(dequantize=True)}
 
@@ -142,7 +208,9 @@ def quiet_loading() -> Iterator[None]:
     The switch of transformers turns the hub's as well, which warns where a variable of the environment rules. One bar
     of transformers does not hear its switch.
     """
+    import huggingface_hub.utils
     from transformers import modeling_gguf_pytorch_utils as unpacking
+    from transformers.utils import logging
 
     hub: Any = huggingface_hub.utils  # it documents these names, and does not mark them as exported
     shown, hub_silent, names = logging.is_progress_bar_enabled(), hub.are_progress_bars_disabled(), vars(unpacking)
@@ -178,15 +246,18 @@ def attends_eagerly(model: PreTrainedModel) -> bool:
 
 def pipeline_settings(pipeline: Any) -> dict[str, Any]:
     """Give the generation settings that a transformers pipeline would use itself; it has no public way to tell them."""
-    prepare = getattr(pipeline, "_prepare_generate_kwargs", None)  # since 5.0; before, _forward_params held them all
+    prepare = getattr(pipeline, "_prepare_generate_kwargs", None)  # since 5.20; before, _forward_params held them all
     return dict(pipeline._forward_params) if prepare is None else dict(prepare({}))
 
 
-def streaming_handler() -> type:
-    """Give the mark of every LangChain callback handler that streams to the consumer; it has no public name."""
-    from langchain_core.tracers._streaming import _StreamingCallbackHandler
+def streams(handler: object) -> bool:
+    """Tell whether a callback handler hands what it hears to the consumer of a stream.
 
-    return _StreamingCallbackHandler
+    LangChain marks such handlers by private classes, the second of them since langchain-core 1.4.
+    """
+    from langchain_core.tracers._streaming import _StreamingCallbackHandler, _V2StreamingCallbackHandler
+
+    return isinstance(handler, _StreamingCallbackHandler | _V2StreamingCallbackHandler)
 
 
 def tracing_variables() -> tuple[ContextVar[Any], ...]:
@@ -196,10 +267,29 @@ def tracing_variables() -> tuple[ContextVar[Any], ...]:
     return (tracing_v2_callback_var, *(hook[0] for hook in _configure_hooks))
 
 
-def has_checkpointer(configurable: dict[str, Any]) -> bool:
-    """Tell whether a LangGraph run can resume from a checkpoint; the key is internal since langgraph 1.0."""
-    from langgraph._internal._constants import CONFIG_KEY_CHECKPOINTER
+def generate_with_cache(
+    llm: BaseChatModel, messages: list[BaseMessage], stop: list[str] | None, settings: dict[str, Any]
+) -> ChatResult:
+    """Let a chat model answer inside a run that exists; `invoke` would begin another (as of langchain-core 1.8)."""
+    return llm._generate_with_cache(messages, stop, **settings)
 
+
+async def agenerate_with_cache(
+    llm: BaseChatModel, messages: list[BaseMessage], stop: list[str] | None, settings: dict[str, Any]
+) -> ChatResult:
+    """Async twin of `generate_with_cache`."""
+    return await llm._agenerate_with_cache(messages, stop, **settings)
+
+
+def has_checkpointer(configurable: dict[str, Any]) -> bool:
+    """Tell whether a LangGraph run can resume from a checkpoint.
+
+    There is no other sign of it. langgraph keeps the key's name in `constants` until 2.0, and says "or earlier".
+    """
+    try:
+        from langgraph.constants import CONFIG_KEY_CHECKPOINTER
+    except ImportError:
+        from langgraph._internal._constants import CONFIG_KEY_CHECKPOINTER
     return bool(configurable.get(CONFIG_KEY_CHECKPOINTER))
 
 

@@ -11,12 +11,11 @@ from typing import Any, Literal, get_args
 from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse
 from langchain.agents.middleware.types import ToolCallRequest
 from langchain_core.messages import AIMessage, BaseMessage, ToolCall, ToolMessage
-from langchain_core.runnables.config import var_child_runnable_config
 from langgraph.config import get_config
 from langgraph.runtime import Runtime
 from langgraph.types import Command
 
-from semgrad_guard._compat import has_checkpointer
+from semgrad_guard._compat import has_checkpointer, var_child_runnable_config
 from semgrad_guard.agents.judging import Judge, JudgedMessage
 from semgrad_guard.agents.review import decisions_on, reviewed
 from semgrad_guard.calibration.profile import Profile

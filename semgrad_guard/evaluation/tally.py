@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+
+from semgrad_guard._compat import TorchDispatchMode, operator, storage_key, tree_leaves
 
 
 def peak_bytes(device: torch.device, work: Callable[[], Any]) -> int:
@@ -60,7 +60,7 @@ class _Operations(_Mode):
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        count = flop_registry.get(func._overloadpacket)
+        count = flop_registry.get(operator(func))
         if count is not None:
             self.total += count(*args, **(kwargs or {}), out_val=result)
         return result
@@ -85,7 +85,7 @@ class _Tally(_Mode):
         return result
 
     def _follow(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
+        key, size = storage_key(storage), storage.nbytes()
         self._known.add(key)
         self.held += size
         self.peak = max(self.peak, self.held)
@@ -97,4 +97,4 @@ class _Tally(_Mode):
 
 
 def _key(tensor: torch.Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+    return storage_key(tensor.untyped_storage())

@@ -11,7 +11,7 @@ from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langchain_core.runnables.config import ensure_config
 from langsmith.run_helpers import tracing_context
 
-from semgrad_guard._compat import streaming_handler, tracing_variables
+from semgrad_guard._compat import streams, tracing_variables
 
 T = TypeVar("T")
 
@@ -52,12 +52,12 @@ def without_streams(config: RunnableConfig | None = None) -> RunnableConfig:
     config = ensure_config(config)
     given = config.get("callbacks")
     if isinstance(given, list):
-        return {**config, "callbacks": [handler for handler in given if not _streams(handler)]}
+        return {**config, "callbacks": [handler for handler in given if not streams(handler)]}
     if given is None:
         return config
     manager: CallbackManager | AsyncCallbackManager = given.copy()  # type: ignore[assignment]  # its own type
-    manager.handlers = [handler for handler in manager.handlers if not _streams(handler)]
-    manager.inheritable_handlers = [handler for handler in manager.inheritable_handlers if not _streams(handler)]
+    manager.handlers = [handler for handler in manager.handlers if not streams(handler)]
+    manager.inheritable_handlers = [handler for handler in manager.inheritable_handlers if not streams(handler)]
     return {**config, "callbacks": manager}
 
 
@@ -75,7 +75,3 @@ def unseen() -> Iterator[RunnableConfig]:
 
 def _marked(shown: dict[str, Any]) -> RunnableConfig:
     return RunnableConfig(metadata={in_metadata(name): value for name, value in shown.items()})
-
-
-def _streams(handler: object) -> bool:
-    return isinstance(handler, streaming_handler())

@@ -12,6 +12,7 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.runnables import RunnableConfig
 from pydantic import Field, PrivateAttr
 
+from semgrad_guard._compat import agenerate_with_cache, generate_with_cache
 from semgrad_guard.langchain.chat_model import ChatSemGrad
 from semgrad_guard.langchain.child_runs import without_streams
 
@@ -60,7 +61,7 @@ class Draft(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        return self._shown(self.llm._generate_with_cache(messages, stop, **kwargs))
+        return self._shown(generate_with_cache(self.llm, messages, stop, kwargs))
 
     async def _agenerate(
         self,
@@ -69,7 +70,7 @@ class Draft(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        return self._shown(await self.llm._agenerate_with_cache(messages, stop, **kwargs))
+        return self._shown(await agenerate_with_cache(self.llm, messages, stop, kwargs))
 
     def _shown(self, result: ChatResult) -> ChatResult:
         message = result.generations[0].message

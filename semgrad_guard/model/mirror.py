@@ -10,7 +10,7 @@ from typing import TypeVar
 from torch import nn
 from transformers import PreTrainedModel
 
-from semgrad_guard._compat import HOOK_TABLES
+from semgrad_guard._compat import children, separate
 from semgrad_guard.errors import UnsupportedModelError
 
 M = TypeVar("M", bound=nn.Module)
@@ -25,19 +25,16 @@ def mirror(module: M, *, leaves: bool = False) -> M:
 
     Modules without children are shared, since nothing sets hooks on them; with `leaves` they are copied as well.
     """
-    if not (module._modules or leaves):
+    if not (children(module) or leaves):
         return module
     twin = copy.copy(module)
-    for name in HOOK_TABLES:
-        vars(twin)[name] = getattr(module, name).copy()
     for name, value in vars(module).items():  # a forward that was replaced on the object, as accelerate does
         if isinstance(value, MethodType) and value.__self__ is module:
             vars(twin)[name] = MethodType(value.__func__, twin)
         elif isinstance(value, partial) and value.args and value.args[0] is module:
             vars(twin)[name] = partial(value.func, twin, *value.args[1:], **value.keywords)
-    twin._modules = {
-        name: None if child is None else mirror(child, leaves=leaves) for name, child in module._modules.items()
-    }
+    twins = children(module).items()
+    separate(twin, {name: None if child is None else mirror(child, leaves=leaves) for name, child in twins})
     return twin
 
 

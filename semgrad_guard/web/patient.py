@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from semgrad_guard._compat import H11Protocol
 
 # Seconds that a connection is kept without a request. Clients keep theirs for less (httpx for 5, as uvicorn would), so
 # that it is they who hang up, and not the server on a request that is already under way.

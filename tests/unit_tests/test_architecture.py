@@ -39,7 +39,7 @@ STAGES = [
 ALLOWED = {stage: set(STAGES[:place]) for place, stage in enumerate(STAGES)}
 ALLOWED["cluster"] = {"errors", "extras"}
 ALLOWED["routing"] = {"errors", "settings", "durations", "records"}
-ALLOWED["web"] = {"errors", "durations"}
+ALLOWED["web"] = {"_compat", "errors", "durations"}
 ALLOWED["review"] = {"errors", "settings", "extras", "durations", "records", "routing", "web"}
 # The stages that know nothing of LangChain.
 PURE = [

@@ -1,29 +1,67 @@
 """Each private or renamed name of another library is there, and does what it is read for."""
 
 import ast
-import warnings
+import asyncio
+import copy
+import logging
+import re
+import sys
 from contextvars import ContextVar
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
-from langchain_core.tracers.event_stream import _AstreamEventsCallbackHandler
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.language_models import FakeListChatModel
+from langchain_core.messages import HumanMessage
+from langchain_core.runnables import RunnableLambda
+from langchain_core.tracers import context, event_stream, log_stream
+from langchain_core.tracers._streaming import _V2StreamingCallbackHandler
 from langchain_core.tracers.stdout import ConsoleCallbackHandler
-from models import tiny_model
-from transformers import DynamicCache, LlamaConfig, StaticCache, TextGenerationPipeline
+from models import FAMILIES, tiny_model, tiny_tokenizer
+from transformers import DynamicCache, LlamaConfig, MambaConfig, MambaForCausalLM, StaticCache, TextGenerationPipeline
 
 import semgrad_guard
-from semgrad_guard import _compat
+from semgrad_guard import SemGradScorer, UnsupportedModelError, _compat
 
 PACKAGE = Path(semgrad_guard.__file__).parent
-# Modules about another library's insides as a whole, and names of our own that only look foreign.
-APART = {"_compat.py"}
+ROOT = Path(__file__).parents[2]
+# Methods that LangChain offers to its subclasses; see the docstring of _compat.py.
+OFFERED = {
+    "_acall_with_config",
+    "_atransform_stream_with_config",
+    "_call_with_config",
+    "_combine_llm_outputs",
+    "_get_ls_params",
+    "_identifying_params",
+    "_llm_type",
+    "_transform_stream_with_config",
+}
 
 
-def test_the_tests_run_with_a_version_that_is_called_tested():
-    assert _compat.untested_transformers() is None
-    assert ".".join(transformers.__version__.split(".")[:2]) in _compat.TESTED_TRANSFORMERS
+@pytest.fixture
+def first_scorer():
+    """Let the test build the first scorer of a process."""
+    _compat.warn_of_untested_versions.cache_clear()
+    yield
+    _compat.warn_of_untested_versions.cache_clear()
+
+
+@pytest.mark.parametrize("name", _compat.PLACES)
+def test_a_name_is_where_it_is_looked_for(name):
+    assert getattr(_compat, name).__class__ is not None
+
+
+def test_other_names_are_missing_as_in_any_module():
+    assert not hasattr(_compat, "Missing")
+
+
+def test_the_pinned_version_is_called_tested():
+    constraints = ROOT / "constraints.txt"
+    pinned = re.search(r"^transformers==(\d+\.\d+)", constraints.read_text(encoding="utf-8"), re.MULTILINE)
+    assert pinned[1] in _compat.TESTED_TRANSFORMERS
+    assert [*_compat.TESTED_TRANSFORMERS] == sorted(_compat.TESTED_TRANSFORMERS)  # the last is the newest
 
 
 @pytest.mark.parametrize("version", ["5.25.0", "5.40.1", "6.0.0", "5.25.0.dev0"])
@@ -39,15 +77,14 @@ def test_tested_and_older_versions_are_used_without_a_word(version):
     assert _compat.untested_transformers(version) is None
 
 
-def test_the_warning_comes_once(monkeypatch):
-    monkeypatch.setattr(_compat, "untested_transformers", lambda: "transformers 9.9.0 is newer")
-    _compat.warn_of_untested_versions.cache_clear()
-    with pytest.warns(UserWarning, match="9.9.0"):
-        _compat.warn_of_untested_versions()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        _compat.warn_of_untested_versions()
-    _compat.warn_of_untested_versions.cache_clear()
+@pytest.mark.usefixtures("first_scorer")
+def test_the_first_scorer_warns_and_no_other_does(monkeypatch):
+    monkeypatch.setattr(_compat, "installed", lambda name: {"transformers": "9.9.0"}[name])
+    with pytest.warns(UserWarning, match="9.9.0 is newer") as warned:
+        scorer = SemGradScorer(tiny_model(), tiny_tokenizer())
+    assert [warning.filename for warning in warned] == [__file__]
+    scorer.adjusted(reduction="sum")  # a second warning would be an error
+    SemGradScorer(tiny_model(), tiny_tokenizer())
 
 
 def test_the_hook_tables_are_all_there_are():
@@ -78,12 +115,46 @@ def test_the_cache_is_given_by_the_name_of_the_signature(decoder, name):
     assert _compat.cache_argument(decoder) == name
 
 
-def test_a_generation_s_cache_is_given_by_whatever_name():
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_takes_the_cache_by_its_name_and_fills_it(family):
+    decoder = tiny_model(family).get_decoder()
+    cache = DynamicCache(config=decoder.config)
+    with torch.no_grad():
+        decoder(torch.tensor([[5, 6, 7]]), use_cache=True, **{_compat.cache_argument(decoder): cache})
+    assert cache.get_seq_length() == 3
+
+
+def test_a_state_space_model_is_refused_by_what_it_keeps():
+    model = MambaForCausalLM(MambaConfig(hidden_size=16, num_hidden_layers=2, vocab_size=131, state_size=4)).eval()
+    with pytest.raises(UnsupportedModelError, match="state-space models are not supported"):
+        SemGradScorer(model, tiny_tokenizer(), token_position=1)
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_a_generation_s_cache_is_given_by_whatever_name(name):
     cache = DynamicCache()
-    assert _compat.generated_cache(type("Output", (), {"past_key_values": cache})()) is cache
-    assert _compat.generated_cache(type("Output", (), {"cache": cache})()) is cache
-    assert _compat.generated_cache(type("Output", (), {"past_key_values": None})()) is None
-    assert _compat.generated_cache(type("Output", (), {})()) is None
+    assert _compat.generated_cache({"sequences": torch.ones(1, 1), name: cache}) is cache
+    assert _compat.generated_cache({name: None}) is None
+    assert _compat.generated_cache({name: ((torch.ones(1), torch.ones(1)),)}) is None
+    assert _compat.generated_cache({}) is None
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_cache": False}])
+def test_generating_and_scoring_use_nothing_that_transformers_deprecates(caplog, settings):
+    from transformers.utils import logging as theirs
+
+    said = logging.getLogger("transformers")
+    said.addHandler(caplog.handler)
+    level = theirs.get_verbosity()
+    theirs.set_verbosity_warning()
+    theirs.warning_once.cache_clear()  # it says everything once in a process
+    try:
+        scorer = SemGradScorer(tiny_model(), tiny_tokenizer())
+        scorer.score(scorer.generate([[5, 6, 7, 8]], max_new_tokens=2, **settings))
+    finally:
+        said.removeHandler(caplog.handler)
+        theirs.set_verbosity(level)
+    assert [record.getMessage() for record in caplog.records if "deprecated" in record.getMessage()] == []
 
 
 def test_plain_keys_and_values_make_the_same_cache_again():
@@ -103,10 +174,13 @@ def test_plain_keys_and_values_make_the_same_cache_again():
 def test_other_caches_are_not_read():
     model = tiny_model()
     assert _compat.plain_keys_and_values(StaticCache(config=model.config, max_cache_len=8), 6) is None
+    assert _compat.plain_keys_and_values(DynamicCache(config=model.config, offloading=True), 6) is None
+    assert _compat.plain_keys_and_values(DynamicCache(config=model.config), 0) is None  # empty
 
 
 def test_attention_layers_keep_no_running_state():
     assert _compat.linear_layers(tiny_model()) == [False] * tiny_model().config.num_hidden_layers
+    assert _compat.linear_layers(tiny_model("qwen3-next")) == [True, False] * 2
 
 
 def test_the_commit_of_the_hub_is_read_off_the_configuration():
@@ -132,7 +206,7 @@ def test_nothing_of_a_quantised_file_is_left():
 
 def test_files_are_unpacked_whole_where_the_version_can_leave_them_packed(monkeypatch):
     assert _compat.unpacked_gguf()["quantization_config"].dequantize
-    monkeypatch.setattr(_compat.transformers, "GgufConfig", None)
+    monkeypatch.setattr("transformers.GgufConfig", None)
     assert _compat.unpacked_gguf() == {}
 
 
@@ -168,15 +242,47 @@ def test_a_pipeline_s_own_settings_are_told():
     assert 7 in (settings.get("max_new_tokens"), getattr(config, "max_new_tokens", None))
 
 
-def test_handlers_that_stream_are_told_from_others():
-    assert issubclass(_AstreamEventsCallbackHandler, _compat.streaming_handler())
-    assert not issubclass(ConsoleCallbackHandler, _compat.streaming_handler())
+def test_a_pipeline_of_an_older_version_is_read():
+    class Pipeline:
+        _forward_params = {"max_new_tokens": 7}  # noqa: RUF012
+
+    assert _compat.pipeline_settings(Pipeline()) == {"max_new_tokens": 7}
 
 
-def test_the_variables_of_tracers_are_context_variables():
-    variables = _compat.tracing_variables()
-    assert len(variables) >= 1
-    assert all(isinstance(variable, ContextVar) for variable in variables)
+async def test_handlers_that_stream_are_told_from_others():
+    from langgraph.pregel import _messages
+
+    assert _compat.streams(event_stream._AstreamEventsCallbackHandler())  # needs a loop
+    assert _compat.streams(log_stream.LogStreamCallbackHandler())
+    assert _compat.streams(type("Second", (BaseCallbackHandler, _V2StreamingCallbackHandler), {})())
+    assert _compat.streams(_messages.StreamMessagesHandler(print, subgraphs=False))
+    assert not _compat.streams(ConsoleCallbackHandler())
+
+
+def test_tracers_join_a_run_by_the_variables_listed():
+    before, variable = list(context._configure_hooks), ContextVar("variable", default=None)
+    try:
+        context.register_configure_hook(variable, inheritable=True)
+        assert {context.tracing_v2_callback_var, variable} <= {*_compat.tracing_variables()}
+    finally:
+        context._configure_hooks[:] = before
+
+
+def test_what_runs_inside_a_run_reads_its_configuration():
+    inside = RunnableLambda(lambda _: _compat.var_child_runnable_config.get()["tags"])
+    assert inside.invoke(1, {"tags": ["mine"]}) == ["mine"]
+
+
+async def test_a_chat_model_answers_without_a_run_of_its_own():
+    class Runs(BaseCallbackHandler):
+        def on_chat_model_start(self, *args, **kwargs):
+            raise AssertionError("a run was begun")
+
+    Runs.raise_error = True
+    llm = FakeListChatModel(responses=["one", "two"], callbacks=[Runs()])
+    assert _compat.generate_with_cache(llm, [HumanMessage("?")], None, {}).generations[0].text == "one"
+    answer = await _compat.agenerate_with_cache(llm, [HumanMessage("?")], None, {})
+    assert answer.generations[0].text == "two"
 
 
 def test_a_graph_with_a_checkpointer_is_told_from_one_without():
@@ -196,6 +302,13 @@ def test_a_graph_with_a_checkpointer_is_told_from_one_without():
     assert seen == [True, False]
 
 
+def test_the_key_of_the_checkpointer_is_found_where_it_really_is(monkeypatch):
+    from langgraph._internal._constants import CONFIG_KEY_CHECKPOINTER
+
+    monkeypatch.setitem(sys.modules, "langgraph.constants", None)  # as langgraph 2.0 may have it
+    assert _compat.has_checkpointer({CONFIG_KEY_CHECKPOINTER: object()})
+
+
 def test_what_steers_a_graph_is_no_failure():
     from langgraph.errors import GraphInterrupt
 
@@ -203,22 +316,98 @@ def test_what_steers_a_graph_is_no_failure():
     assert not _compat.steers_a_graph(ValueError("no"))
 
 
+async def test_a_connection_tells_whether_the_head_of_a_request_has_come():
+    import uvicorn
+
+    async def app(scope, receive, send): ...
+
+    config = uvicorn.Config(app, log_config=None)
+    config.load()
+    connection = _compat.H11Protocol(config, uvicorn.server.ServerState(), {})
+    connection.connection_made(transport := asyncio.Transport({"peername": ("127.0.0.1", 1)}))
+    connection.data_received(b"GET / HTTP/1.1\r\n")
+    assert connection.cycle is None
+    connection.data_received(b"Host: here\r\n\r\n")
+    assert not connection.cycle.response_complete
+    assert (connection.loop, connection.transport) == (asyncio.get_running_loop(), transport)
+
+
+def test_a_copy_of_a_module_has_its_own_hooks_and_children():
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Sequential())
+    twin, heard = copy.copy(module), []
+    _compat.separate(twin, {"0": torch.nn.Identity()})
+    twin.register_forward_pre_hook(lambda *_: heard.append(1))
+    twin.register_forward_pre_hook(lambda *_, **__: heard.append(2), with_kwargs=True)
+    twin.register_forward_hook(lambda *_, **__: heard.append(3), with_kwargs=True, always_call=True)
+    module(torch.ones(2))
+    assert heard == []
+    assert torch.equal(twin(torch.ones(2)), torch.ones(2))
+    assert heard == [1, 2, 3]
+    assert len(module) == 2
+
+
+def test_children_that_are_none_or_shared_are_children():
+    module, child = torch.nn.Module(), torch.nn.Linear(1, 1)
+    module.first, module.second = child, child
+    module.register_module("none", None)
+    assert _compat.children(module) == {"first": child, "second": child, "none": None}
+
+
+def test_operations_and_storages_are_told_apart():
+    class Seen(_compat.TorchDispatchMode):
+        operators = ()
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.operators += (_compat.operator(func),)
+            return func(*args, **(kwargs or {}))
+
+    with Seen() as seen:
+        result = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert torch.ops.aten.mm in seen.operators
+    assert _compat.storage_key(result.untyped_storage()) == _compat.storage_key(result[0].untyped_storage())
+    empty = torch.empty(0), torch.empty(0)
+    assert len({_compat.storage_key(tensor.untyped_storage()) for tensor in empty}) == 2
+    assert _compat.tree_leaves(({"a": 1}, [2])) == [1, 2]
+
+
+def private(name):
+    return name.startswith("_") and not name.startswith("__")
+
+
+def names_given(tree):
+    """Give the names that a module itself gives to functions, classes, variables and attributes."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.id if isinstance(node, ast.Name) else node.attr
+
+
+def private_names_read(tree):
+    """Give the private names that a module imports from other libraries, or reads from objects."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and not node.module.startswith(("semgrad_guard", "__future__")):
+            yield from filter(private, [*node.module.split("."), *(alias.name for alias in node.names)])
+        elif isinstance(node, ast.Import):
+            yield from filter(private, [part for alias in node.names for part in alias.name.split(".")])
+        elif isinstance(node, ast.Attribute) and private(node.attr):
+            yield node.attr
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "hasattr", "setattr"):
+            texts = (given.value for given in node.args if isinstance(given, ast.Constant))
+            yield from (text for text in texts if isinstance(text, str) and private(text))
+
+
 def test_private_names_of_others_are_read_nowhere_else():
-    """Imports of private modules or names, and private attributes of what is not `self`, `cls` or a class of ours."""
-    found = []
-    for path in PACKAGE.rglob("*.py"):
-        if path.name in APART:
-            continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and node.module and not node.module.startswith("semgrad_guard"):
-                private = [part for part in node.module.split(".") if part.startswith("_") and part != "__future__"]
-                private += [alias.name for alias in node.names if alias.name.startswith("_")]
-                found += [f"{path.name}: {name} of {node.module}" for name in private]
-    dispatch = {
-        f"{name}: {part} of torch.utils.{part}" for name in _DISPATCH for part in ("_python_dispatch", "_pytree")
-    }
-    assert set(found) <= dispatch, found
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
+    compat = trees.pop(PACKAGE / "_compat.py")
+    ours = {name for tree in trees.values() for name in names_given(tree)} | OFFERED
+    read = {(str(path.relative_to(PACKAGE)), name) for path, tree in trees.items() for name in private_names_read(tree)}
+    assert {(path, name) for path, name in read if name not in ours} == set()
+    assert {*private_names_read(compat)} - ours  # the test sees what it looks for
 
 
-_DISPATCH = ("tally.py", "metrics.py")  # counting operations is about PyTorch's insides as a whole
+def test_nothing_is_imported_before_it_is_used():
+    tree = ast.parse((PACKAGE / "_compat.py").read_text(encoding="utf-8"))
+    imported = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {getattr(node, "module", None) or node.names[0].name for node in imported}
+    assert {name.split(".")[0] for name in names} <= sys.stdlib_module_names
