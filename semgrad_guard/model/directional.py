@@ -160,7 +160,9 @@ def _gradients(stages: list[Stage], weights: Stage) -> list[Stage]:
         pulled: tuple[Tensor | None, ...]
         try:
             pulled = torch.autograd.grad(outputs, reachable, at_outputs, allow_unused=True)
-        except NotImplementedError:  # "derivative for ... is not implemented"
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception:  # "derivative for ... is not implemented", or whatever a kernel's own backward raises
             pulled = (None,) * len(reachable)
         pairs = zip(reachable, pulled, strict=True)
         found = {id(value): gradient for value, gradient in pairs if gradient is not None}

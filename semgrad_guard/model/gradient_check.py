@@ -39,9 +39,16 @@ def check_gradients(model: PreTrainedModel) -> None:
     with torch.inference_mode(False), torch.enable_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*autograd kernel was not registered")  # that is what we are about to tell
         probe = _Probe(model)
-        probe.try_modules()
-        probe.try_head()
-        probe.try_layers()
+        try:
+            probe.try_modules()
+            probe.try_head()
+            probe.try_layers()
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} cannot be run with gradients: {type(error).__name__}: {error}"
+            ) from error
     failed = probe.failed()
     if failed:
         more = f" and {len(failed) - _NAMES} more" if len(failed) > _NAMES else ""

@@ -195,6 +195,35 @@ def test_a_kernel_that_loses_its_backward_in_its_first_forward_without_gradients
         check_model(with_rounding(torch.float32, Repacking))
 
 
+@pytest.mark.parametrize("error", [NotImplementedError, RuntimeError, ValueError])
+def test_a_backward_that_raises_is_refused_by_name(error):
+    class Raising(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, value):
+            return value.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            raise error("derivative for int4 is not implemented")
+
+    model = tiny_model()
+    model.model.layers[2].mlp.up_proj = Wrapped(model.model.layers[2].mlp.up_proj, Raising.apply)
+    with pytest.raises(UnsupportedModelError, match=r"do not pass model\.layers\.2\.mlp\.up_proj \(Wrapped\)"):
+        check_model(model)
+
+
+def test_a_forward_that_does_not_take_gradients_is_refused():
+    def refuse(output):
+        if output.requires_grad:
+            raise RuntimeError("inference only")
+        return output
+
+    model = tiny_model()
+    model.model.layers[2].mlp.up_proj = Wrapped(model.model.layers[2].mlp.up_proj, refuse)
+    with pytest.raises(UnsupportedModelError, match=r"cannot be run with gradients: RuntimeError: inference only"):
+        check_model(model)
+
+
 def test_gradients_that_are_not_finite_are_refused():
     model = tiny_model()
     model.model.layers[2].mlp = Wrapped(model.model.layers[2].mlp, lambda output: Bent.apply(output, float("nan")))
