@@ -14,7 +14,7 @@ demo: $(READY)
 	$(BIN)/semgrad-guard demo
 
 test: $(READY)
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not slow"
 
 # The same, and all that needs a browser, PostgreSQL, Ray or a published model, or takes longer; installs Debian's packages
 # where it may.

@@ -142,6 +142,7 @@ def scorer():
     return SemGradScorer(*embedded_model(), span="all", later=True)
 
 
+@pytest.mark.slow
 def test_the_card_holds_on_a_fresh_sample(scorer):
     """A third of the questions of each stratum, measured again, lies within what their number lets one expect."""
     card = CARD.read_text(encoding="utf-8")
@@ -289,6 +290,7 @@ def labelled_questions(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_a_profile_calibrated_by_hand_keeps_its_promise(labelled_questions, tmp_path, scorer):
     code, out, err = calibrate(labelled_questions, tmp_path / "p.json", "--risk", "0.1", "--delta", "0.1")
     assert code == 0, err
@@ -311,6 +313,7 @@ def test_a_profile_calibrated_by_hand_keeps_its_promise(labelled_questions, tmp_
     assert sum(not item.correct for item in passing) / len(passing) <= 0.1
 
 
+@pytest.mark.slow
 def test_the_prompt_token_can_be_searched_for(labelled_questions, tmp_path):
     code, out, err = calibrate(labelled_questions, tmp_path / "p.json", "--method", "semgrad", "--risk", "0.3")
     assert code == 0, err

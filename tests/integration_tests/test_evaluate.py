@@ -128,6 +128,7 @@ def test_bad_settings_are_one_clear_line(data, tmp_path, arguments, message):
     assert not (tmp_path / "results.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_paraphrases_bring_the_premise_and_parts_what_is_put_together(data, tmp_path):
     asked = {item.prompt: item for name in ("known", "several", "invented") for item in questions(name, "report")[:20]}
     lines = [{"query": query, "paraphrases": list(item.reworded[:2])} for query, item in asked.items()]

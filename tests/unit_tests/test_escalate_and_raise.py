@@ -160,6 +160,15 @@ def test_a_budget_for_all_time_does_not_come_back():
     assert repr(allow) == "AtMost(1, per=None)"
 
 
+def test_a_window_may_be_shorter_than_a_second(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("semgrad_guard.routing.allowance.time.monotonic", lambda: now[0])
+    allow = AtMost(1, per=0.5)
+    assert [allow(), allow()] == [True, False]
+    now[0] += 0.5
+    assert allow()
+
+
 @pytest.mark.parametrize(("calls", "per"), [(-1, None), (1, 0), (1, -2.0)])
 def test_a_budget_that_makes_no_sense_is_refused(calls, per):
     with pytest.raises(ConfigurationError, match="expected calls >= 0"):
@@ -178,10 +187,11 @@ def test_raise_carries_the_decision_and_no_draft():
 
 
 def test_raise_carries_the_draft_where_that_is_asked_for():
-    with pytest.raises(LowConfidenceError) as caught:
-        guard(0.3, routes=[Raise(with_draft=True)]).invoke("q?")
-    assert caught.value.draft == "draft"
-    assert "draft" not in str(caught.value)
+    for call in (lambda runnable: runnable.invoke("q?"), lambda runnable: asyncio.run(runnable.ainvoke("q?"))):
+        with pytest.raises(LowConfidenceError) as caught:
+            call(guard(0.3, routes=[Raise(with_draft=True)]))
+        assert caught.value.draft == "draft"
+        assert "draft" not in str(caught.value)
 
 
 def test_raise_has_a_band_too():

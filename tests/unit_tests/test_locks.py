@@ -13,9 +13,11 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from scripted import profile, score_of
 
 from semgrad_guard import AtMost, ReviewRequest
-from semgrad_guard.calibration import drift
+from semgrad_guard.calibration import drift, raw_watch
 from semgrad_guard.calibration.drift import Watch
+from semgrad_guard.calibration.raw_watch import RawWatch
 from semgrad_guard.langchain import batching
+from semgrad_guard.langchain.child_runs import in_metadata
 from semgrad_guard.observability import tracing
 from semgrad_guard.review import ReviewQueue
 from semgrad_guard.review import queue as queues
@@ -37,6 +39,16 @@ def test_a_watch_compares_every_answer_once(caplog):
         assert lockstep(*[partial(watch.see, score_of(0.3))] * 2, drift) == [None, None]
     assert len(caplog.messages) == 1
     assert watch._scores == []
+
+
+def test_a_watch_of_raw_scores_warns_once():
+    watch = RawWatch()
+    for _ in range(18):
+        watch.see(1.0, 0.1, "semgrad")
+    with pytest.warns(UserWarning, match="far above") as told:
+        assert lockstep(*[partial(watch.see, 1.0, 0.1, "semgrad")] * 2, raw_watch) == [None, None]
+    assert len(told) == 1
+    assert len(watch._values) == 20
 
 
 def test_a_budget_for_one_more_call_allows_one():
@@ -112,10 +124,8 @@ def test_steps_that_begin_at_once_share_the_span_above_them(ahead):
     handler, guard = tracing.Tracing(provider), uuid4()
     handler.on_chain_start({}, "q?", run_id=guard, name="SemGradGuard")
     steps = [uuid4(), uuid4()]
-    begin = [
-        partial(handler.on_chain_start, {}, {"grounded": False}, run_id=step, parent_run_id=guard, name="score")
-        for step in steps
-    ]
+    above = {"parent_run_id": guard, "name": "score", "metadata": {in_metadata("grounded"): False}}
+    begin = [partial(handler.on_chain_start, {}, {"grounded": False}, run_id=step, **above) for step in steps]
     assert lockstep(*begin, tracing, ahead=ahead) == [None, None]
     for run in (*steps, guard):
         handler.on_chain_end({}, run_id=run)

@@ -162,6 +162,7 @@ def test_the_passages_an_answer_stands_in_are_cited(search):
         ("Was it Edison or Tesla?", "Edison", [True, False]),
         ("Who?", "It was Thomas Edison. Thomas Mann wrote novels.", [False, True]),
         ("Who?", "", [False, False]),
+        ("Who?", "The light bulb is by Thomas Edison.", [True, False]),
         ("Who?", "Thomas", [True, True]),
     ],
 )
