@@ -1,6 +1,7 @@
 """What goes wrong in the first hour with the command line: one line that says what, and no bars where nobody looks."""
 
 import json
+import logging
 import re
 import sys
 
@@ -14,6 +15,16 @@ from semgrad_guard.cli import app
 from semgrad_guard.demo.embedded import embedded_model
 
 IN_MEMORY = "sqlite:///file:x?mode=memory"
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before():
+    """Take off what commands that serve have put on the loggers: it writes to a stream that is closed by then."""
+    root, package = logging.getLogger(), logging.getLogger("semgrad_guard")
+    handlers, level = list(root.handlers), package.level
+    yield
+    root.handlers[:] = handlers
+    package.setLevel(level)
 
 
 @pytest.fixture
