@@ -2,10 +2,9 @@
 
     python examples/reproduce_paper.py --model Qwen/Qwen3-4B --data sciq.jsonl --out results
 
-Only the embedded model on questions of its own, which is the default, has been run: none of the published models has.
-Lines of the data file hold "query" and "truthful answer"; the paper's figure stands beside ours where model and file
-have the names of its own. It labels answers with BEM, this with "contains": labels differ somewhat. A model of that
-size wants a GPU, and `pip install accelerate`.
+Only the embedded model on questions of its own, the default, has been run: none of the published models has. Lines of
+the data file hold "query" and "truthful answer"; the paper's figure stands beside ours where model and file have its
+names. It labels answers with BEM, this with "contains". A model of that size wants a GPU and `pip install accelerate`.
 """
 
 import argparse
