@@ -18,10 +18,10 @@ from semgrad_guard.calibration.prompts import BARE, PromptForm
 from semgrad_guard.cli.app import DtypeOption, JsonOption, ModelOption, RevisionOption, app, plain_errors
 from semgrad_guard.cli.asked import Asked
 from semgrad_guard.cli.prompting import SystemOption, TokenPositionOption, prompt_of
-from semgrad_guard.demo.embedded import PROFILE, embedded_model
+from semgrad_guard.demo.embedded import PROFILE
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.evaluation.methods import POLYGRAPH, choose
-from semgrad_guard.evaluation.overhead import measure_overhead, random_llama
+from semgrad_guard.evaluation.overhead import measure_overhead, numbered_tokenizer, random_llama
 from semgrad_guard.evaluation.overhead_page import as_page, as_table
 from semgrad_guard.evaluation.plots import draw_overhead
 from semgrad_guard.evaluation.ray_data import RayPool
@@ -186,13 +186,14 @@ def bench(
     Options take lists such as 32,512; every combination is measured.
     """
     torch.set_num_threads(threads)
-    tokenizer, device = embedded_model()[1], torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sizes = list(itertools.product(*map(_numbers, (layers, vocabularies, batches, prompts, responses))))
     rows = []
     for depth, vocabulary, batch, prompt, response in tqdm(sizes, desc="measuring"):
         model = random_llama(hidden, depth, vocabulary)
         if device.type == "cuda":
             torch.nn.Module.to(model, device, torch.bfloat16)
+        tokenizer = numbered_tokenizer(vocabulary)
         rows.append(measure_overhead(model, tokenizer, prompt, response, batch=batch, repeats=repeats))
     if plot is not None:
         draw_overhead(rows, plot)

@@ -14,7 +14,15 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from semgrad_guard.evaluation.baselines import competent, official_style
 from semgrad_guard.evaluation.tally import operations, peak_bytes, time_in_products
@@ -74,6 +82,12 @@ def random_llama(hidden: int, layers: int, vocabulary: int, *, seed: int = 0) ->
         pad_token_id=0,
     )
     return cast(PreTrainedModel, LlamaForCausalLM(config).eval())
+
+
+def numbered_tokenizer(vocabulary: int) -> PreTrainedTokenizerBase:
+    """Build a tokenizer for a random model: as many tokens as it has, each written as its number."""
+    words = {str(number): number for number in range(vocabulary)}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="0")), pad_token="0")
 
 
 def measure_overhead(

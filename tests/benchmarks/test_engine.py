@@ -4,11 +4,10 @@ from functools import partial
 
 import pytest
 import torch
-from models import tiny_tokenizer
 
 from semgrad_guard import SemGradScorer
 from semgrad_guard.evaluation.baselines import competent, official_style
-from semgrad_guard.evaluation.overhead import random_llama
+from semgrad_guard.evaluation.overhead import numbered_tokenizer, random_llama
 
 SIZES = [(32, 32), (512, 8), (512, 32), (2048, 32)]
 POSITION = 3
@@ -22,13 +21,13 @@ def model():
 
 def work_of(name, model, prompt, response):
     """Build the work of a contender on a response that has just been generated."""
-    half = SemGradScorer(model, tiny_tokenizer(), token_position=POSITION)
+    half = SemGradScorer(model, numbered_tokenizer(32_000), token_position=POSITION)
     ids = torch.randint(1, 32_000, (1, prompt), generator=torch.Generator().manual_seed(0)).tolist()
     generate = partial(half.generate, ids, max_new_tokens=response, min_new_tokens=response, do_sample=False)
     if name == "generate":
         return generate
     (row,) = generate()
-    every = SemGradScorer(model, tiny_tokenizer(), token_position=POSITION, span="all")
+    every = SemGradScorer(model, numbered_tokenizer(32_000), token_position=POSITION, span="all")
     return {
         "semgrad": partial(half.score, [row], parameters=False),
         "all scores": partial(half.score, [row]),

@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 import typer
 
-from semgrad_guard.demo import embedded_model
 from semgrad_guard.evaluation import cost
 from semgrad_guard.evaluation.cost import Gpu, Shape, Step, reading, scoring, scoring_ids, writing
-from semgrad_guard.evaluation.overhead import random_llama
+from semgrad_guard.evaluation.overhead import numbered_tokenizer, random_llama
 from semgrad_guard.evaluation.tally import operations
 from semgrad_guard.scoring.scorer import SemGradScorer
 from semgrad_guard.scoring.upper import without_boundary
@@ -20,7 +19,7 @@ PROMPT, RESPONSE, BATCH = 96, 12, 2
 @pytest.fixture(scope="module")
 def counted():
     """What PyTorch counts on a random Llama of that shape."""
-    model, tokenizer = random_llama(SHAPE.hidden, SHAPE.layers, SHAPE.vocabulary), embedded_model()[1]
+    model, tokenizer = random_llama(SHAPE.hidden, SHAPE.layers, SHAPE.vocabulary), numbered_tokenizer(SHAPE.vocabulary)
     assert model.config.intermediate_size == SHAPE.intermediate
     model.set_attn_implementation("eager")  # PyTorch does not count the fused attention of CPUs
     scorer = SemGradScorer(model, tokenizer, token_position=3, upper_replay=True)

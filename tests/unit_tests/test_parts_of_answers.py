@@ -23,7 +23,7 @@ from semgrad_guard import (
     score_sentences,
 )
 from semgrad_guard.calibration.verdict import Standard
-from semgrad_guard.evaluation.overhead import random_llama
+from semgrad_guard.evaluation.overhead import numbered_tokenizer, random_llama
 from semgrad_guard.evaluation.tally import operations, peak_bytes
 from semgrad_guard.model.chat_template import encode_chat
 from semgrad_guard.model.replay import Layout
@@ -162,7 +162,7 @@ def test_an_answer_over_the_budget_is_not_to_be_trusted():
 @pytest.mark.parametrize(("length", "response", "vocabulary"), [(64, 16, 2000), (256, 8, 500), (16, 32, 8000)])
 def test_the_estimate_of_memory_is_good_to_a_factor_of_two(length, response, vocabulary):
     model = random_llama(128, 4, vocabulary)
-    scorer = SemGradScorer(model, tiny_tokenizer(), token_position=3, span="all")
+    scorer = SemGradScorer(model, numbered_tokenizer(vocabulary), token_position=3, span="all")
     (generation,) = scorer.generate([list(range(5, 5 + length))], max_new_tokens=response, min_new_tokens=response)
     layout = Layout.of([generation.prompt_ids], [generation.response_ids], 3, model.device)
     taken = peak_bytes(model.device, lambda: scorer.score([generation]))
@@ -173,7 +173,7 @@ def test_the_graph_begins_where_a_gradient_is_wanted():
     model = random_llama(128, 8, 500)
     taken = []
     for span in ("all", "upper-half", (7,)):
-        scorer = SemGradScorer(model, tiny_tokenizer(), token_position=3, span=span)
+        scorer = SemGradScorer(model, numbered_tokenizer(500), token_position=3, span=span)
         (generation,) = scorer.generate([PROMPT], max_new_tokens=32, min_new_tokens=32)
         taken.append(peak_bytes(model.device, lambda s=scorer, g=generation: s.score([g], parameters=False)))
     assert taken[0] > taken[1] > taken[2]
