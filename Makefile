@@ -40,14 +40,14 @@ load: $(READY)
 
 # The built wheel with the newest version of everything and all that users can ask for, in an environment of its own.
 NEWEST := .venv-newest
-EXTRAS := agents,gguf,hub,otel,plot,rag,ray,review,server,similarity
+EXTRAS := agents,bench,gguf,hub,otel,plot,rag,ray,review,server,similarity
 test-newest:
 	rm -rf $(NEWEST) .cache/dist
 	$(PYTHON) -m venv $(NEWEST)
 	$(NEWEST)/bin/pip install --quiet torch==2.13.0 build
 	$(NEWEST)/bin/python -m build --outdir .cache/dist .
 	$(NEWEST)/bin/pip install --quiet "$$(ls .cache/dist/*.whl)[$(EXTRAS)]" --requirement tests/newest/requirements.txt
-	cd tests/newest && ../../$(NEWEST)/bin/python -m pytest --config-file pytest.ini --rootdir .
+	cd tests/newest && ../../$(NEWEST)/bin/python -m pytest -q
 
 # Bring published weights into .cache/models: SmolLM2-135M-Instruct, or MODEL=gemma or MODEL=qwen, which are for measuring.
 MODEL ?= smollm2

@@ -194,11 +194,10 @@ def forget_quantization(model: PreTrainedModel) -> None:
 
 
 def unpacked_gguf() -> dict[str, Any]:
-    """Give the keywords that unpack all weights of a GGUF file; since 5.23, transformers leaves some packed."""
-    import transformers
+    """Give the keywords that unpack all of a GGUF file; without them some stay packed (since transformers 5.20)."""
+    from transformers import GgufConfig
 
-    config = getattr(transformers, "GgufConfig", None)
-    return {} if config is None else {"quantization_config": config(dequantize=True)}
+    return {"quantization_config": GgufConfig(dequantize=True)}
 
 
 @contextmanager
@@ -245,9 +244,8 @@ def attends_eagerly(model: PreTrainedModel) -> bool:
 
 
 def pipeline_settings(pipeline: Any) -> dict[str, Any]:
-    """Give the generation settings that a transformers pipeline would use itself; it has no public way to tell them."""
-    prepare = getattr(pipeline, "_prepare_generate_kwargs", None)  # since 5.20; before, _forward_params held them all
-    return dict(pipeline._forward_params) if prepare is None else dict(prepare({}))
+    """Give what a transformers pipeline would pass to `generate`; it has no public way to tell (since 5.20)."""
+    return dict(pipeline._prepare_generate_kwargs({}))
 
 
 def streams(handler: object) -> bool:

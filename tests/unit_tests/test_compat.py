@@ -204,10 +204,8 @@ def test_nothing_of_a_quantised_file_is_left():
     assert model.to(torch.bfloat16).dtype == torch.bfloat16
 
 
-def test_files_are_unpacked_whole_where_the_version_can_leave_them_packed(monkeypatch):
+def test_files_are_unpacked_whole():
     assert _compat.unpacked_gguf()["quantization_config"].dequantize
-    monkeypatch.setattr("transformers.GgufConfig", None)
-    assert _compat.unpacked_gguf() == {}
 
 
 def test_both_kinds_of_progress_are_silent_for_a_while(capsys):
@@ -240,13 +238,6 @@ def test_a_pipeline_s_own_settings_are_told():
     settings = _compat.pipeline_settings(pipeline)
     config = settings.get("generation_config")
     assert 7 in (settings.get("max_new_tokens"), getattr(config, "max_new_tokens", None))
-
-
-def test_a_pipeline_of_an_older_version_is_read():
-    class Pipeline:
-        _forward_params = {"max_new_tokens": 7}  # noqa: RUF012
-
-    assert _compat.pipeline_settings(Pipeline()) == {"max_new_tokens": 7}
 
 
 async def test_handlers_that_stream_are_told_from_others():
