@@ -115,9 +115,13 @@ def test_safetensors_come_first_in_a_folder(file, tmp_path):
 
 def test_nothing_beside_the_file_is_read(file, tmp_path):
     shutil.copy(file, tmp_path / "tiny.gguf")
-    tiny_tokenizer("{{ messages }}").save_pretrained(tmp_path)
+    stray = tiny_tokenizer("{{ messages }}")
+    stray.add_tokens(["<spam>"])
+    stray.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "spam"}))
-    assert load_model(tmp_path / "tiny.gguf")[1].chat_template == CHATML
+    _, tokenizer = load_model(tmp_path / "tiny.gguf")
+    assert tokenizer.chat_template == CHATML
+    assert "<spam>" not in tokenizer.get_vocab()
 
 
 def test_a_file_without_the_suffix_is_known_by_its_first_bytes(file, tmp_path):
