@@ -16,33 +16,35 @@ from semgrad_guard.serving.app import application
 from semgrad_guard.serving.local import LocalEngine
 from semgrad_guard.serving.setup import Setup
 
+# Twenty of the 27 countries, of 176, whose capital the model names when it is asked as here. They are chosen so that
+# forty questions bring right and wrong answers enough to fit on; the result says nothing about how good the scores are.
 KNOWN = (
+    "Argentina",
     "Austria",
-    "Canada",
-    "Chile",
+    "Bulgaria",
+    "Cambodia",
     "China",
-    "Cuba",
-    "Egypt",
-    "Finland",
-    "Greece",
-    "Hungary",
-    "Iran",
-    "Iraq",
-    "Ireland",
+    "Colombia",
+    "Croatia",
+    "India",
+    "Israel",
     "Italy",
-    "Kenya",
-    "Peru",
+    "Malaysia",
+    "Mexico",
     "Poland",
     "Portugal",
     "Russia",
+    "Slovenia",
     "Spain",
     "Sweden",
+    "Tunisia",
+    "Vietnam",
 )
 
 
 @pytest.fixture(scope="module")
 def rows(facts):
-    """Twenty questions about capitals of well-known countries, and as many about invented ones."""
+    """Twenty questions about capitals that the model knows, and as many about invented countries."""
     lines = [
         json.loads(line)
         for half in ("calibration", "test")
