@@ -3,9 +3,10 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from langchain_core.messages import HumanMessage
 from rich.console import Console
 from rich.prompt import Prompt
 from rich.text import Text
@@ -20,6 +21,7 @@ from semgrad_guard.demo.walkthrough import ladder, walk_through
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.langchain.chat_model import ChatSemGrad
 from semgrad_guard.langchain.guard import SemGradGuard
+from semgrad_guard.langchain.prompts import asked_with
 from semgrad_guard.model.text_spans import is_blank
 from semgrad_guard.routing.routes import ReviewAnswer, ReviewRequest
 
@@ -54,7 +56,10 @@ def ask(
     token_position: TokenPositionOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer a question if the model is sure; else look it up, ask a human when interactive, or abstain."""
+    """Answer a question if the model is sure; else look it up, ask a human when interactive, or abstain.
+
+    A model without a profile answers too, and its answer is shown as not judged.
+    """
     with plain_errors():
         if is_blank(question):
             raise ConfigurationError("The question is empty; expected some text.")
@@ -67,25 +72,46 @@ def ask(
         llm = ChatSemGrad.of(model_of(model, revision, dtype, quiet=as_json), generation=generation, **scoring)
         own = embedded_corpus() if model is None else ()
         passages = own if corpus is None else read_passages(corpus)
-        guard = SemGradGuard(
-            llm,
-            profile=loaded,
-            threshold=threshold,
-            score_threshold=score_threshold,
-            prompt=form,
-            routes=ladder(passages, human),
-        )
-        message = guard.invoke(question)
-    record = message.response_metadata["semgrad"]
+        if loaded is None and threshold is None and score_threshold is None:
+            message = llm.invoke(asked_with(form, [HumanMessage(question)], 0, question))
+            record = _unjudged(message.response_metadata["semgrad"])
+        else:
+            guard = SemGradGuard(
+                llm,
+                profile=loaded,
+                threshold=threshold,
+                score_threshold=score_threshold,
+                prompt=form,
+                routes=ladder(passages, human),
+            )
+            message = guard.invoke(question)
+            record = message.response_metadata["semgrad"]
     if as_json:
         print(json.dumps({"answer": message.content} | {field: record[field] for field in _FIELDS}))
         return
     console = Console()
     # As texts, since reading markup takes a time that grows with the square of a text of backslashes.
     console.print(Text(str(message.content), style="bold"))
-    console.print(Text(f"{record['decision']}: {record['reason']}"))
+    console.print(Text(f"{record['decision'] or 'not judged'}: {record['reason']}"))
     for source in record["sources"] if record["decision"] == "retrieve" else []:
         console.print(Text(f"source: {source['text']}"))
+
+
+def _unjudged(record: dict[str, Any]) -> dict[str, Any]:
+    """Make the record of an answer that nothing says how sure it must be of: nobody has decided to let it pass."""
+    reason = record["failure"] or (
+        "there is no profile for this model, so nothing tells how sure is sure enough: semgrad-guard calibrate makes "
+        "one, with --coverage also without labels"
+    )
+    nothing: dict[str, Any] = {
+        "decision": None,
+        "confidence": None,
+        "calibrated": False,
+        "threshold": None,
+        "steps": [],
+        "sources": [],
+    }
+    return {**nothing, "scores": record["scores"], "reason": reason}
 
 
 def read_passages(path: Path) -> list[str]:

@@ -120,8 +120,15 @@ def test_bad_input_is_one_clear_line(arguments, message):
     assert len(err.strip().splitlines()) == 1
 
 
-def test_a_model_of_one_s_own_needs_a_threshold():
-    code, _, err = ask("q?", "--model", str(WEIGHTS))
+def test_a_model_of_one_s_own_answers_unjudged_without_a_threshold():
+    code, out, _ = ask("What is the capital of France?", "--model", str(WEIGHTS))
+    assert code == 0
+    assert "Paris" in out
+    assert "not judged: there is no profile for this model" in out
+    record = ask_json("What is the capital of France?", "--model", str(WEIGHTS))
+    assert (record["decision"], record["confidence"], record["threshold"]) == (None, None, None)
+    assert record["scores"]["semgrad"] > 0
+    code, _, err = ask("q?", "--model", str(WEIGHTS), "--threshold", "0.5")
     assert code == 2
     assert "Without a profile there is no confidence" in err
     record = ask_json("What is the capital of France?", "--model", str(WEIGHTS), "--score-threshold", "1e9")
