@@ -7,8 +7,7 @@ from openai import OpenAI
 
 from semgrad_guard.serving.app import application
 from semgrad_guard.serving.local import LocalEngine
-from semgrad_guard.serving.server import server
-from semgrad_guard.serving.setup import Setup
+from semgrad_guard.serving.server import Setup, server
 
 engine = LocalEngine(Setup().worker())
 serving = server(application(engine), engine, port=0)  # any free port of this machine

@@ -15,8 +15,7 @@ from semgrad_guard import SemGradScorer
 from semgrad_guard.calibration.examples import Example, read_examples
 from semgrad_guard.calibration.labels import contains
 from semgrad_guard.demo import embedded_model, labelled_questions
-from semgrad_guard.evaluation.compare import compare
-from semgrad_guard.evaluation.methods import choose
+from semgrad_guard.evaluation.compare import choose, compare
 from semgrad_guard.evaluation.run import evaluate
 from semgrad_guard.model.fingerprint import fingerprint
 from semgrad_guard.model.load import load_model

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from semgrad_guard.extras import needs
+from semgrad_guard.errors import needs
 
 _OBJECT_STORE = 200 * 1024**2  # bytes; questions and answers are small, and a model is loaded by whoever needs it
 _WORKERS = {

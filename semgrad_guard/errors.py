@@ -21,6 +21,8 @@ SemGradError
 from __future__ import annotations
 
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -151,3 +153,20 @@ def named(error: BaseException) -> str:
     """
     name = "TimeoutError" if isinstance(error, TimedOutError) else type(error).__name__
     return f"{name}: {error}" if isinstance(error, _OF_NO_PLACE) else name
+
+
+@contextmanager
+def needs(extra: str, what: str) -> Iterator[None]:
+    """Import within it what an extra brings.
+
+    Args:
+        extra: its name.
+        what: what is asked for, and what that needs, as the error is to begin: "ReviewQueue needs sqlalchemy".
+
+    Raises:
+        ConfigurationError: something cannot be imported; the cause is kept.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise ConfigurationError(f'{what}; install the extra: pip install "semgrad-guard[{extra}]"') from error

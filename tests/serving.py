@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from semgrad_guard.observability.metrics import Metrics
 from semgrad_guard.serving.app import application
 from semgrad_guard.serving.local import LocalEngine
-from semgrad_guard.serving.server import server
+from semgrad_guard.serving.server import Setup, server
 from semgrad_guard.serving.service import Terms
-from semgrad_guard.serving.setup import Setup
 
 
 class Counted(LocalEngine):

@@ -7,8 +7,8 @@ computed in another way. It vouches for the file: run it only on one that is as 
 import sys
 from typing import get_args
 
+from semgrad_guard.calibration.checked import read_json
 from semgrad_guard.calibration.guarantee import Guarantee
-from semgrad_guard.calibration.json_file import read_json
 from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.records import AnswerKind
 

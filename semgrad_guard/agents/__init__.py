@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from semgrad_guard.agents.calls import FilteredCalls, HeldCall, confidence_gate, filter_tool_calls, low_confidence
 from semgrad_guard.agents.judging import model_node
-from semgrad_guard.extras import needs
+from semgrad_guard.errors import needs
 
 if TYPE_CHECKING:
     from semgrad_guard.agents.interrupting import InterruptReview

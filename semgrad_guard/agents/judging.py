@@ -13,11 +13,11 @@ from langchain_core.runnables import Runnable, RunnableLambda
 from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.calibration.verdict import Standard
 from semgrad_guard.errors import ConfigurationError
-from semgrad_guard.langchain.asking import chat_model_for, profile_of
+from semgrad_guard.langchain.answering import chat_model_for, profile_of
 from semgrad_guard.langchain.chat_model import ChatSemGrad
 from semgrad_guard.langchain.drafts import without_text
-from semgrad_guard.langchain.judged import call_verdicts, judged
 from semgrad_guard.langchain.messages import EMPTY_QUESTION, asks_nothing, messages_in, reads_tool_results
+from semgrad_guard.langchain.scored_messages import call_verdicts, judged
 from semgrad_guard.model.fingerprint import precision, template_fingerprint
 from semgrad_guard.records import Step
 

@@ -20,7 +20,7 @@ from semgrad_guard.agents.judging import Judge, JudgedMessage
 from semgrad_guard.agents.review import decisions_on, reviewed
 from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.errors import ConfigurationError
-from semgrad_guard.langchain.child_runs import without_streams
+from semgrad_guard.langchain.drafts import without_streams
 from semgrad_guard.langchain.messages import last_question
 from semgrad_guard.routing.ladder import DEFAULT_ABSTENTION
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
+
+import numpy as np
+from scipy.stats import binom
+
+from semgrad_guard.calibration.guarantee import STRICTEST, labels_needed
 
 Problem = Literal["too_long", "cut_off", "empty", "not_scored", "not_its_own"]
 
@@ -90,3 +96,80 @@ class Counts:
             for name, remedy in remedies.items()
             if plain[name] > _NOTEWORTHY * self.questions
         ]
+
+
+FEWEST = 5  # right and wrong answers to fit on, one in each fold of a cross-validation
+_FITTED, _TESTED = 0.5, 0.35  # shares of the labels
+_FEWEST_PASSING = 10  # from which on a share of wrong answers says something
+_MOST = 20_000  # passing answers that a promise is looked for with
+
+
+def questions_needed(right: int, wrong: int, questions: int, *, risk: float, delta: float) -> str:
+    """Say how many more questions like these a profile would take, by the shares of right and wrong answers so far.
+
+    Half of the labels are fitted on, and need five of each kind. A third is tested on: if the model's right answers,
+    and no others, passed there, they would have to be as many as the promise takes without an error.
+
+    Args:
+        right: answers labelled right.
+        wrong: answers labelled wrong.
+        questions: asked to get those.
+        risk: largest share of wrong answers among those that pass.
+        delta: probability that the promise does not hold.
+    """
+    labelled = right + wrong
+    # A kind that was not met yet may be as rare as one in n + 2 (Laplace).
+    shares = [count / labelled if count else 1 / (labelled + 2) for count in (right, wrong)]
+    to_fit = max(FEWEST / (_FITTED * share) for share in shares)
+    to_promise = labels_needed(risk, delta) / (_TESTED * shares[0])
+    used = max(labelled, 1) / max(questions, 1)
+    more = _rounded(max(to_fit, to_promise) / used - questions)
+    few = _rounded(to_fit / used - questions)
+    seen = f"{right} right and {wrong} wrong answers to {questions} questions"
+    about = "about" if right and wrong else "at least"
+    fitting = f"{about} {few} more to have {FEWEST} of each kind to fit on, " if few else ""
+    return (
+        f"{seen}. At this rate it takes {fitting}{about} {more} more questions like these to promise a risk of "
+        f"{risk:.3g} with certainty {1 - delta:.3g}"
+    )
+
+
+def labels_to_promise(
+    passing: Sequence[tuple[int, int]], tested: int, labelled: int, *, risk: float, delta: float
+) -> str:
+    """Say how many more labels would let the strictest threshold keep the promise, with which a test begins.
+
+    Args:
+        passing: for each threshold tried, strict to loose, how many answers passed and how many of them were wrong.
+        tested: answers in the test.
+        labelled: labels altogether.
+        risk: largest share of wrong answers among those that pass.
+        delta: probability that the promise does not hold.
+    """
+    # A share of few is mostly chance: it is taken from the strictest threshold that lets some more pass.
+    n, errors = next(((n, errors) for n, errors in passing if n >= _FEWEST_PASSING), passing[-1])
+    least = _least(errors / n if n else 0.0, risk=risk, delta=delta)
+    if least is None:
+        return (
+            f"{errors} of the {n} most confident answers are wrong, so that more labels alone would hardly help: allow "
+            "a larger risk, or take another prompt or model"
+        )
+    needed = least / STRICTEST / max(tested, 1) * labelled
+    if needed <= labelled:
+        return "with answers like these it is a matter of chance: about as many labels again would make it probable"
+    return f"with answers like these, about {_rounded(needed - labelled)} more labels would"
+
+
+def _least(rate: float, *, risk: float, delta: float) -> int | None:
+    """Give the fewest passing answers that keep the promise where this share of them is wrong."""
+    n = np.arange(1, _MOST + 1)
+    kept = np.flatnonzero(binom.cdf(np.ceil(rate * n - 1e-9), n, risk) <= delta)
+    return 1 + int(kept[0]) if len(kept) else None
+
+
+def _rounded(count: float) -> int:
+    """Round up to two figures, as befits an estimate; 0 for less than nothing."""
+    if count <= 0:
+        return 0
+    unit = 10.0 ** max(0, math.floor(math.log10(count)) - 1)
+    return round(math.ceil(count / unit) * unit)

@@ -7,14 +7,12 @@ from dataclasses import dataclass, field
 from datetime import date
 
 from semgrad_guard.calibration.answers import Answered, Answers, rescored
-from semgrad_guard.calibration.calibrate import Calibrated, Labelled, Method, calibrate_section, cover_section
-from semgrad_guard.calibration.counts import Counts
+from semgrad_guard.calibration.counts import FEWEST, Counts, questions_needed
 from semgrad_guard.calibration.examples import Example
-from semgrad_guard.calibration.needs import FEWEST, questions_needed
+from semgrad_guard.calibration.fit import Calibrated, Labelled, Method, calibrate_section, cover_section, first_half
 from semgrad_guard.calibration.profile import NO_LABELS, Binding, PositionSource, Profile, Section
 from semgrad_guard.calibration.prompts import PromptForm
 from semgrad_guard.calibration.search import Candidate, fitting_part, searched, tuned_hybrid, with_hybrid
-from semgrad_guard.calibration.split import first_half
 from semgrad_guard.errors import DataError
 from semgrad_guard.model.chat_template import semantic_position
 from semgrad_guard.model.fingerprint import fingerprint, precision, template_fingerprint

@@ -18,12 +18,10 @@ from pydantic import (
     model_validator,
 )
 
-from semgrad_guard.calibration.checked import Checked, Count, Flag, Number, OneOrMore, Positive
-from semgrad_guard.calibration.features import Feature, feature_values
-from semgrad_guard.calibration.json_file import read_json, write_text
-from semgrad_guard.calibration.prompts import PromptForm
-from semgrad_guard.calibration.section import Section
-from semgrad_guard.errors import ProfileError
+from semgrad_guard.calibration.checked import Checked, Count, Flag, Number, OneOrMore, Positive, read_json, write_text
+from semgrad_guard.calibration.prompts import BARE, PromptForm
+from semgrad_guard.calibration.section import Feature, Section, feature_values
+from semgrad_guard.errors import ConfigurationError, ProfileError
 from semgrad_guard.model.fingerprint import Precision
 from semgrad_guard.records import AnswerKind
 from semgrad_guard.scoring.preservation import Preservation
@@ -271,3 +269,46 @@ def _void(section: Section, kind: str, bound: Binding, *, sealed: bool) -> str:
     if promise.seal != seal_of(section, kind, bound):
         return "the profile was changed after its threshold was tested"
     return ""
+
+
+def agreed_prompt(profile: Profile | None, wanted: PromptForm | None) -> PromptForm | None:
+    """Give the prompt to ask with: the profile's, which the caller may only repeat; None for the question by itself.
+
+    Args:
+        profile: None leaves the choice to the caller.
+        wanted: what the caller asks for; None for whatever the profile says.
+
+    Raises:
+        ConfigurationError: they differ.
+    """
+    calibrated = None if profile is None else profile.bound_to.prompt
+    if profile is None or wanted is None:
+        return wanted if profile is None else calibrated
+    if wanted != (calibrated or BARE):
+        how = "the question by itself" if calibrated is None else f"the prompt {calibrated.fingerprint}"
+        raise ConfigurationError(
+            f"The profile was calibrated with {how}, and the prompt given is {wanted.fingerprint}. Leave the prompt "
+            "out to ask as in the calibration, or calibrate a profile with this prompt."
+        )
+    return calibrated
+
+
+def agreed_scoring(profile: Profile | None, token_position: int | None) -> dict[str, Any]:
+    """Give the keywords of `SemGradScorer`: the profile's, or the caller's t* without one.
+
+    Args:
+        profile: None leaves the choice to the caller.
+        token_position: t* that the caller asks for; None for whatever the profile, or the chat template, says.
+
+    Raises:
+        ConfigurationError: it is not the profile's.
+    """
+    if profile is None:
+        return {"token_position": token_position}
+    calibrated = profile.bound_to.token_position
+    if token_position not in (None, calibrated):
+        raise ConfigurationError(
+            f"The profile was calibrated with t* = {calibrated}, and token_position={token_position} is given. Leave "
+            "it out, or calibrate a profile there."
+        )
+    return profile.bound_to.settings()

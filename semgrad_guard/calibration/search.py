@@ -16,15 +16,11 @@ from sklearn.metrics import roc_auc_score
 from tqdm.auto import tqdm
 
 from semgrad_guard.calibration.answers import Answered, rescored
-from semgrad_guard.calibration.calibrate import Method
-from semgrad_guard.calibration.fit import SCALARS, later_features, layer_features, out_of_fold
-from semgrad_guard.calibration.split import part_of
+from semgrad_guard.calibration.fit import SCALARS, Method, later_features, layer_features, out_of_fold, part_of
 from semgrad_guard.errors import DataError
 from semgrad_guard.records import Score
-from semgrad_guard.scoring.objective import Reduction
-from semgrad_guard.scoring.readout import hybridgrad
-from semgrad_guard.scoring.scorer import SemGradScorer
-from semgrad_guard.scoring.spans import Span, resolved_span
+from semgrad_guard.scoring.scorer import SemGradScorer, Span, resolved_span
+from semgrad_guard.scoring.semgrad import Reduction, hybridgrad
 
 _TAUS = (0.1, 0.3, 1.0, 3.0, 10.0)
 _BETAS = (0.1, 1.0, 10.0)  # times the ratio of the two scores' medians

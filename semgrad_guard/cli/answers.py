@@ -11,17 +11,28 @@ from rich.console import Console
 from rich.prompt import Prompt
 from rich.text import Text
 
-from semgrad_guard.calibration.agreement import agreed_prompt, agreed_scoring
-from semgrad_guard.calibration.profile import Profile
-from semgrad_guard.cli.app import DtypeOption, JsonOption, ModelOption, RevisionOption, app, model_of, plain_errors
-from semgrad_guard.cli.prompting import LongestOption, PromptOption, SystemOption, TokenPositionOption, prompt_of
+from semgrad_guard.calibration.profile import Profile, agreed_prompt, agreed_scoring
+from semgrad_guard.cli.app import (
+    DtypeOption,
+    JsonOption,
+    LongestOption,
+    ModelOption,
+    PromptOption,
+    RevisionOption,
+    SystemOption,
+    TokenPositionOption,
+    app,
+    model_of,
+    plain_errors,
+    prompt_of,
+)
 from semgrad_guard.demo.embedded import PROFILE
 from semgrad_guard.demo.embedded import corpus as embedded_corpus
 from semgrad_guard.demo.walkthrough import ladder, walk_through
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.langchain.chat_model import ChatSemGrad
 from semgrad_guard.langchain.guard import SemGradGuard
-from semgrad_guard.langchain.prompts import asked_with
+from semgrad_guard.langchain.messages import asked_with
 from semgrad_guard.model.text_spans import is_blank
 from semgrad_guard.routing.routes import ReviewAnswer, ReviewRequest
 

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,8 +11,8 @@ from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from semgrad_guard.calibration.agreement import agreed_scoring
-from semgrad_guard.calibration.profile import Profile
+from semgrad_guard.calibration.profile import Profile, agreed_scoring
+from semgrad_guard.calibration.prompts import BARE, PromptForm
 from semgrad_guard.demo.embedded import embedded_model
 from semgrad_guard.errors import ConfigurationError, SemGradError
 from semgrad_guard.model.fingerprint import fingerprint, precision, template_fingerprint
@@ -85,3 +86,37 @@ def bound_scorer(
     if profile is not None:
         profile.check(fingerprint(source[0]), template_fingerprint(source[1]), precision(source[0]))
     return SemGradScorer(*source, **scoring)
+
+
+PromptOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompt",
+        help="File to ask with: a text with {query} in it, or messages as JSON. A profile's own if not given.",
+    ),
+]
+SystemOption = Annotated[str | None, typer.Option("--system", help="System message to ask with.")]
+TokenPositionOption = Annotated[
+    int | None,
+    typer.Option(
+        "--token-position",
+        min=1,
+        help="Prompt token that SemGrad is taken at, from the end (1: the last). The profile's, or the template's, if "
+        "not given.",
+    ),
+]
+LongestOption = Annotated[
+    int | None, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens. The model's own if not given.")
+]
+
+
+def prompt_of(path: Path | None, system: str | None) -> PromptForm | None:
+    """Build the prompt that the options ask for; None if they ask for none.
+
+    Raises:
+        ConfigurationError: the file holds no prompt, or the system message is empty, or there are two.
+    """
+    if path is None and system is None:
+        return None
+    form = BARE if path is None else PromptForm.read(path)
+    return form if system is None else form.with_system(system)

@@ -1,7 +1,8 @@
-"""Commands that measure: `evaluate` and `bench`."""
+"""What `evaluate` was asked to do, in a form that other processes can be told."""
 
 import itertools
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -13,23 +14,81 @@ from rich.table import Column, Table
 from tqdm.auto import tqdm
 
 from semgrad_guard.calibration.examples import read_examples, read_paraphrases
+from semgrad_guard.calibration.labels import Labeler, labeler
 from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.calibration.prompts import BARE, PromptForm
-from semgrad_guard.cli.app import DtypeOption, JsonOption, ModelOption, RevisionOption, app, plain_errors
-from semgrad_guard.cli.asked import Asked
-from semgrad_guard.cli.prompting import SystemOption, TokenPositionOption, prompt_of
+from semgrad_guard.cli.app import (
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    RevisionOption,
+    SystemOption,
+    TokenPositionOption,
+    app,
+    bound_scorer,
+    model_of,
+    plain_errors,
+    prompt_of,
+)
 from semgrad_guard.demo.embedded import PROFILE
 from semgrad_guard.errors import ConfigurationError
-from semgrad_guard.evaluation.methods import POLYGRAPH, choose
-from semgrad_guard.evaluation.overhead import measure_overhead, numbered_tokenizer, random_llama
-from semgrad_guard.evaluation.overhead_page import as_page, as_table
-from semgrad_guard.evaluation.plots import draw_overhead
+from semgrad_guard.evaluation.compare import POLYGRAPH, choose
+from semgrad_guard.evaluation.figures import draw_overhead
+from semgrad_guard.evaluation.overhead import as_page, as_table, measure_overhead, numbered_tokenizer, random_llama
+from semgrad_guard.evaluation.polygraph import Polygraph
 from semgrad_guard.evaluation.ray_data import RayPool
 from semgrad_guard.evaluation.report import WHOLE, parts_of, report
-from semgrad_guard.evaluation.run import PROMPTS, prompt_name
+from semgrad_guard.evaluation.run import PROMPTS, Answerer, Work, answerer, prompt_name
 from semgrad_guard.evaluation.run import evaluate as run_evaluation
 from semgrad_guard.evaluation.study import study
 from semgrad_guard.model.fingerprint import fingerprint
+from semgrad_guard.scoring.scorer import SemGradScorer
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options of `evaluate` that say how a question is answered, scored and labelled."""
+
+    model: str | None
+    revision: str | None
+    dtype: str | None
+    quiet: bool
+    profile: Profile | None
+    labels: str
+    prompt: PromptForm
+    token_position: int | None
+    max_new_tokens: int
+    seed: int
+    samples: int
+    p_true: bool
+    polygraph: tuple[str, ...]
+    nli: Path | None
+    cross_encoder: Path | None
+
+    def loaded(self, device: torch.device) -> tuple[SemGradScorer, Labeler, Work]:
+        """Load the models that it takes onto a device.
+
+        Raises:
+            SemGradError: one cannot be loaded, or an option is out of range.
+        """
+        label = labeler(self.labels)
+        model, tokenizer = model_of(self.model, self.revision, self.dtype, quiet=self.quiet)
+        torch.nn.Module.to(model, device)
+        scorer = bound_scorer((model, tokenizer), self.profile, self.token_position)
+        polygraph = (
+            Polygraph(self.polygraph, nli=self.nli, cross_encoder=self.cross_encoder, device=device)
+            if self.polygraph
+            else None
+        )
+        return scorer, label, Work(samples=self.samples, p_true=self.p_true, polygraph=polygraph)
+
+    def answerer(self, device: torch.device) -> Answerer:
+        """Load them, and give what answers a question with them."""
+        scorer, label, work = self.loaded(device)
+        return answerer(
+            scorer, label, prompt=self.prompt, max_new_tokens=self.max_new_tokens, work=work, seed=self.seed
+        )
+
 
 _SAMPLES = 10  # as many as the paper draws for the baselines that sample
 

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from semgrad_guard.calibration.answers import answered, to_stderr
-from semgrad_guard.calibration.calibrate import Method
 from semgrad_guard.calibration.drift import drift
 from semgrad_guard.calibration.examples import calibrated_prompt, read_examples, read_paraphrases
+from semgrad_guard.calibration.fit import Method
 from semgrad_guard.calibration.from_examples import Calibration, calibrated_profile, covering_profile
 from semgrad_guard.calibration.labels import labeler, same
 from semgrad_guard.calibration.paraphrases import written_paraphrases
@@ -26,18 +26,21 @@ from semgrad_guard.cli.app import (
     DtypeOption,
     JsonOption,
     ModelOption,
+    PromptOption,
     RevisionOption,
+    SystemOption,
+    TokenPositionOption,
     app,
     bound_scorer,
     model_of,
     plain_errors,
+    prompt_of,
 )
-from semgrad_guard.cli.prompting import PromptOption, SystemOption, TokenPositionOption, prompt_of
 from semgrad_guard.demo.embedded import paraphrases as our_paraphrases
 from semgrad_guard.errors import ConfigurationError, SemGradError
-from semgrad_guard.evaluation.plots import draw_preservation
-from semgrad_guard.langchain.bm25 import BM25Retriever
-from semgrad_guard.langchain.retrieve import Retrieve, retry_with
+from semgrad_guard.evaluation.figures import draw_preservation
+from semgrad_guard.langchain.passages import BM25Retriever
+from semgrad_guard.langchain.routes import Retrieve, retry_with
 from semgrad_guard.scoring.preservation import preservation
 from semgrad_guard.scoring.scorer import SemGradScorer
 

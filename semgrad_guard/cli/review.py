@@ -19,13 +19,12 @@ from rich.console import Console
 from rich.markup import escape
 
 from semgrad_guard.cli.app import JsonOption, app, plain_errors
-from semgrad_guard.demo.held_back import hold_back
-from semgrad_guard.durations import DAY, check_seconds
-from semgrad_guard.errors import ConfigurationError
-from semgrad_guard.extras import needs
+from semgrad_guard.demo.walkthrough import hold_back
+from semgrad_guard.errors import ConfigurationError, needs
 from semgrad_guard.review.items import ReviewFilter
 from semgrad_guard.review.page import application
-from semgrad_guard.web.keys import is_loopback
+from semgrad_guard.settings import DAY, check_seconds
+from semgrad_guard.web.shelter import is_loopback
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -241,7 +240,7 @@ def _serve(built: ASGIApp, listening: socket.socket, *, proxied: bool) -> None:
         import uvicorn
 
         from semgrad_guard.observability.logs import configure_logging
-        from semgrad_guard.web.patient import KEPT, Patient
+        from semgrad_guard.web.shelter import KEPT, Patient
     configure_logging(json=False)
     config = uvicorn.Config(
         built,

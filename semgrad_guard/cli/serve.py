@@ -10,12 +10,22 @@ from rich.console import Console
 from rich.markup import escape
 
 from semgrad_guard.cli.answers import read_passages
-from semgrad_guard.cli.app import DtypeOption, ModelOption, RevisionOption, app, plain_errors, watched
-from semgrad_guard.cli.prompting import LongestOption, PromptOption, SystemOption, TokenPositionOption, prompt_of
-from semgrad_guard.errors import ConfigurationError
-from semgrad_guard.extras import needs
+from semgrad_guard.cli.app import (
+    DtypeOption,
+    LongestOption,
+    ModelOption,
+    PromptOption,
+    RevisionOption,
+    SystemOption,
+    TokenPositionOption,
+    app,
+    plain_errors,
+    prompt_of,
+    watched,
+)
+from semgrad_guard.errors import ConfigurationError, needs
 from semgrad_guard.serving.work import PolicyName
-from semgrad_guard.web.keys import VARIABLE, ApiKeys
+from semgrad_guard.web.shelter import VARIABLE, ApiKeys
 
 _POLICIES = get_args(PolicyName)
 
@@ -82,9 +92,8 @@ def serve(
             from semgrad_guard.observability.metrics import Metrics
             from semgrad_guard.serving.app import application
             from semgrad_guard.serving.local import LocalEngine
-            from semgrad_guard.serving.server import server
+            from semgrad_guard.serving.server import Setup, server
             from semgrad_guard.serving.service import Terms
-            from semgrad_guard.serving.setup import Setup
             from semgrad_guard.serving.work import Limits
         configure_logging(json=json_logs)
         allowed = tuple(allow or _POLICIES)

@@ -1,4 +1,4 @@
-"""The demo: what the guard does with answers known, several, withheld or impossible, and with tool calls."""
+"""Something to review at once: questions that the embedded model's guard holds back, put into a queue."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -10,12 +10,31 @@ from rich.panel import Panel
 
 from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.demo.embedded import corpus, embedded_model, embedded_profile, labelled_questions, tool_schemas
-from semgrad_guard.langchain.bm25 import BM25Retriever
 from semgrad_guard.langchain.chat_model import ChatSemGrad
 from semgrad_guard.langchain.guard import SemGradGuard
-from semgrad_guard.langchain.retrieve import Retrieve
+from semgrad_guard.langchain.passages import BM25Retriever
+from semgrad_guard.langchain.routes import Retrieve
 from semgrad_guard.records import Score
-from semgrad_guard.routing.routes import Abstain, HumanReview, ReviewAnswer, ReviewRequest
+from semgrad_guard.routing.routes import Abstain, HumanReview, Queue, ReviewAnswer, ReviewRequest
+
+_QUESTIONS = (
+    "What is the capital of Zubrovia?",
+    "Who invented the light bulb?",
+    "Who wrote The Winter of Glass?",
+    "What is the currency of Zubrovia?",
+    "What is the symbol of the element Fantasium?",
+    "Who painted The Blue Orchard?",
+    "What is the capital of Freedonia?",
+    "Who composed The Silent Garden?",
+)
+
+
+def hold_back(queue: Queue) -> int:
+    """Let the embedded model answer some questions, and give the number of answers that now wait in the queue."""
+    guard = SemGradGuard(embedded_model(), profile=embedded_profile(), routes=[HumanReview(queue=queue)])
+    messages = guard.batch([*_QUESTIONS], {"max_concurrency": 1})
+    return sum(message.response_metadata["semgrad"]["review_id"] is not None for message in messages)
+
 
 _SCENES = (
     ("A fact the model knows", "What is the capital of France?"),

@@ -25,9 +25,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from semgrad_guard.errors import ConfigurationError
-from semgrad_guard.evaluation.attempts import Attempts
-from semgrad_guard.extras import needs
+from semgrad_guard.errors import ConfigurationError, needs
+from semgrad_guard.evaluation.sampling import Attempts
 from semgrad_guard.records import Generation
 from semgrad_guard.scoring.scorer import SemGradScorer
 

@@ -14,9 +14,8 @@ from tqdm.auto import tqdm
 
 from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.errors import ConfigurationError
-from semgrad_guard.evaluation.compare import compare, uncertainties
+from semgrad_guard.evaluation.compare import Method, compare, uncertainties
 from semgrad_guard.evaluation.figures import heatmap, histogram, reliability, risk_coverage_curves, roc_curves, scatter
-from semgrad_guard.evaluation.methods import Method
 from semgrad_guard.evaluation.run import Result
 from semgrad_guard.evaluation.study import Study
 from semgrad_guard.records import TokenDoubt

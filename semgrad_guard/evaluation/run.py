@@ -12,15 +12,14 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from tqdm.auto import tqdm
 
+from semgrad_guard.calibration.answers import Journal
 from semgrad_guard.calibration.examples import Example
-from semgrad_guard.calibration.journal import Journal
 from semgrad_guard.calibration.labels import Labeler
 from semgrad_guard.calibration.prompts import BARE, PromptForm
 from semgrad_guard.errors import DataError
-from semgrad_guard.evaluation.attempts import Attempts
+from semgrad_guard.evaluation.metrics import peak_bytes
 from semgrad_guard.evaluation.polygraph import Polygraph
-from semgrad_guard.evaluation.sampling import p_true
-from semgrad_guard.evaluation.tally import peak_bytes
+from semgrad_guard.evaluation.sampling import Attempts, p_true
 from semgrad_guard.model.chat_template import encode_chat
 from semgrad_guard.records import Generation, Score, TokenDoubt
 from semgrad_guard.scoring.scorer import SemGradScorer

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from semgrad_guard.calibration.labels import words
+from semgrad_guard.errors import SemGradError
 from semgrad_guard.model.chat_template import encode_chat
+from semgrad_guard.model.mirror import mirror
+from semgrad_guard.records import Generation
 from semgrad_guard.scoring.scorer import SemGradScorer
 
 _P_TRUE = (
@@ -47,3 +54,70 @@ def p_true(scorer: SemGradScorer, question: str, answer: str) -> float:
     with torch.no_grad():
         logits = scorer.model(input_ids=torch.tensor([ids], device=scorer.model.device), use_cache=False).logits[0, -1]
     return float(torch.softmax(logits[first].float(), dim=-1)[0])
+
+
+def official_style(model: PreTrainedModel, generation: Generation, position: int, span: tuple[int, ...]) -> float:
+    """Compute SemGrad as the paper describes it: all hidden states, one backward over all layers and positions.
+
+    The whole sequence is read again with logits at every position, and autograd goes through the output head.
+    """
+    hidden, logits = _forward(model, generation, keep=0)
+    objective = _objective(logits, generation)
+    gradients = torch.autograd.grad(objective, hidden[:-1], materialize_grads=True)
+    anchor = len(generation.prompt_ids) - position
+    return float(torch.stack([gradients[layer][0, anchor].abs().mean() for layer in span]).mean())
+
+
+def competent(model: PreTrainedModel, generation: Generation, position: int, span: tuple[int, ...]) -> float:
+    """Compute SemGrad with one full re-forward that keeps the response's logits, and one backward to the span."""
+    hidden, logits = _forward(model, generation, keep=len(generation.response_ids) + 1)
+    objective = _objective(logits, generation)
+    gradients = torch.autograd.grad(objective, [hidden[layer] for layer in span])
+    anchor = len(generation.prompt_ids) - position
+    return float(torch.stack([gradient[0, anchor].abs().mean() for gradient in gradients]).mean())
+
+
+def _forward(model: PreTrainedModel, generation: Generation, keep: int) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Read a sequence from its embeddings on; `keep` is how many last positions get logits, 0 for all."""
+    ids = torch.tensor([[*generation.prompt_ids, *generation.response_ids]], device=model.device)
+    with torch.enable_grad():
+        embeddings = model.get_input_embeddings()(ids).detach().requires_grad_()
+        output = mirror(model)(
+            inputs_embeds=embeddings, output_hidden_states=True, use_cache=False, logits_to_keep=keep
+        )
+    return output.hidden_states, output.logits
+
+
+def _objective(logits: Tensor, generation: Generation) -> Tensor:
+    """Give the entropy-weighted mean log-likelihood of the response, ready for a backward."""
+    length = len(generation.response_ids)
+    targets = torch.tensor(generation.response_ids, device=logits.device)
+    with torch.enable_grad():
+        log_p = torch.log_softmax(logits[0, -length - 1 : -1].float(), dim=-1)
+        entropy = -(log_p.exp() * log_p).sum(-1).detach()
+        return (entropy * log_p[torch.arange(length), targets]).mean()
+
+
+_Made = TypeVar("_Made")
+# Memory that runs out is a RuntimeError in torch; a value that is not finite is an ArithmeticError here.
+_FAILURES = (SemGradError, RuntimeError, MemoryError, ArithmeticError)
+
+
+class Attempts:
+    """Does pieces of work by name; `seconds` holds what the finished ones took, `failures` why the others failed."""
+
+    def __init__(self) -> None:
+        """Begin with nothing done."""
+        self.seconds: dict[str, float] = {}
+        self.failures: dict[str, str] = {}
+
+    def __call__(self, name: str, work: Callable[[], _Made]) -> _Made | None:
+        """Do a piece of work and give what it made; None if it failed."""
+        begun = time.perf_counter()
+        try:
+            made = work()
+        except _FAILURES as error:
+            self.failures[name] = f"{type(error).__name__}: {error}"
+            return None
+        self.seconds[name] = time.perf_counter() - begun
+        return made

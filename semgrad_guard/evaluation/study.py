@@ -1,21 +1,290 @@
-"""What an evaluation looks into beside the comparison: costs, errors, ablations, and the premise."""
+"""The premise of SemGrad, tested: it is large where the answer hangs on how a question is worded.
+
+The gradient at the hidden states that carry the meaning is to say how much the answer's distribution would change with
+them. Rewording a question changes these states a little and the meaning not at all; so what happens to the distribution
+of the same answer, word by word, is measured as its Kullback-Leibler divergence, and compared with the scores by ranks.
+"""
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from semgrad_guard.calibration.fit import SCALARS, WITHOUT_GRADIENTS, later_features, layer_features, out_of_fold
 from semgrad_guard.calibration.prompts import PromptForm
-from semgrad_guard.evaluation.ablation import ablation
-from semgrad_guard.evaluation.compare import surest_errors
-from semgrad_guard.evaluation.methods import Method
-from semgrad_guard.evaluation.placement import LAST, Placement, placement
-from semgrad_guard.evaluation.premise import premise
+from semgrad_guard.errors import DataError
+from semgrad_guard.evaluation import metrics
+from semgrad_guard.evaluation.compare import Method, surest_errors, uncertainties
 from semgrad_guard.evaluation.run import Result, peak_memory, prompt_form, prompt_ids, token_doubts
-from semgrad_guard.records import TokenDoubt
+from semgrad_guard.records import Score, TokenDoubt
 from semgrad_guard.scoring.preservation import Preservation, preservation
-from semgrad_guard.scoring.scorer import SemGradScorer
+from semgrad_guard.scoring.scorer import SemGradScorer, resolved_span
+
+_FEWEST = 10
+
+
+def premise(
+    scorer: SemGradScorer,
+    results: Sequence[Result],
+    paraphrases: Mapping[str, Sequence[str]],
+    methods: Sequence[Method],
+    prompt: str | PromptForm,
+    *,
+    most: int = 300,
+    repeats: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Correlate scores with how much rewording a question changes the distribution of its answer.
+
+    Args:
+        scorer: its model is used.
+        results: answers; labels are not needed.
+        paraphrases: other wordings, by question.
+        methods: whose scores are compared.
+        prompt: how the questions were asked.
+        most: questions at most, drawn by chance.
+        repeats: of the bootstrap.
+        seed: of the draw and the bootstrap.
+
+    Returns:
+        By method, Spearman's rank correlation with the mean divergence (nats per token), in [-1, 1], and its 95 %
+        interval; `missing` says why there is nothing.
+    """
+    usable = [result for result in results if result.score is not None and paraphrases.get(result.query)]
+    drawn = random.Random(seed).sample(usable, min(most, len(usable)))
+    if len(drawn) < _FEWEST:
+        return {"missing": f"{len(drawn)} scored questions have other wordings; at least {_FEWEST} are needed"}
+    changes = np.array(
+        [
+            np.mean(
+                [
+                    divergence(scorer, prompt_ids(scorer, result.query, prompt), other, result.response_ids)
+                    for wording in paraphrases[result.query]
+                    for other in [prompt_ids(scorer, wording, prompt)]
+                ]
+            )
+            for result in tqdm(drawn, desc="rewording questions")
+        ]
+    )
+    groups = [result.about for result in drawn]
+    return {
+        "missing": "",
+        "questions": len(drawn),
+        "wordings": sum(len(paraphrases[result.query]) for result in drawn),
+        "methods": {
+            name: {
+                "spearman": _spearman(doubt, changes),
+                "interval": metrics.bootstrap(_spearman, doubt, changes, groups=groups, repeats=repeats, seed=seed),
+            }
+            for name, doubt in uncertainties(drawn, methods).items()
+        },
+    }
+
+
+def divergence(scorer: SemGradScorer, prompt: Sequence[int], other: Sequence[int], response: Sequence[int]) -> float:
+    """Give the mean over the response's tokens of KL(p(. | prompt, y_<t) || p(. | other, y_<t)), in nats, >= 0."""
+    one, two = (_log_probabilities(scorer, ids, response) for ids in (prompt, other))
+    return float(torch.nn.functional.kl_div(two, one, log_target=True, reduction="none").sum(-1).mean())
+
+
+@torch.no_grad()
+def _log_probabilities(scorer: SemGradScorer, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
+    """Read a response after a prompt and give the output distribution at each of its tokens, [T, V]."""
+    ids = torch.tensor([[*prompt, *response]], device=scorer.model.device)
+    logits = scorer.model(input_ids=ids, use_cache=False, logits_to_keep=len(response) + 1).logits[0, :-1]
+    return torch.log_softmax(logits.double(), dim=-1)
+
+
+def _spearman(doubt: metrics.Numbers, changes: metrics.Numbers) -> float:
+    """Correlate ranks; NaN where one of them is constant."""
+    return float(spearmanr(doubt, changes).statistic) if np.ptp(doubt) > 0 and np.ptp(changes) > 0 else math.nan
+
+
+_BATCH = 16
+LAST = 10  # prompt tokens from the end that are looked at one by one
+
+
+@dataclass(frozen=True)
+class Placement:
+    """AUROC of SemGrad by place, 0.5 being chance.
+
+    `by_state[l][t - 1]` is that of the gradient at hidden state l of the t-th prompt token from the end, whose text is
+    `tokens[t - 1]`; `choices` that of ways to choose the token, each over the upper half of the layers and over all,
+    with 95 % intervals; `questions` how many it was measured on.
+    """
+
+    by_state: tuple[tuple[float, ...], ...]
+    tokens: tuple[str, ...]
+    choices: dict[str, dict[str, tuple[float, float, float]]]
+    questions: int
+
+
+def placement(
+    scorer: SemGradScorer,
+    results: Sequence[Result],
+    prompt: str | PromptForm,
+    preservation: Preservation | None,
+    *,
+    most: int = 1000,
+    repeats: int = 1000,
+    seed: int = 0,
+) -> Placement | None:
+    """Score answers at all their prompt tokens at once, and compare; None where right and wrong answers are not both.
+
+    Args:
+        scorer: its model is used; its own token is the rule's.
+        results: answers with labels and scores; no more than `most` of them, drawn by chance.
+        prompt: how they were asked.
+        preservation: names one more token.
+        most: questions at most, since reading whole prompts with gradients costs.
+        repeats: of the bootstrap.
+        seed: of the draw, the random tokens, and the bootstrap.
+    """
+    usable = [result for result in results if result.correct is not None and result.score is not None]
+    rng = random.Random(seed)
+    drawn = rng.sample(usable, min(most, len(usable)))
+    correct = np.array([bool(result.correct) for result in drawn])
+    if len(np.unique(correct)) < 2:
+        return None
+
+    count = scorer.model.config.get_text_config(decoder=True).num_hidden_layers
+    upper = list(resolved_span("upper-half", count))
+    wanted = {"by the template": scorer.token_position or 1, "the last token": 1}
+    if preservation is not None:
+        wanted["by the preservation score"] = preservation.position(upper)
+    names = (*wanted, "a random prompt token", "the embeddings of all tokens")
+    chosen: dict[str, list[metrics.Numbers]] = {name: [] for name in names}
+    states = _states(scorer, drawn, prompt)
+    for tokens in states:
+        for name, position in wanted.items():
+            chosen[name].append(tokens[position - 1])
+        chosen["a random prompt token"].append(tokens[rng.randrange(len(tokens))])
+        chosen["the embeddings of all tokens"].append(np.repeat(tokens[:, 0].mean(), count))
+    shortest = min(LAST, *(len(tokens) for tokens in states))
+    cut = np.array([tokens[:shortest] for tokens in states])
+    groups = [result.about for result in drawn]
+
+    def found(rows: list[metrics.Numbers], span: list[int]) -> tuple[float, float, float]:
+        doubt = np.array(rows)[:, span].mean(1)
+        low, high = metrics.bootstrap(metrics.auroc, doubt, correct, groups=groups, repeats=repeats, seed=seed)
+        return metrics.auroc(doubt, correct), low, high
+
+    last = prompt_ids(scorer, drawn[0].query, prompt)[::-1][:shortest]
+    return Placement(
+        by_state=tuple(
+            tuple(metrics.auroc(cut[:, token, layer], correct) for token in range(shortest)) for layer in range(count)
+        ),
+        tokens=tuple(str(scorer.tokenizer.decode([token])) for token in last),
+        choices={
+            name: {"upper half": found(rows, upper), "all layers": found(rows, list(range(count)))}
+            for name, rows in chosen.items()
+        },
+        questions=len(drawn),
+    )
+
+
+def _states(scorer: SemGradScorer, results: Sequence[Result], prompt: str | PromptForm) -> list[metrics.Numbers]:
+    """Give SemGrad at every prompt token and layer, [P, L] for each answer, the last token first.
+
+    For prompts of one length, a scorer whose t* is their first token gives all others as those after it.
+    """
+    prompts = [prompt_ids(scorer, result.query, prompt) for result in results]
+    found: dict[int, metrics.Numbers] = {}
+    with tqdm(total=len(results), desc="scoring at every prompt token") as bar:
+        for length in sorted({len(ids) for ids in prompts}):
+            whole = scorer.adjusted(token_position=length, span="all", later=True, unweighted=False)
+            members = [index for index, ids in enumerate(prompts) if len(ids) == length]
+            for start in range(0, len(members), _BATCH):
+                batch = members[start : start + _BATCH]
+                responses = [results[index].response_ids for index in batch]
+                scores = whole.score_ids([prompts[index] for index in batch], responses, parameters=False)
+                for index, score in zip(batch, scores, strict=True):
+                    found[index] = np.array([score.layers, *score.later])[::-1]
+                bar.update(len(batch))
+    return [found[index] for index in range(len(results))]
+
+
+def ablation(
+    results: Sequence[Result], parts: Mapping[str, Sequence[Result]], *, repeats: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """Fit the regression anew on these results, in folds by what they are about, with all features and with fewer.
+
+    The profile's own regression is not touched: it was fitted on other questions. Every answer is judged by a fit that
+    has not seen its group.
+
+    Args:
+        results: of one run; those without a label or a score are left out.
+        parts: parts of them to give the AUROC on.
+        repeats: of the bootstrap.
+        seed: of the bootstrap.
+
+    Returns:
+        By set of features, and part: AUROC, and by how much it lies under that of everything, with a paired 95 %
+        interval; `missing` says why there is nothing.
+    """
+    usable = [result for result in results if result.correct is not None and result.score is not None]
+    scores = [result.score for result in usable if result.score is not None]
+    correct, groups = [bool(result.correct) for result in usable], [result.about for result in usable]
+    if not scores:
+        return {"missing": "no answer has both a label and a score", "sets": {}}
+    try:
+        predicted = {
+            name: (len(features), -np.array(out_of_fold(scores, correct, features, groups)))
+            for name, features in _sets(scores[0]).items()
+        }
+    except DataError as error:
+        return {"missing": str(error), "sets": {}}
+    place = {result.query: index for index, result in enumerate(usable)}
+    chosen = {
+        part: np.array([place[result.query] for result in members if result.query in place], dtype=int)
+        for part, members in parts.items()
+    }
+    (_, everything), right = predicted["everything"], np.array(correct)
+    return {
+        "missing": "",
+        "sets": {
+            name: {"features": count}
+            | {
+                part: _loss(doubt[own], everything[own], right[own], [groups[index] for index in own], repeats, seed)
+                for part, own in chosen.items()
+                if len(np.unique(right[own])) > 1
+            }
+            for name, (count, doubt) in predicted.items()
+        },
+    }
+
+
+def _sets(score: Score) -> dict[str, tuple[str, ...]]:
+    layers, later = layer_features(score), later_features(score)
+    sets = {
+        "everything": (*SCALARS, *layers, *later),
+        "without the tokens after t*": (*SCALARS, *layers),
+        "SemGrad's mean instead of its layers": (*SCALARS, "semgrad"),
+        "without gradients at hidden states": SCALARS,
+        "without gradients": WITHOUT_GRADIENTS,
+        "SemGrad by layer, at all tokens, alone": (*layers, *later),
+    }
+    return {name: features for name, features in sets.items() if later or name != "without the tokens after t*"}
+
+
+def _loss(
+    doubt: metrics.Numbers, everything: metrics.Numbers, right: Any, groups: list[str], repeats: int, seed: int
+) -> dict[str, Any]:
+    def loss(with_all: metrics.Numbers, with_fewer: metrics.Numbers, correct: Any) -> float:
+        return metrics.auroc(with_all, correct) - metrics.auroc(with_fewer, correct)
+
+    interval = metrics.bootstrap(loss, everything, doubt, right, groups=groups, repeats=repeats, seed=seed)
+    return {"auroc": metrics.auroc(doubt, right), "loss": loss(everything, doubt, right), "loss_interval": interval}
+
 
 _GROUPS = 200  # questions that the preservation score is measured on
 

@@ -11,28 +11,37 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
 from pydantic import ConfigDict, Field, field_validator
 
-from semgrad_guard.calibration.agreement import agreed_prompt
 from semgrad_guard.calibration.answers import answered
-from semgrad_guard.calibration.calibrate import Method
-from semgrad_guard.calibration.drift import Watch
+from semgrad_guard.calibration.drift import RawWatch, Watch
 from semgrad_guard.calibration.examples import Example, calibrated_prompt, examples_of
+from semgrad_guard.calibration.fit import Method
 from semgrad_guard.calibration.from_examples import calibrated_profile
 from semgrad_guard.calibration.labels import Labeler, labeler, tolerant
-from semgrad_guard.calibration.profile import Profile
+from semgrad_guard.calibration.profile import Profile, agreed_prompt
 from semgrad_guard.calibration.prompts import BARE, PromptForm
-from semgrad_guard.calibration.raw_watch import RawWatch
 from semgrad_guard.calibration.verdict import Standard, checked_raw
 from semgrad_guard.errors import ConfigurationError
-from semgrad_guard.langchain.asking import Asking, Context, Manner, chat_model_for, profile_of
+from semgrad_guard.langchain.answering import (
+    Asking,
+    Context,
+    Manner,
+    asettled,
+    chat_model_for,
+    last_of_stream,
+    profile_of,
+    settled,
+)
 from semgrad_guard.langchain.chat_model import ChatSemGrad
-from semgrad_guard.langchain.generation_settings import NAMES
-from semgrad_guard.langchain.messages import last_question, to_messages
-from semgrad_guard.langchain.outgoing import last_of_stream
-from semgrad_guard.langchain.prompts import asked_with, labelled_example, prompt_form
-from semgrad_guard.langchain.retrieve import Retrieve, retry_with
-from semgrad_guard.langchain.settling import asettled, settled
-from semgrad_guard.langchain.source import with_tokenizer
-from semgrad_guard.langchain.tools import offered
+from semgrad_guard.langchain.messages import (
+    asked_with,
+    labelled_example,
+    last_question,
+    offered,
+    prompt_form,
+    to_messages,
+)
+from semgrad_guard.langchain.routes import Retrieve, retry_with
+from semgrad_guard.langchain.source import NAMES, with_tokenizer
 from semgrad_guard.records import checked_confidence
 from semgrad_guard.routing.attempts import as_routes
 from semgrad_guard.routing.ladder import Answer

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+import bm25s
+from langchain_core.callbacks import CallbackManagerForRetrieverRun
+from langchain_core.documents import Document
 from langchain_core.messages import BaseMessage
+from langchain_core.retrievers import BaseRetriever
+from pydantic import Field
 
 from semgrad_guard.errors import RetrievalError
 from semgrad_guard.records import Source
@@ -60,3 +65,32 @@ def _text(passage: object) -> str | None:
         return passage
     found = passage.get("page_content") if isinstance(passage, Mapping) else getattr(passage, "page_content", None)
     return found if isinstance(found, str) else None
+
+
+class BM25Retriever(BaseRetriever):
+    """Find the documents that share the rarest words with a query; those that share none are left out."""
+
+    documents: list[Document]
+    k: int = Field(default=3, ge=1)
+    index: Any = Field(repr=False, exclude=True)
+
+    @classmethod
+    def from_texts(cls, texts: Sequence[str], *, k: int = 3) -> BM25Retriever:
+        """Index texts; `metadata["index"]` of a document is the text's place in the sequence."""
+        index = bm25s.BM25()
+        index.index(_words(list(texts)), show_progress=False)
+        documents = [Document(text, metadata={"index": place}) for place, text in enumerate(texts)]
+        return cls(documents=documents, k=k, index=index)
+
+    def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
+        most = min(self.k, len(self.documents))
+        places, scores = self.index.retrieve(_words([query]), k=most, show_progress=False)
+        return [
+            self.documents[place]
+            for place, score in zip(places[0].tolist(), scores[0].tolist(), strict=True)
+            if score > 0
+        ]
+
+
+def _words(texts: list[str]) -> Any:
+    return bm25s.tokenize(texts, stopwords="en", show_progress=False)

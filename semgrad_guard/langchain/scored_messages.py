@@ -1,25 +1,56 @@
-"""From generations to `AIMessage`s: their text, their tool calls, and the scores of the answer and of every call."""
+"""From generations to `AIMessage`s with their scores, and from those to judged answers."""
 
 from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from langchain_core.messages import AIMessage
 from langchain_core.messages.ai import OutputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import invalid_tool_call, tool_call
+from transformers import PreTrainedTokenizerBase
 
-from semgrad_guard.errors import described, named
-from semgrad_guard.langchain.logprobs import as_openai
+from semgrad_guard.calibration.verdict import Standard
+from semgrad_guard.errors import ConfigurationError, described, named
 from semgrad_guard.model.load import revision
-from semgrad_guard.model.responses import Response, take_apart
+from semgrad_guard.model.responses import ParsedResponse, Response, ToolCall, take_apart
 from semgrad_guard.model.text_spans import is_blank, token_spans
-from semgrad_guard.model.tool_calls import ParsedResponse, ToolCall
-from semgrad_guard.records import Generation, Score
-from semgrad_guard.scoring.scorer import SemGradScorer
-from semgrad_guard.scoring.spans import TokenSpan
+from semgrad_guard.records import AnswerKind, CallConfidence, Generation, Score, TokenLogProb, Verdict
+from semgrad_guard.routing.ladder import Answer
+from semgrad_guard.scoring.scorer import SemGradScorer, TokenSpan
+
+
+def asked_for(given: dict[str, Any]) -> int | None:
+    """Take `logprobs` and `top_logprobs` out of what a call was given: how many alternatives; None for nothing.
+
+    Raises:
+        ConfigurationError: `top_logprobs` without `logprobs=True`, or no whole number >= 0.
+    """
+    logprobs, most = given.pop("logprobs", None), given.pop("top_logprobs", None)
+    if most is not None and not (logprobs and isinstance(most, int) and most >= 0):
+        raise ConfigurationError(
+            f"logprobs={logprobs!r}, top_logprobs={most!r}: expected logprobs=True and a whole number >= 0."
+        )
+    return (most or 0) if logprobs else None
+
+
+def as_openai(tokenizer: PreTrainedTokenizerBase, log_probs: Sequence[TokenLogProb]) -> dict[str, Any]:
+    """Give `{"content": [{"token", "logprob", "bytes", "top_logprobs"}, ...]}`; log-probabilities are in nats."""
+
+    def entry(token: int, log_prob: float) -> dict[str, Any]:
+        text = str(tokenizer.decode([token]))
+        whole = "\ufffd" not in text  # a token may hold a part of a character only, which has no text
+        return {"token": text, "logprob": log_prob, "bytes": list(text.encode()) if whole else None}
+
+    return {
+        "content": [
+            {**entry(found.token, found.log_prob), "top_logprobs": [entry(*other) for other in found.top]}
+            for found in log_probs
+        ]
+    }
+
 
 logger = logging.getLogger(__name__)
 
@@ -163,3 +194,66 @@ def _misfit(parsed: ParsedResponse, tools: Sequence[dict[str, Any]]) -> str:
             what = f"lacks {sorted(missing)}" if missing else f"has {sorted(unknown)}, which it does not take"
             return f"the call of {call.name!r} {what}"
     return ""
+
+
+def judged(
+    message: AIMessage, standard: Standard, *, grounded: bool, for_tool: Callable[[str], Standard] | None = None
+) -> Answer:
+    """Judge a message of `ChatSemGrad`; of several tool calls, and text beside them, the least sure speaks for all.
+
+    Args:
+        message: carries its scores.
+        standard: what it must reach.
+        grounded: it was given from passages, or from the results of tools.
+        for_tool: gives what the calls of a tool must reach, by its name; the same standard where it is left out.
+    """
+    record = message.response_metadata["semgrad"]
+    kind: AnswerKind = "grounded" if grounded else "answer"
+    whole = standard.judge(_score(record["scores"]), record["failure"], kind)
+    calls = call_verdicts(message, for_tool or (lambda tool: standard))
+    verdicts = list(calls.values())
+    if not calls or message.content:
+        verdicts.append(whole)
+    verdict = whole if record["failure"] else min(verdicts, key=lambda found: (found.passed, found.confidence or 0.0))
+    sure = {
+        id_: CallConfidence(
+            name=call["name"],
+            confidence=calls[id_].confidence,
+            arguments={
+                name: standard.confidence(_score(plain), "argument") for name, plain in call["arguments"].items()
+            },
+        )
+        for id_, call in record["tool_calls"].items()
+    }
+    return Answer(_shown(message), verdict, message, sure)
+
+
+def call_verdicts(message: AIMessage, for_tool: Callable[[str], Standard]) -> dict[str, Verdict]:
+    """Judge each tool call of a message of `ChatSemGrad`, by its id; in a message that failed, none passes."""
+    record = message.response_metadata["semgrad"]
+    return {
+        id_: for_tool(call["name"]).judge(_score(call["scores"]), record["failure"], "tool_call").about(call["name"])
+        for id_, call in record["tool_calls"].items()
+    }
+
+
+def watched_score(message: AIMessage, *, grounded: bool) -> Score | None:
+    """Give the score of a first answer from memory, which may tell of drift; None of any other, or without one.
+
+    Answers that failed are left out, as they were in fitting.
+    """
+    record = message.response_metadata["semgrad"]
+    return None if grounded or record["failure"] or record["tool_calls"] else _score(record["scores"])
+
+
+def _score(plain: dict[str, Any] | None) -> Score | None:
+    return None if plain is None else Score.model_validate(plain)
+
+
+def _shown(message: AIMessage) -> str:
+    """Show a message in words: its text, and its tool calls as they would be written in code."""
+    calls = [
+        f"{call['name']}({', '.join(f'{name}={value!r}' for name, value in call['args'].items())})"
+        for call in message.tool_calls
+    ]
+    return "\n".join([*([str(message.content)] if message.content else []), *calls])

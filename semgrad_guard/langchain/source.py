@@ -1,20 +1,196 @@
-"""Where the model comes from: a name, a pair, or a LangChain model the user already has."""
+"""What a user has: a model behind whatever holds it, and settings of a generation, checked and put together."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from langchain_core.language_models import BaseLanguageModel
 from langchain_core.runnables import Runnable, RunnableBinding
 from langchain_huggingface import ChatHuggingFace, HuggingFacePipeline
-from transformers import Pipeline, PreTrainedModel, PreTrainedTokenizerBase, TextGenerationPipeline
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from transformers import GenerationConfig, Pipeline, PreTrainedModel, PreTrainedTokenizerBase, TextGenerationPipeline
 
 from semgrad_guard._compat import pipeline_settings
-from semgrad_guard.errors import ConfigurationError, UnsupportedModelError
-from semgrad_guard.langchain.generation_settings import NAMES, layer, of_pipeline, over
+from semgrad_guard.errors import ConfigurationError, PromptTooLongError, UnsupportedModelError
 from semgrad_guard.model.load import load_model, without_adapter_shell
-from semgrad_guard.settings import shown
+from semgrad_guard.settings import first_fault, shown, unknown_name
+
+# LangChain's names beside those of `model.generate`.
+_SYNONYMS = {
+    "max_tokens": "max_new_tokens",
+    "max_completion_tokens": "max_new_tokens",
+    "timeout": "max_time",
+    "stop_strings": "stop",
+    "stop_sequences": "stop",
+}
+_PLAIN = ("temperature", "top_p", "top_k", "seed")  # the same name on both sides
+# The plain fields of the chat model, and what they are called here.
+FIELDS = {name: _SYNONYMS.get(name, name) for name in ("max_tokens", *_PLAIN, "timeout", "stop")}
+# What only does something where tokens are drawn.
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_BESIDE = ("generation_config", "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn")
+_OF_GENERATE = {name for name in vars(GenerationConfig()) if not name.startswith("_")} - {"transformers_version"}
+NAMES = frozenset(_OF_GENERATE | set(_BESIDE) | set(_SYNONYMS) | {"seed", "stop"})
+
+_COLDEST = 0.01  # a temperature below it is none: dividing logits by it would leave the range of numbers
+_SEEDS = 2**63
+
+
+class _Values(BaseModel):
+    """The settings whose values are checked here; transformers checks the others."""
+
+    model_config = ConfigDict(strict=True, extra="allow", arbitrary_types_allowed=True)
+
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    max_length: int | None = Field(default=None, ge=1)
+    max_time: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    temperature: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=0)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    do_sample: bool | None = None
+    num_beams: int | None = Field(default=None, ge=1)
+    repetition_penalty: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    seed: int | None = Field(default=None, ge=-_SEEDS, lt=2 * _SEEDS)
+    stop: list[str] | None = None
+    generation_config: GenerationConfig | None = None
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _texts(cls, stop: Any) -> Any:
+        """Take one text for a list of one; a text that is empty would stop everything."""
+        texts = [stop] if isinstance(stop, str) else list(stop) if isinstance(stop, tuple) else stop
+        if isinstance(texts, list) and not all(isinstance(text, str) and text for text in texts):
+            raise ValueError("expected a text, or a list of texts, none of them empty")
+        return texts
+
+
+def layer(*settings: Mapping[str, Any], owner: type[BaseModel], known: Collection[str] = ()) -> dict[str, Any]:
+    """Check the settings of one layer, and give them by the names of `model.generate`, `seed` and `stop`.
+
+    None stands for a setting that is not made.
+
+    Args:
+        settings: of one layer, wherever they were written.
+        owner: whose settings they are, for errors.
+        known: other names that are allowed there, to be suggested.
+
+    Raises:
+        ConfigurationError: a name is unknown, a value has a wrong type or is out of range, or two of them contradict
+            each other.
+    """
+    found: dict[str, Any] = {}
+    written: dict[str, str] = {}
+    for name, value in (item for mapping in settings for item in mapping.items()):
+        if name not in NAMES:
+            raise ConfigurationError(unknown_name(owner.__name__, str(name), [*FIELDS, *known], sorted(NAMES)))
+        place = _SYNONYMS.get(name, name)
+        if value is None and place in _Values.model_fields:
+            continue
+        if place in found and not _same(found[place], value):
+            raise ConfigurationError(
+                f"{owner.__name__}: {written[place]}={shown(found[place])} and {name}={shown(value)} contradict each "
+                "other; give one of them."
+            )
+        found[place], written[place] = value, name
+    try:
+        values = _Values.model_validate(found)
+    except ValidationError as error:
+        raise ConfigurationError(first_fault(error, owner, written)) from None
+    found |= {name: getattr(values, name) for name in found if name in _Values.model_fields}
+    _check_agreement(found, written, owner)
+    return found
+
+
+def over(base: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """Let a layer stand over an earlier one: what it says of length or of sampling replaces what was said of that."""
+    gone: set[str] = set()
+    if "max_new_tokens" in later or "max_length" in later:
+        gone |= {"max_new_tokens", "max_length"}
+    if any(name in later for name in ("do_sample", *_SAMPLING)):
+        gone |= {"do_sample"}
+    if later.get("do_sample") is False:
+        gone |= set(_SAMPLING)
+    elif later.get("do_sample") and _greedy(base):
+        gone |= {"temperature"}
+    return {name: value for name, value in base.items() if name not in gone} | dict(later)
+
+
+def of_pipeline(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the settings of a pipeline as transformers does: what contradicts there has no effect."""
+    settings = {name: value for name, value in settings.items() if value is not None}
+    idle = set(_SAMPLING) if settings.get("do_sample") is False else set()
+    if "max_new_tokens" in settings:
+        idle.add("max_length")
+    return {name: value for name, value in settings.items() if name not in idle}
+
+
+def for_model(settings: Mapping[str, Any], prompt: int | None = None) -> dict[str, Any]:
+    """Give what `generate` takes: sampling or not, and the most tokens of the response.
+
+    Args:
+        settings: of all layers.
+        prompt: length of the prompt in tokens; None leaves `max_length` as it is.
+
+    Raises:
+        PromptTooLongError: `max_length`, which counts the prompt too, leaves no token for the response.
+    """
+    found = dict(settings)
+    config = found.get("generation_config")
+    if config is not None and config.max_length is not None and config.max_new_tokens is None:
+        found.setdefault("max_length", config.max_length)
+    if prompt is not None and (longest := found.pop("max_length", None)) is not None and "max_new_tokens" not in found:
+        if prompt >= longest:
+            raise PromptTooLongError(
+                f"The prompt has {prompt} tokens, and max_length={longest} counts them too: none are left for the "
+                "response. Set max_tokens, which counts the response alone."
+            )
+        found["max_new_tokens"] = longest - prompt
+    marks = found.pop("stop", None)
+    if marks:
+        found["stop_strings"] = list(marks)
+    if found.get("do_sample") is False or _greedy(found):
+        return {name: value for name, value in found.items() if name not in _SAMPLING} | {"do_sample": False}
+    if any(name in found for name in _SAMPLING):
+        found.setdefault("do_sample", True)
+    return found
+
+
+def as_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the fields of the chat model that say the same: the standard ones plain, the others as `generation`."""
+    plain = {field: settings.get(name) for field, name in FIELDS.items()}
+    others = {name: value for name, value in settings.items() if name not in FIELDS.values()}
+    if settings.get("temperature") is not None:
+        others.pop("do_sample", None)  # the temperature says so already
+    return plain | {"generation": others}
+
+
+def _greedy(settings: Mapping[str, Any]) -> bool:
+    temperature = settings.get("temperature")
+    return temperature is not None and temperature < _COLDEST
+
+
+def _same(first: Any, second: Any) -> bool:
+    return first is second or bool(first == second)
+
+
+def _check_agreement(found: Mapping[str, Any], written: Mapping[str, str], owner: type[BaseModel]) -> None:
+    temperature, sampled = found.get("temperature"), found.get("do_sample")
+    pairs = [
+        ("do_sample", "temperature", sampled is False and bool(temperature)),
+        ("do_sample", "temperature", sampled is True and temperature == 0),
+        ("do_sample", "top_p", sampled is False and found.get("top_p", 1) != 1),
+        ("max_new_tokens", "max_length", "max_new_tokens" in found and "max_length" in found),
+    ]
+    for first, second, wrong in pairs:
+        if wrong:
+            raise ConfigurationError(
+                f"{owner.__name__}: {written[first]}={shown(found[first])} and {written[second]}="
+                f"{shown(found[second])} contradict each other; give one of them."
+            )
+
 
 LocalModel = tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]
 

@@ -10,8 +10,8 @@ from langchain_core.messages import AIMessage, AIMessageChunk, message_chunk_to_
 from langchain_core.messages.tool import tool_call_chunk
 from transformers import PreTrainedTokenizerBase, TextIteratorStreamer
 
-from semgrad_guard.langchain.request import Request
-from semgrad_guard.model.reasoning import CLOSE, OPEN, apart, begins_inside, marks_reasoning
+from semgrad_guard.langchain.batching import Request
+from semgrad_guard.model.responses import CLOSE, OPEN, apart, begins_inside, marks_reasoning
 
 
 class Shown(NamedTuple):

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from semgrad_guard._compat import forget_quantization
-from semgrad_guard.extras import needs
+from semgrad_guard.errors import needs
 from semgrad_guard.model.chat_template import end_of_turn
 from semgrad_guard.model.checkpoint import GGUF_MAGIC, cannot_load
 

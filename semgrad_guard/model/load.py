@@ -14,8 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from semgrad_guard._compat import commit_of, note_commit, quiet_loading, unpacked_gguf
-from semgrad_guard.errors import ConfigurationError
-from semgrad_guard.extras import needs
+from semgrad_guard.errors import ConfigurationError, needs
 from semgrad_guard.model.checkpoint import cannot_load, first_line, hub_commit, locate
 from semgrad_guard.model.gguf_file import finish, read_header
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 from functools import partial
 from types import MethodType
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from semgrad_guard._compat import children, separate
@@ -51,3 +52,33 @@ def decoder_layers(model: PreTrainedModel, decoder: nn.Module) -> nn.ModuleList:
     raise UnsupportedModelError(
         f"{type(model).__name__} has no list of {count} decoder layers, so no gradient at a layer can be taken."
     )
+
+
+class Boundary:
+    """A mirror of the model to generate with, and what comes to the input of a layer meanwhile."""
+
+    def __init__(self, model: PreTrainedModel, layer: int, tail: int) -> None:
+        """Watch a layer's input: its last `tail` columns of the prompt, and every column after it."""
+        self.model = mirror(model)
+        self._tail = tail
+        self._kept: list[Tensor] = []
+        watched = decoder_layers(model, self.model.get_decoder())[layer]
+        watched.register_forward_pre_hook(self._keep, with_kwargs=True)
+
+    def _keep(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = args[0] if args else kwargs["hidden_states"]
+        self._kept.append(given[:, -self._tail :].clone() if not self._kept else given)
+
+    def states(self, columns: int) -> Tensor | None:
+        """Give what was kept, [B, columns, D]; None where generation did not go token by token."""
+        if not self._kept or sum(part.shape[1] for part in self._kept) != columns:
+            return None
+        return torch.cat(self._kept, dim=1)
+
+
+class PassThrough(nn.Module):
+    """Stands in for a layer below the boundary: gives back what it is given."""
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Do nothing."""
+        return hidden_states

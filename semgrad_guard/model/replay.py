@@ -1,9 +1,4 @@
-"""Run the end of a sequence again, with gradients, on top of what is already known of its beginning.
-
-Positions before the semantic preserving token t* do not depend on it: their keys and values are constants. So only
-the suffix, from t* on, is run again, and its graph begins at the lowest hidden state that a gradient is asked for.
-Nothing of the user's model is touched: hooks are set on a mirror of its modules, which is thrown away.
-"""
+"""Running a sequence's end again, with gradients, on the generation's cache where that is exact; the output head."""
 
 from __future__ import annotations
 
@@ -18,9 +13,54 @@ from transformers import DynamicCache, PreTrainedModel
 
 from semgrad_guard._compat import cache_argument, cache_of, linear_layers, plain_keys_and_values
 from semgrad_guard.errors import UnsupportedModelError
-from semgrad_guard.model.boundary import PassThrough
-from semgrad_guard.model.mirror import decoder_layers, mirror
+from semgrad_guard.model.mirror import PassThrough, decoder_layers, mirror
 from semgrad_guard.records import GenerationBatch, Path
+
+
+@dataclass(frozen=True)
+class Head:
+    """logits = cap * tanh(scale * W h / cap), where cap and scale are those of the model's configuration.
+
+    `scale` is Cohere's `logit_scale` or the inverse of Granite's `logits_scaling`; `cap` is Gemma's
+    `final_logit_softcapping`, None where there is none.
+    """
+
+    module: torch.nn.Module
+    scale: float
+    cap: float | None
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Head:
+        """Read the head of a model from its modules and configuration."""
+        module = model.get_output_embeddings()
+        if module is None:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} has no output embeddings; a causal language model with a head is expected. "
+                "Load it with AutoModelForCausalLM."
+            )
+        config = model.config.get_text_config(decoder=True)
+        scale = float(getattr(config, "logit_scale", None) or 1.0) / float(
+            getattr(config, "logits_scaling", None) or 1.0
+        )
+        cap = getattr(config, "final_logit_softcapping", None)
+        return cls(module, scale, None if cap is None else float(cap))
+
+    def raw(self, hidden: Tensor) -> Tensor:
+        """Apply the linear part alone: W h, in the module's own precision."""
+        output: Tensor = self.module(hidden)
+        return output
+
+    def transform(self, raw: Tensor) -> Tensor:
+        """Turn W h into logits, in float32 or better."""
+        wide = raw if raw.dtype == torch.float64 else raw.float()
+        logits = wide if self.scale == 1.0 else wide * self.scale
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
+    def pull_back(self, gradient: Tensor, logits: Tensor) -> Tensor:
+        """Turn a gradient at the logits into one at W h, in closed form."""
+        if self.cap is not None:
+            gradient = gradient * (1.0 - (logits / self.cap).square())
+        return gradient if self.scale == 1.0 else gradient * self.scale
 
 
 @dataclass(frozen=True)

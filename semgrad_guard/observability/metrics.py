@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Literal, get_args
 
-from semgrad_guard.errors import described
-from semgrad_guard.extras import needs
+from semgrad_guard.errors import described, needs
 from semgrad_guard.records import DECISIONS as OURS
 from semgrad_guard.review.items import ReviewStatistics, Status
 from semgrad_guard.scoring.observers import ScoringPass, listening

@@ -15,8 +15,8 @@ from uuid import UUID
 
 from langchain_core.messages import AIMessage, BaseMessage
 
-from semgrad_guard.extras import needs
-from semgrad_guard.langchain.child_runs import in_metadata
+from semgrad_guard.errors import needs
+from semgrad_guard.langchain.drafts import in_metadata
 from semgrad_guard.langchain.messages import to_messages
 from semgrad_guard.observability.runs import RunTree, Start
 from semgrad_guard.version import VERSION

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from semgrad_guard.extras import needs
+from semgrad_guard.errors import needs
 from semgrad_guard.review.items import ReviewEvent, ReviewFilter, ReviewItem, ReviewStatistics
 
 if TYPE_CHECKING:

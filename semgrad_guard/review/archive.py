@@ -13,7 +13,6 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import StaleDataError
 
-from semgrad_guard.durations import DAY, check_seconds
 from semgrad_guard.errors import ConfigurationError, ReviewConflictError, ReviewError
 from semgrad_guard.review.database import Database
 from semgrad_guard.review.items import (
@@ -27,6 +26,7 @@ from semgrad_guard.review.items import (
     labelled_examples,
 )
 from semgrad_guard.review.tables import Event, Review, having, matching
+from semgrad_guard.settings import DAY, check_seconds
 
 T = TypeVar("T")
 _TRIES = 10

@@ -13,12 +13,12 @@ from uuid import uuid4
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from semgrad_guard.durations import check_seconds
 from semgrad_guard.errors import ReviewConflictError
 from semgrad_guard.review.archive import ReviewArchive, check, found, note, storable
 from semgrad_guard.review.items import ReviewItem, Status
 from semgrad_guard.review.tables import Review, having
 from semgrad_guard.routing.routes import ReviewAnswer, ReviewRequest
+from semgrad_guard.settings import check_seconds
 
 _POLLS = (0.05, 1.0)  # seconds between looks while waiting: the first, and the longest
 

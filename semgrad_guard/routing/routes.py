@@ -10,12 +10,11 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from semgrad_guard.durations import SecondsOrNone, SecondsOrZero
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.records import CallConfidence, Score, Source, TokenDoubt
 from semgrad_guard.routing.ladder import DEFAULT_ABSTENTION, Outcome, Situation
-from semgrad_guard.routing.timeouts import await_within, call_within
-from semgrad_guard.settings import Settings
+from semgrad_guard.routing.limits import await_within, call_within
+from semgrad_guard.settings import SecondsOrNone, SecondsOrZero, Settings
 
 DEFAULT_PENDING = "I am not sure enough to answer that by myself; a human has been asked. Please come back later."
 

@@ -3,31 +3,96 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, overload
+from typing import Any, Literal, cast, overload
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from semgrad_guard._compat import warn_of_untested_versions
-from semgrad_guard.errors import ConfigurationError, TokenPositionError
+from semgrad_guard.errors import ConfigurationError, EmptyResponseError, TokenPositionError
 from semgrad_guard.model.chat_template import semantic_position
-from semgrad_guard.model.check import check_model, check_sequences
+from semgrad_guard.model.check import check_model, check_sequences, check_tokenizer
 from semgrad_guard.model.generate import generate
-from semgrad_guard.model.head import Head
 from semgrad_guard.model.load import without_adapter_shell
-from semgrad_guard.model.readiness import check_tokenizer
-from semgrad_guard.model.replay import Layout
+from semgrad_guard.model.replay import Head, Layout
 from semgrad_guard.model.text_spans import pieces
 from semgrad_guard.records import Generation, Score, TokenDoubt
 from semgrad_guard.scoring.budget import Budget
-from semgrad_guard.scoring.engine import Pass
-from semgrad_guard.scoring.gradients import Norm, shares
-from semgrad_guard.scoring.objective import Reduction
 from semgrad_guard.scoring.observers import observed
-from semgrad_guard.scoring.readout import as_score
-from semgrad_guard.scoring.spans import Span, TokenSpan, pieces_of, resolved_span, whole
-from semgrad_guard.scoring.upper import refusal
+from semgrad_guard.scoring.semgrad import Norm, Pass, Reduction, as_score, shares
+
+Span = Literal["upper-half", "all"] | Sequence[int]
+TokenSpan = tuple[int, int] | Sequence[tuple[int, int]]
+
+
+def resolved_span(span: Span, count: int) -> tuple[int, ...]:
+    """Resolve a span against the number of decoder layers L."""
+    if span == "upper-half":
+        return tuple(range(count - max(count // 2, 1), count))
+    if span == "all":
+        return tuple(range(count))
+    if isinstance(span, str) or not span or not all(isinstance(layer, int) and 0 <= layer < count for layer in span):
+        raise ConfigurationError(
+            f"span={span!r}: expected 'upper-half', 'all', or layer indices from 0 (embeddings) to {count - 1}."
+        )
+    return tuple(sorted(set(span)))
+
+
+def whole(generations: Sequence[Generation]) -> list[list[TokenSpan]]:
+    """Give each generation one span: its whole response."""
+    return [[(0, len(generation.response_ids))] for generation in generations]
+
+
+def pieces_of(span: TokenSpan, length: int) -> list[tuple[int, int]]:
+    """Give the (start, stop) pairs of a span, checked against the response's length."""
+    pairs = cast(list[tuple[int, int]], [span] if span and isinstance(span[0], int) else list(span))
+    for start, stop in pairs:
+        if not 0 <= start <= stop <= length:
+            raise ConfigurationError(f"The span ({start}, {stop}) does not lie in a response of {length} tokens.")
+    if all(start == stop for start, stop in pairs):
+        raise EmptyResponseError(f"The span {span} has no tokens; there is nothing to score.")
+    return pairs
+
+
+_TOKENS = 4
+_TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-8}  # in half precision a batch of another shape rounds otherwise
+_ROUGH = 0.05
+
+
+def refusal(scorer: SemGradScorer) -> str:
+    """Say why the layers below the span cannot be left out when this model is scored; empty if they can.
+
+    A few tokens are generated and scored both ways.
+    """
+    keep = scorer.keep
+    if keep is None:
+        return "the span begins at the embeddings, or t* is not known beforehand: there is no layer to leave out"
+    vocabulary = scorer.model.config.get_text_config(decoder=True).vocab_size
+    prompts = [[1 + token % (vocabulary - 1) for token in range(length)] for length in (keep[1] + 2, keep[1] + 5)]
+    settings: dict[str, Any] = {"max_new_tokens": _TOKENS, "min_new_tokens": _TOKENS, "do_sample": False}
+    try:
+        kept = generate(scorer.model, scorer.tokenizer, prompts, keep=keep, **settings)
+        upper = scorer.score(kept)
+    except Exception as error:  # a model built in a way that this was not made for
+        return f"it fails on this model: {type(error).__name__}: {error}"
+    if upper[0].path != "upper":
+        return f"this model takes the path {upper[0].path!r}"
+    plain = scorer.score(without_boundary(kept))
+    tolerance = _TOLERANCES.get(scorer.model.dtype, _ROUGH)
+    for one, other in zip(upper, plain, strict=True):
+        for ours, theirs in zip(one.layers, other.layers, strict=True):
+            if not abs(ours - theirs) <= tolerance * abs(theirs):
+                return f"it gives other scores than the plain path: {ours:.6g} against {theirs:.6g}"
+    return ""
+
+
+def without_boundary(generations: Sequence[Generation]) -> list[Generation]:
+    """Give the generations of one batch as if no hidden states had been kept."""
+    batch = generations[0].batch
+    bare = None if batch is None else replace(batch, boundary=None)
+    return [replace(generation, batch=bare) for generation in generations]
 
 
 class SemGradScorer:

@@ -12,10 +12,9 @@ from starlette.responses import Response
 
 from semgrad_guard.observability.metrics import Metrics
 from semgrad_guard.serving import replies
-from semgrad_guard.serving.engine import Engine
-from semgrad_guard.serving.faults import RefusedError, responses, shape_errors, told
-from semgrad_guard.serving.requests import ChatRequest, ScoreRequest
+from semgrad_guard.serving.requests import ChatRequest, RefusedError, ScoreRequest, responses, shape_errors, told
 from semgrad_guard.serving.service import Service, Terms, in_json
+from semgrad_guard.serving.work import Engine
 from semgrad_guard.version import VERSION
 
 OPEN_PATHS = ("/healthz", "/readyz")  # the only ones without a key

@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from threading import Event
 from typing import Any, Protocol
 
-from semgrad_guard.durations import check_seconds
 from semgrad_guard.errors import ConfigurationError
-from semgrad_guard.serving.engine import BusyError, StoppingError
-from semgrad_guard.serving.work import ChatAnswer, ChatJob, Job, ModelCard, Result
+from semgrad_guard.serving.work import BusyError, ChatAnswer, ChatJob, Job, ModelCard, Result, StoppingError
 from semgrad_guard.serving.worker import Caller
+from semgrad_guard.settings import check_seconds
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,8 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
-from semgrad_guard.extras import needs
-from semgrad_guard.serving.engine import BusyError, StoppingError
-from semgrad_guard.serving.work import ChatAnswer, ChatJob, Job, ModelCard
+from semgrad_guard.errors import needs
+from semgrad_guard.serving.work import BusyError, ChatAnswer, ChatJob, Job, ModelCard, StoppingError
 
 with needs("ray", "RayEngine needs Ray"):
     from ray.exceptions import RayActorError

@@ -12,20 +12,16 @@ from pydantic import Field
 from starlette.types import ASGIApp
 
 from semgrad_guard.cluster import connected
-from semgrad_guard.errors import SemGradError
-from semgrad_guard.extras import needs
+from semgrad_guard.errors import SemGradError, needs
 from semgrad_guard.observability.logs import configure_logging
 from semgrad_guard.observability.metrics import Metrics
 from semgrad_guard.serving.app import OPEN_PATHS, application
-from semgrad_guard.serving.engine import BusyError, StoppingError
 from semgrad_guard.serving.local import LocalEngine
 from semgrad_guard.serving.ray_engine import RayEngine
+from semgrad_guard.serving.server import Setup
 from semgrad_guard.serving.service import Terms
-from semgrad_guard.serving.setup import Setup
-from semgrad_guard.serving.work import ChatAnswer, ChatJob, Job, ModelCard, Record, Result
-from semgrad_guard.web.contained import logged
-from semgrad_guard.web.keys import ApiKeys, check_address
-from semgrad_guard.web.shelter import LOCAL_HOSTS, sheltered
+from semgrad_guard.serving.work import BusyError, ChatAnswer, ChatJob, Job, ModelCard, Record, Result, StoppingError
+from semgrad_guard.web.shelter import LOCAL_HOSTS, ApiKeys, check_address, logged, sheltered
 
 with needs("ray", "Serving on Ray needs it"):
     from ray import serve

@@ -13,13 +13,20 @@ from fastapi import Request
 from pydantic import BaseModel
 from starlette.responses import Response, StreamingResponse
 
-from semgrad_guard.durations import Seconds, SecondsOrZero
 from semgrad_guard.observability.metrics import Metrics
 from semgrad_guard.serving import replies
-from semgrad_guard.serving.engine import Engine
-from semgrad_guard.serving.faults import DeadlineError, GoneError, RefusedError, brief, failure_of, told
-from semgrad_guard.serving.requests import ChatRequest, ScoreRequest
-from semgrad_guard.serving.work import ChatAnswer, ChatJob, Judgement, PolicyName, Record
+from semgrad_guard.serving.requests import (
+    ChatRequest,
+    DeadlineError,
+    GoneError,
+    RefusedError,
+    ScoreRequest,
+    brief,
+    failure_of,
+    told,
+)
+from semgrad_guard.serving.work import ChatAnswer, ChatJob, Engine, Judgement, PolicyName, Record
+from semgrad_guard.settings import Seconds, SecondsOrZero
 
 T = TypeVar("T")
 

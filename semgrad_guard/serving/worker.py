@@ -11,11 +11,10 @@ from typing import Any, Literal
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, convert_to_messages
 
 from semgrad_guard.errors import ConfigurationError, PromptTooLongError
+from semgrad_guard.langchain.batching import until
 from semgrad_guard.langchain.guard import SemGradGuard
-from semgrad_guard.langchain.messages import to_template
-from semgrad_guard.langchain.request import until
+from semgrad_guard.langchain.messages import offered, to_template
 from semgrad_guard.langchain.streaming import joined
-from semgrad_guard.langchain.tools import offered
 from semgrad_guard.model.chat_template import encode_chat
 from semgrad_guard.model.generate import context_length
 from semgrad_guard.records import AnswerKind, Decision

@@ -1,20 +1,173 @@
-"""What stands before an application: allowed hosts, API keys, a limit on what is sent, and careful headers.
-
-Pure ASGI, so that streams pass through untouched and whatever the application does not know is refused as well.
-"""
+"""What stands between an application and the world: keys, hosts, limits, patience, and answers to the unforeseen."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+import hashlib
+import hmac
+import logging
+import os
+import traceback
+import uuid
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from ipaddress import ip_address
+from pathlib import Path
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from semgrad_guard.durations import check_seconds
-from semgrad_guard.web.keys import ApiKeys
+from semgrad_guard._compat import H11Protocol
+from semgrad_guard.errors import ConfigurationError
+from semgrad_guard.settings import check_seconds
+
+logger = logging.getLogger(__name__)
+
+
+class Contained:
+    """Keeps exceptions from the server, which would log their texts: those may hold what was asked or answered."""
+
+    def __init__(self, app: ASGIApp, answer: Callable[[Exception], Response]) -> None:
+        """Guard an application; `answer` tells the client, where nothing has been sent yet."""
+        self._app, self._answer = app, answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the request through; where an answer breaks off, the connection ends with it."""
+        begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal begun
+            begun = begun or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except Exception as error:
+            response = self._answer(error)
+            if scope["type"] == "http" and not begun:
+                await response(scope, receive, send)
+
+
+def logged(error: Exception) -> str:
+    """Log what went wrong and where, without the error's own text, and give the id under which that stands."""
+    id_ = uuid.uuid4().hex
+    frames = "".join(traceback.format_tb(error.__traceback__, limit=-20))  # the innermost
+    logger.error("Request %s failed: %s\n%s", id_, type(error).__name__, frames)
+    return id_
+
+
+# Seconds that a connection is kept without a request. Clients keep theirs for less (httpx for 5, as uvicorn would), so
+# that it is they who hang up, and not the server on a request that is already under way.
+KEPT = 75
+_SECONDS = 10.0
+
+
+class Patient(H11Protocol):
+    """Hangs up where the head of a request has not come within ten seconds; uvicorn itself would wait for ever."""
+
+    _waiting: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
+        """Wait for the first request."""
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        """Read on; a request whose head is there is being answered."""
+        super().data_received(data)
+        if self.cycle is None or self.cycle.response_complete:
+            self._wait()
+        elif self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no longer."""
+        if self._waiting is not None:
+            self._waiting.cancel()
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        if self._waiting is None:
+            self._waiting = self.loop.call_later(_SECONDS, self.transport.close)
+
+
+VARIABLE = "SEMGRAD_GUARD_API_KEY"
+_SHORTEST = 16  # characters; shorter ones can be tried out
+
+
+class ApiKeys:
+    """A set of keys that can tell whether it holds one, in a time that does not depend on which, or how nearly."""
+
+    def __init__(self, keys: Iterable[str] = ()) -> None:
+        """Keep the digests of keys.
+
+        Raises:
+            ConfigurationError: one has blanks or other than printable ASCII characters, or is shorter than 16.
+        """
+        given = list(keys)
+        for place, key in enumerate(given, start=1):
+            if not (key.isascii() and key.isprintable() and " " not in key and len(key) >= _SHORTEST):
+                raise ConfigurationError(
+                    f"API key {place} of {len(given)} cannot be used: expected at least {_SHORTEST} printable ASCII "
+                    "characters without blanks; `openssl rand -hex 24` makes one."
+                )
+        self._digests = [_digest(key) for key in given]
+
+    @classmethod
+    def read(cls, file: Path | None = None, environment: Mapping[str, str] = os.environ) -> ApiKeys:
+        """Read keys from a file, one a line, or else from the variable SEMGRAD_GUARD_API_KEY, separated by commas.
+
+        Raises:
+            ConfigurationError: the file cannot be read or has no key, or a key cannot be used.
+        """
+        if file is None:
+            return cls(key for part in environment.get(VARIABLE, "").split(",") if (key := part.strip()))
+        try:
+            keys = [key for line in file.read_text(encoding="utf-8").splitlines() if (key := line.strip())]
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"Cannot read the API keys in {file}: {error}") from error
+        if not keys:
+            raise ConfigurationError(f"The file {file} has no API key; expected one a line.")
+        return cls(keys)
+
+    def __bool__(self) -> bool:
+        return bool(self._digests)
+
+    def admit(self, key: str | None) -> bool:
+        """Tell whether this is one of the keys; without keys, everybody is let in."""
+        if not self._digests:
+            return True
+        presented = _digest(key or "")
+        found = [hmac.compare_digest(presented, digest) for digest in self._digests]  # all of them, whichever it is
+        return any(found)
+
+
+def check_address(host: str, keys: ApiKeys) -> None:
+    """Let a service without keys listen to its own machine only.
+
+    Raises:
+        ConfigurationError: others could reach it, and it has no keys.
+    """
+    if not keys and not is_loopback(host):
+        raise ConfigurationError(
+            f"host={host!r} can be reached from other machines, and there is no API key; set {VARIABLE}, or listen to "
+            "127.0.0.1."
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether only this machine can reach an address; a name other than localhost may be anything."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()
+
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]", "::1")
 NOTHING = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from semgrad_guard import SemGradScorer
-from semgrad_guard.evaluation.baselines import competent, official_style
 from semgrad_guard.evaluation.overhead import numbered_tokenizer, random_llama
+from semgrad_guard.evaluation.sampling import competent, official_style
 
 SIZES = [(32, 32), (512, 8), (512, 32), (2048, 32)]
 POSITION = 3

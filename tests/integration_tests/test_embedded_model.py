@@ -29,7 +29,7 @@ from semgrad_guard.calibration.verdict import Standard
 from semgrad_guard.cli import app
 from semgrad_guard.demo import corpus, embedded_model, embedded_profile
 from semgrad_guard.demo.embedded import SENTENCES, WEIGHTS
-from semgrad_guard.scoring.readout import hybridgrad
+from semgrad_guard.scoring.semgrad import hybridgrad
 from tools.embedded import question_files, sentences
 from tools.embedded.examine import examine, measure
 from tools.embedded.examples import World, curriculum

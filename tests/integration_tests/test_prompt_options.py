@@ -13,7 +13,7 @@ from semgrad_guard.demo import embedded_model
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.langchain.chat_model import ChatSemGrad
 from semgrad_guard.model.chat_template import encode_chat
-from semgrad_guard.serving.setup import Setup
+from semgrad_guard.serving.server import Setup
 from semgrad_guard.serving.work import ChatJob, ScoreJob
 from tools.embedded.questions import questions
 

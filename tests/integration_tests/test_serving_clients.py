@@ -19,10 +19,10 @@ from semgrad_guard import SemGradScorer
 from semgrad_guard.demo import embedded_model, embedded_profile
 from semgrad_guard.model.chat_template import encode_chat
 from semgrad_guard.review import ReviewQueue
+from semgrad_guard.serving.server import Setup
 from semgrad_guard.serving.service import Terms
-from semgrad_guard.serving.setup import Setup
 from semgrad_guard.serving.work import ChatJob, Limits, Policy, Sampling
-from semgrad_guard.web.keys import ApiKeys
+from semgrad_guard.web.shelter import ApiKeys
 from tools.embedded.questions import questions
 
 pytestmark = [pytest.mark.enable_socket, pytest.mark.allow_hosts(["127.0.0.1"])]

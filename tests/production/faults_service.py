@@ -28,8 +28,8 @@ from langchain_core.runnables import RunnableLambda
 
 from semgrad_guard import HumanReview, Retrieve, SemGradGuard, SemGradScorer
 from semgrad_guard.review import ReviewQueue
+from semgrad_guard.serving.server import Setup
 from semgrad_guard.serving.service import Terms
-from semgrad_guard.serving.setup import Setup
 from semgrad_guard.serving.work import Limits
 from semgrad_guard.serving.worker import Worker
 

@@ -22,7 +22,7 @@ from browser import browser, served
 from semgrad_guard import HumanReview, Retrieve, ReviewAnswer, SemGradGuard
 from semgrad_guard.calibration.labels import same
 from semgrad_guard.demo import corpus, embedded_model, embedded_profile
-from semgrad_guard.langchain.bm25 import BM25Retriever
+from semgrad_guard.langchain.passages import BM25Retriever
 from semgrad_guard.review import ReviewQueue
 from tools.embedded.questions import CLOSED_BOOK, questions
 from tools.embedded.tools import tools

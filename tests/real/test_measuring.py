@@ -14,7 +14,7 @@ from semgrad_guard.cli import app
 from semgrad_guard.evaluation.run import read_results
 from semgrad_guard.serving.app import application
 from semgrad_guard.serving.local import LocalEngine
-from semgrad_guard.serving.setup import Setup
+from semgrad_guard.serving.server import Setup
 
 # Twenty of the 27 countries, of 176, whose capital the model names when it is asked as here. They are chosen so that
 # forty questions bring right and wrong answers enough to fit on; the result says nothing about how good the scores are.

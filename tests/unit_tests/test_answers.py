@@ -9,13 +9,12 @@ from models import CHATML, INST, tiny_model, tiny_tokenizer
 from semgrad_guard import DataError, SemGradGuard, SemGradScorer
 from semgrad_guard.calibration import answers
 from semgrad_guard.calibration.answers import answered, rescored
-from semgrad_guard.calibration.counts import Counts
+from semgrad_guard.calibration.counts import Counts, labels_to_promise, questions_needed
 from semgrad_guard.calibration.examples import Example
+from semgrad_guard.calibration.fit import first_half, part_of
 from semgrad_guard.calibration.from_examples import calibrated_profile, covering_profile
 from semgrad_guard.calibration.labels import same
-from semgrad_guard.calibration.needs import labels_to_promise, questions_needed
 from semgrad_guard.calibration.prompts import BARE, PromptForm
-from semgrad_guard.calibration.split import first_half, part_of
 from semgrad_guard.demo import embedded_model
 from semgrad_guard.model.chat_template import encode_answer, encode_chat
 from semgrad_guard.review.items import labelled_examples

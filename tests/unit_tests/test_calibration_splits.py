@@ -12,14 +12,20 @@ from sklearn.metrics import roc_auc_score
 from semgrad_guard import SemGradScorer
 from semgrad_guard.calibration import from_examples
 from semgrad_guard.calibration.answers import Answered, Answers
-from semgrad_guard.calibration.calibrate import Labelled, calibrate_section
 from semgrad_guard.calibration.counts import Counts
 from semgrad_guard.calibration.drift import drift
 from semgrad_guard.calibration.examples import Example
-from semgrad_guard.calibration.fit import SCALARS, fit_section, out_of_fold, with_quantiles
+from semgrad_guard.calibration.fit import (
+    SCALARS,
+    Labelled,
+    calibrate_section,
+    fit_section,
+    out_of_fold,
+    part_of,
+    with_quantiles,
+)
 from semgrad_guard.calibration.from_examples import calibrated_profile
 from semgrad_guard.calibration.guarantee import thresholds_to_try
-from semgrad_guard.calibration.split import part_of
 
 
 def answers(count, *, seed=0):

@@ -26,8 +26,8 @@ from semgrad_guard import (
     SemGradScorer,
     UnsupportedModelError,
 )
-from semgrad_guard.langchain.generation_settings import layer, over
-from semgrad_guard.langchain.logprobs import as_openai
+from semgrad_guard.langchain.scored_messages import as_openai
+from semgrad_guard.langchain.source import layer, over
 from semgrad_guard.model.chat_template import encode_chat
 from semgrad_guard.records import TokenLogProb
 

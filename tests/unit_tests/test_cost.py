@@ -5,12 +5,11 @@ from pathlib import Path
 import pytest
 import typer
 
-from semgrad_guard.evaluation import cost
-from semgrad_guard.evaluation.cost import Gpu, Shape, Step, reading, scoring, scoring_ids, writing
+from semgrad_guard.evaluation.metrics import operations
 from semgrad_guard.evaluation.overhead import numbered_tokenizer, random_llama
-from semgrad_guard.evaluation.tally import operations
-from semgrad_guard.scoring.scorer import SemGradScorer
-from semgrad_guard.scoring.upper import without_boundary
+from semgrad_guard.scoring.scorer import SemGradScorer, without_boundary
+from tools import cost
+from tools.cost import Gpu, Shape, Step, reading, scoring, scoring_ids, writing
 
 SHAPE = Shape(layers=4, hidden=128, intermediate=341, kv=128, vocabulary=1000)
 PROMPT, RESPONSE, BATCH = 96, 12, 2

@@ -143,7 +143,7 @@ def test_what_does_not_answer_does_not_settle(other, settings, reason):
 
 def test_a_budget_is_over_all_calls_and_comes_back_with_time(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("semgrad_guard.routing.allowance.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("semgrad_guard.routing.limits.time.monotonic", lambda: now[0])
     runnable = escalated(RunnableLambda(lambda messages: "theirs"), allow=AtMost(2, per=60))
     decisions = [record(message)["decision"] for message in runnable.batch(["q?"] * 3, {"max_concurrency": 1})]
     assert decisions == ["escalate", "escalate", "abstain"]
@@ -162,7 +162,7 @@ def test_a_budget_for_all_time_does_not_come_back():
 
 def test_a_window_may_be_shorter_than_a_second(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("semgrad_guard.routing.allowance.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("semgrad_guard.routing.limits.time.monotonic", lambda: now[0])
     allow = AtMost(1, per=0.5)
     assert [allow(), allow()] == [True, False]
     now[0] += 0.5

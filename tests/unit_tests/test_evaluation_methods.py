@@ -13,8 +13,7 @@ from semgrad_guard.calibration.examples import Example
 from semgrad_guard.calibration.labels import labeler
 from semgrad_guard.demo import embedded_model, embedded_profile
 from semgrad_guard.errors import ConfigurationError
-from semgrad_guard.evaluation.compare import compare, uncertainties
-from semgrad_guard.evaluation.methods import POLYGRAPH, choose
+from semgrad_guard.evaluation.compare import POLYGRAPH, choose, compare, uncertainties
 from semgrad_guard.evaluation.polygraph import _RECIPES, Polygraph
 from semgrad_guard.evaluation.run import Work, evaluate, peak_memory, token_doubts
 from semgrad_guard.scoring.scorer import SemGradScorer

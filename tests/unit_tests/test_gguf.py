@@ -19,7 +19,7 @@ from semgrad_guard.cli import app
 from semgrad_guard.model.fingerprint import fingerprint
 from semgrad_guard.model.gguf_file import GgufHeader, read_header
 from semgrad_guard.model.load import load_model, revision
-from semgrad_guard.serving.setup import Setup
+from semgrad_guard.serving.server import Setup
 from semgrad_guard.serving.work import Limits
 
 

@@ -11,11 +11,10 @@ from mapie.risk_control import BinaryClassificationController
 from scripted import profile, score, score_of
 
 from semgrad_guard import ConfigurationError, DataError
-from semgrad_guard.calibration.calibrate import Labelled, calibrate_section, cover_section
 from semgrad_guard.calibration.examples import Example, read_examples
+from semgrad_guard.calibration.fit import Labelled, calibrate_section, cover_section, part_of
 from semgrad_guard.calibration.guarantee import Guarantee, guaranteed_threshold, labels_needed, thresholds_to_try
 from semgrad_guard.calibration.labels import contains, labeler, same, token_f1, words
-from semgrad_guard.calibration.split import part_of
 from semgrad_guard.calibration.verdict import Standard
 
 

@@ -9,11 +9,9 @@ from hypothesis import strategies as st
 from models import tiny_tokenizer
 
 from semgrad_guard import grounded_question
-from semgrad_guard.calibration.labels import contains, token_f1, words
-from semgrad_guard.calibration.similarity import _parts
-from semgrad_guard.model.reasoning import apart
+from semgrad_guard.calibration.labels import _parts, contains, token_f1, words
+from semgrad_guard.model.responses import apart, parse_tool_calls
 from semgrad_guard.model.text_spans import pieces, sentence_spans, token_spans
-from semgrad_guard.model.tool_calls import parse_tool_calls
 from semgrad_guard.routing.grounding import passages_used
 
 N = 200_000

@@ -13,16 +13,15 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from scripted import profile, score_of
 
 from semgrad_guard import AtMost, ReviewRequest
-from semgrad_guard.calibration import drift, raw_watch
-from semgrad_guard.calibration.drift import Watch
-from semgrad_guard.calibration.raw_watch import RawWatch
+from semgrad_guard.calibration import drift
+from semgrad_guard.calibration.drift import RawWatch, Watch
 from semgrad_guard.langchain import batching
-from semgrad_guard.langchain.child_runs import in_metadata
+from semgrad_guard.langchain.drafts import in_metadata
 from semgrad_guard.observability import tracing
 from semgrad_guard.review import ReviewQueue
 from semgrad_guard.review import queue as queues
-from semgrad_guard.review.page import attempts, sessions
-from semgrad_guard.routing import allowance
+from semgrad_guard.review.page import sessions
+from semgrad_guard.routing import limits
 from semgrad_guard.scoring import observers
 
 AHEAD = range(0, 40, 3)
@@ -46,24 +45,24 @@ def test_a_watch_of_raw_scores_warns_once():
     for _ in range(18):
         watch.see(1.0, 0.1, "semgrad")
     with pytest.warns(UserWarning, match="far above") as told:
-        assert lockstep(*[partial(watch.see, 1.0, 0.1, "semgrad")] * 2, raw_watch) == [None, None]
+        assert lockstep(*[partial(watch.see, 1.0, 0.1, "semgrad")] * 2, drift) == [None, None]
     assert len(told) == 1
     assert len(watch._values) == 20
 
 
 def test_a_budget_for_one_more_call_allows_one():
     budget = AtMost(1, per=60)
-    assert sorted(lockstep(budget, budget, allowance)) == [False, True]
+    assert sorted(lockstep(budget, budget, limits)) == [False, True]
 
 
 @pytest.mark.parametrize("ahead", AHEAD)
 def test_a_budget_forgets_each_old_call_once(monkeypatch, ahead):
     now = [0.0]
-    monkeypatch.setattr(allowance.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(limits.time, "monotonic", lambda: now[0])
     budget = AtMost(1, per=60)
     assert budget()
     now[0] = 60.0
-    assert sorted(lockstep(budget, budget, allowance, ahead=ahead)) == [False, True]
+    assert sorted(lockstep(budget, budget, limits, ahead=ahead)) == [False, True]
 
 
 def test_no_row_of_a_batch_waits_for_ever():
@@ -100,9 +99,9 @@ def test_every_listener_to_scoring_hears():
 
 @pytest.mark.parametrize("ahead", AHEAD)
 def test_every_address_may_try_though_others_are_forgotten(monkeypatch, ahead):
-    monkeypatch.setattr(attempts, "_ADDRESSES", 1)
-    known = attempts.Attempts()
-    assert lockstep(partial(known.allow, "a"), partial(known.allow, "b"), attempts, ahead=ahead) == [True, True]
+    monkeypatch.setattr(sessions, "_ADDRESSES", 1)
+    known = sessions.Attempts()
+    assert lockstep(partial(known.allow, "a"), partial(known.allow, "b"), sessions, ahead=ahead) == [True, True]
     assert len(known._known) == 1
 
 

@@ -10,7 +10,7 @@ from langsmith import Client
 from scripted import profile, scripted
 
 from semgrad_guard import Abstain, LowConfidenceError, Raise, SemGradGuard
-from semgrad_guard.observability.feedback import CONFIDENCE, DECISION, FeedbackCallback, send_feedback
+from semgrad_guard.observability.runs import CONFIDENCE, DECISION, FeedbackCallback, send_feedback
 
 CANARY = "Xanadu"
 

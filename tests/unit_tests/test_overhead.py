@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from semgrad_guard import SemGradScorer
 from semgrad_guard.cli import app
-from semgrad_guard.evaluation.baselines import competent, official_style
+from semgrad_guard.evaluation.sampling import competent, official_style
 
 
 @pytest.mark.parametrize("baseline", [official_style, competent])

@@ -8,8 +8,7 @@ from pydantic import BaseModel
 
 from semgrad_guard.calibration.examples import Example
 from semgrad_guard.errors import ConfigurationError, DataError
-from semgrad_guard.evaluation.parquet import clear_unfinished, read_part, read_parts, schema_of, write_part
-from semgrad_guard.evaluation.ray_data import RayPool
+from semgrad_guard.evaluation.ray_data import RayPool, clear_unfinished, read_part, read_parts, schema_of, write_part
 from semgrad_guard.evaluation.run import Result
 from semgrad_guard.records import Score
 

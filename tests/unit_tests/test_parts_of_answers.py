@@ -23,14 +23,14 @@ from semgrad_guard import (
     score_sentences,
 )
 from semgrad_guard.calibration.verdict import Standard
+from semgrad_guard.evaluation.metrics import operations, peak_bytes
 from semgrad_guard.evaluation.overhead import numbered_tokenizer, random_llama
-from semgrad_guard.evaluation.tally import operations, peak_bytes
 from semgrad_guard.model.chat_template import encode_chat
 from semgrad_guard.model.replay import Layout
 from semgrad_guard.model.text_spans import sentence_spans
 from semgrad_guard.records import Generation
 from semgrad_guard.scoring.budget import estimated_memory
-from semgrad_guard.scoring.upper import without_boundary
+from semgrad_guard.scoring.scorer import without_boundary
 
 PROMPT = list(range(5, 25))
 

@@ -13,14 +13,13 @@ from scripted import profile, score, score_of, scripted
 
 from semgrad_guard import Abstain, ConfigurationError, Profile, ProfileError, SemGradGuard
 from semgrad_guard.agents import confidence_gate, filter_tool_calls, low_confidence
-from semgrad_guard.calibration.calibrate import cover_section
+from semgrad_guard.calibration.fit import cover_section
 from semgrad_guard.calibration.guarantee import Guarantee, guaranteed_threshold
 from semgrad_guard.calibration.profile import NO_LABELS, Section
 from semgrad_guard.calibration.section import Section as SectionItself
 from semgrad_guard.calibration.verdict import Standard
 from semgrad_guard.demo import embedded_profile
-from semgrad_guard.evaluation.compare import kept_promise
-from semgrad_guard.evaluation.methods import choose
+from semgrad_guard.evaluation.compare import choose, kept_promise
 from semgrad_guard.evaluation.report import parts_of, report
 from semgrad_guard.evaluation.run import Result
 from semgrad_guard.evaluation.study import Study

@@ -9,10 +9,10 @@ from models import tiny_model, tiny_tokenizer
 from scripted import profile, scripted
 
 from semgrad_guard import Abstain, ChatSemGrad, ConfigurationError, DataError, SemGradGuard
-from semgrad_guard.calibration.agreement import agreed_prompt, agreed_scoring
 from semgrad_guard.calibration.examples import Example, calibrated_prompt, read_examples
+from semgrad_guard.calibration.profile import agreed_prompt, agreed_scoring
 from semgrad_guard.calibration.prompts import BARE, PromptForm
-from semgrad_guard.langchain.prompts import labelled_example, prompt_form
+from semgrad_guard.langchain.messages import labelled_example, prompt_form
 from semgrad_guard.model.chat_template import encode_chat
 
 SHOTS = [

@@ -10,7 +10,7 @@ from langchain_core.runnables import ConfigurableField
 from scripted import calling, score, scripted
 
 from semgrad_guard import SemGradGuard
-from semgrad_guard.calibration.raw_watch import RawWatch
+from semgrad_guard.calibration.drift import RawWatch
 
 
 def guard(*values, threshold=0.02, **settings):

@@ -8,9 +8,8 @@ from ray.serve.exceptions import BackPressureError
 
 from semgrad_guard.errors import PromptTooLongError
 from semgrad_guard.serving import ray_engine
-from semgrad_guard.serving.engine import BusyError, StoppingError
 from semgrad_guard.serving.ray_engine import RayEngine
-from semgrad_guard.serving.work import ChatAnswer, ChatJob, Judgement
+from semgrad_guard.serving.work import BusyError, ChatAnswer, ChatJob, Judgement, StoppingError
 
 JOB = ChatJob(messages=({"role": "user", "content": "?"},))
 JUDGED = Judgement(

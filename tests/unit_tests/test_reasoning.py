@@ -10,8 +10,7 @@ from semgrad_guard.calibration.examples import Example
 from semgrad_guard.langchain.messages import to_template
 from semgrad_guard.model.chat_template import encode_chat
 from semgrad_guard.model.forcing import ForcedBeginning
-from semgrad_guard.model.reasoning import apart
-from semgrad_guard.model.tool_calls import placed_call
+from semgrad_guard.model.responses import apart, placed_call
 
 THINKING = CHATML + "{# reasoning ends with </think> #}"
 OPENED = THINKING.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>\n{% endif %}")

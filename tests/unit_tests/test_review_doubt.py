@@ -14,7 +14,7 @@ from sqlalchemy import create_engine
 from semgrad_guard import ChatSemGrad, HumanReview, ReviewRequest, SemGradGuard
 from semgrad_guard.calibration.guarantee import Guarantee
 from semgrad_guard.calibration.verdict import Standard
-from semgrad_guard.langchain.escalate import Escalate
+from semgrad_guard.langchain.routes import Escalate
 from semgrad_guard.model.chat_template import encode_chat
 from semgrad_guard.model.text_spans import pieces
 from semgrad_guard.records import Generation, TokenDoubt

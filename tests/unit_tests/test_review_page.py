@@ -21,7 +21,7 @@ from semgrad_guard.records import CallConfidence, TokenDoubt
 from semgrad_guard.review import ReviewQueue
 from semgrad_guard.review.items import ReviewFilter, ReviewVerdict
 from semgrad_guard.review.page import application, words
-from semgrad_guard.review.page.attempts import Attempts
+from semgrad_guard.review.page.sessions import Attempts
 from semgrad_guard.review.page.statistics import bands, risk_coverage, shares, thinned
 
 TOKEN = "a-token-of-some-length"

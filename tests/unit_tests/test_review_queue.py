@@ -22,11 +22,11 @@ from sqlalchemy.orm.exc import StaleDataError
 
 from semgrad_guard import ConfigurationError, ReviewAnswer, ReviewConflictError, ReviewError, ReviewRequest, Source
 from semgrad_guard.calibration.examples import read_examples
-from semgrad_guard.durations import check_seconds
 from semgrad_guard.records import CallConfidence
 from semgrad_guard.review import ReviewQueue
 from semgrad_guard.review.database import Database
 from semgrad_guard.review.tables import Base, Event, Review
+from semgrad_guard.settings import check_seconds
 
 
 @pytest.fixture

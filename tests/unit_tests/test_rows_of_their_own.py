@@ -11,7 +11,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from semgrad_guard import ChatSemGrad, SemGradScorer
 from semgrad_guard.demo import embedded_model
 from semgrad_guard.errors import AbandonedError
-from semgrad_guard.langchain.request import until
+from semgrad_guard.langchain.batching import until
 
 QUESTIONS = ["Why?", "Who are you and where do you come from?", "a b c d e f g"]
 

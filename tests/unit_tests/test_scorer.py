@@ -27,7 +27,7 @@ from semgrad_guard import (
     UnsupportedModelError,
 )
 from semgrad_guard.model.chat_template import encode_chat, user_text_position
-from semgrad_guard.scoring.objective import mean_abs_outer
+from semgrad_guard.scoring.semgrad import mean_abs_outer
 
 
 def prompts_of(*lengths, seed=0):
@@ -123,7 +123,7 @@ def test_the_user_s_model_and_tokenizer_stay_as_they_were(monkeypatch):
         scorer.score_ids(prompts_of(9), [[]])
     with pytest.raises(PromptTooLongError):
         scorer.generate(prompts_of(300), max_new_tokens=4)
-    monkeypatch.setattr("semgrad_guard.scoring.engine.hidden_gradients", lambda *args, **settings: 1 / 0)
+    monkeypatch.setattr("semgrad_guard.scoring.semgrad.hidden_gradients", lambda *args, **settings: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         scorer.score(generations)
     unchanged()

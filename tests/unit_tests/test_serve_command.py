@@ -40,7 +40,7 @@ def test_refused_with_what_to_do(arguments, said, monkeypatch):
 @pytest.mark.parametrize("as_json", [False, True])
 def test_what_goes_wrong_is_logged(monkeypatch, as_json):
     def run(server):
-        for name in ("semgrad_guard.serving.faults", "uvicorn.error"):
+        for name in ("semgrad_guard.serving.requests", "uvicorn.error"):
             logging.getLogger(name).error("Request 1 failed")
 
     monkeypatch.setattr(Server, "run", run)
@@ -49,4 +49,4 @@ def test_what_goes_wrong_is_logged(monkeypatch, as_json):
     assert len(lines) == 2
     if as_json:
         names = [json.loads(line)["logger"] for line in lines]
-        assert names == ["semgrad_guard.serving.faults", "uvicorn.error"]
+        assert names == ["semgrad_guard.serving.requests", "uvicorn.error"]

@@ -6,9 +6,8 @@ import time
 
 import pytest
 
-from semgrad_guard.serving.engine import BusyError, StoppingError
 from semgrad_guard.serving.local import LocalEngine
-from semgrad_guard.serving.work import ChatAnswer, ChatJob, Judgement, Limits, ModelCard
+from semgrad_guard.serving.work import BusyError, ChatAnswer, ChatJob, Judgement, Limits, ModelCard, StoppingError
 
 CARD = ModelCard(
     id="fake",

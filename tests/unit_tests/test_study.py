@@ -14,13 +14,10 @@ from semgrad_guard.calibration.labels import labeler
 from semgrad_guard.demo import embedded_model
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.evaluation import metrics
-from semgrad_guard.evaluation.ablation import ablation
-from semgrad_guard.evaluation.compare import compare
-from semgrad_guard.evaluation.methods import choose
-from semgrad_guard.evaluation.placement import placement
-from semgrad_guard.evaluation.premise import divergence, premise
+from semgrad_guard.evaluation.compare import choose, compare
 from semgrad_guard.evaluation.report import WHOLE, parts_of
 from semgrad_guard.evaluation.run import Result, evaluate, prompt_ids
+from semgrad_guard.evaluation.study import ablation, divergence, placement, premise
 from semgrad_guard.scoring.preservation import preservation
 from semgrad_guard.scoring.scorer import SemGradScorer
 from tools.embedded.questions import questions

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from semgrad_guard.routing.timeouts import await_within, call_within
+from semgrad_guard.routing.limits import await_within, call_within
 
 USER = contextvars.ContextVar("user", default="nobody")
 

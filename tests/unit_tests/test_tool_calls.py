@@ -23,8 +23,8 @@ from semgrad_guard import (
 from semgrad_guard.langchain.messages import to_template
 from semgrad_guard.langchain.scored_messages import scored_messages
 from semgrad_guard.model.chat_template import encode_chat
+from semgrad_guard.model.responses import parse_tool_calls
 from semgrad_guard.model.text_spans import token_spans
-from semgrad_guard.model.tool_calls import parse_tool_calls
 from semgrad_guard.records import Generation
 
 WEATHER = {

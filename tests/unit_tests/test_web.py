@@ -16,10 +16,17 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from semgrad_guard.errors import ConfigurationError
-from semgrad_guard.web import patient
-from semgrad_guard.web.contained import Contained, logged
-from semgrad_guard.web.keys import VARIABLE, ApiKeys, check_address
-from semgrad_guard.web.shelter import LOCAL_HOSTS, refusal, sheltered
+from semgrad_guard.web import shelter
+from semgrad_guard.web.shelter import (
+    LOCAL_HOSTS,
+    VARIABLE,
+    ApiKeys,
+    Contained,
+    check_address,
+    logged,
+    refusal,
+    sheltered,
+)
 
 KEY = "0123456789abcdef-first"
 
@@ -147,7 +154,7 @@ async def test_bodies_that_take_too_long_are_refused():
 
 @contextmanager
 def running(app):
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", http=patient.Patient, ws="none"))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", http=shelter.Patient, ws="none"))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -164,7 +171,7 @@ def running(app):
 def test_connections_without_a_request_do_not_last(monkeypatch):
     import socket
 
-    monkeypatch.setattr(patient, "_SECONDS", 0.3)
+    monkeypatch.setattr(shelter, "_SECONDS", 0.3)
 
     async def slowly(request):
         await asyncio.sleep(0.6)  # an answer may take longer

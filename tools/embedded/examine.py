@@ -8,13 +8,11 @@ from langchain_core.messages import AIMessage
 from scipy.stats import binomtest
 from tqdm.auto import tqdm
 
-from semgrad_guard.calibration.calibrate import Labelled, calibrate_section, fused_features
-from semgrad_guard.calibration.fit import fit_section, threshold_passing
+from semgrad_guard.calibration.fit import Labelled, calibrate_section, fit_section, fused_features, threshold_passing
 from semgrad_guard.calibration.from_examples import bind
 from semgrad_guard.calibration.profile import Profile, Section
 from semgrad_guard.calibration.verdict import Standard
-from semgrad_guard.langchain.judged import judged
-from semgrad_guard.langchain.scored_messages import scored_messages
+from semgrad_guard.langchain.scored_messages import judged, scored_messages
 from semgrad_guard.model.chat_template import encode_chat
 from semgrad_guard.records import AnswerKind, Score
 from semgrad_guard.scoring.scorer import SemGradScorer

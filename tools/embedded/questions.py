@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from semgrad_guard.demo import corpus
-from semgrad_guard.langchain.bm25 import BM25Retriever
-from semgrad_guard.model.tool_calls import parse_tool_calls
+from semgrad_guard.langchain.passages import BM25Retriever
+from semgrad_guard.model.responses import parse_tool_calls
 from semgrad_guard.records import AnswerKind
 from semgrad_guard.routing.grounding import grounded_question
 from tools.embedded.facts import Fact, Relation, relations, share, strata

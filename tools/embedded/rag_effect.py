@@ -12,10 +12,10 @@ from tqdm.auto import tqdm
 
 from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.demo.embedded import corpus, embedded_model, embedded_profile
-from semgrad_guard.langchain.bm25 import BM25Retriever
 from semgrad_guard.langchain.chat_model import ChatSemGrad
 from semgrad_guard.langchain.guard import SemGradGuard
-from semgrad_guard.langchain.retrieve import Retrieve
+from semgrad_guard.langchain.passages import BM25Retriever
+from semgrad_guard.langchain.routes import Retrieve
 from semgrad_guard.routing.grounding import grounded_question
 from semgrad_guard.routing.routes import Abstain
 from tools.embedded.facts import relations, strata

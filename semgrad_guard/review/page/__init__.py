@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from semgrad_guard.extras import needs
+from semgrad_guard.errors import needs
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp

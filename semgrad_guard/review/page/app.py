@@ -17,11 +17,10 @@ from starlette.types import ASGIApp
 from semgrad_guard.errors import ReviewError
 from semgrad_guard.review.archive import check
 from semgrad_guard.review.page import access, reviews, statistics
-from semgrad_guard.review.page.desk import Desk, render
 from semgrad_guard.review.page.sessions import LONGEST
+from semgrad_guard.review.page.words import Desk, render
 from semgrad_guard.review.queue import ReviewQueue
-from semgrad_guard.web.contained import Contained, logged
-from semgrad_guard.web.shelter import LOCAL_HOSTS, sheltered
+from semgrad_guard.web.shelter import LOCAL_HOSTS, Contained, logged, sheltered
 
 _STATIC = Path(__file__).parent / "static"
 _POLICY = (

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from semgrad_guard.errors import ConfigurationError, ReviewConflictError, ReviewError
 from semgrad_guard.review.items import Order, ReviewFilter, ReviewItem, Status
 from semgrad_guard.review.page import words
-from semgrad_guard.review.page.desk import AtDesk, Desk, Reviewer, render, to
+from semgrad_guard.review.page.words import AtDesk, Desk, Reviewer, render, to
 from semgrad_guard.routing.routes import ReviewAnswer
 
 router = APIRouter(prefix="/reviews")

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from semgrad_guard.review.items import ReviewVerdict
-from semgrad_guard.review.page.desk import AtDesk, render
+from semgrad_guard.review.page.words import AtDesk, render
 
 router = APIRouter()
 DECISIONS = ("approve", "edit", "reject", "respond")

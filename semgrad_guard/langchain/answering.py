@@ -1,33 +1,42 @@
-"""One question on its way through the guard: asking the model, first and again, and judging what it says."""
+"""One question on its way through the guard: asked, judged, settled by a route, and the message that goes out."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from langchain_core.callbacks import adispatch_custom_event, dispatch_custom_event
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.runnables import RunnableConfig
 
-from semgrad_guard.calibration.drift import Watch
+from semgrad_guard._compat import steers_a_graph
+from semgrad_guard.calibration.drift import RawWatch, Watch
 from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.calibration.prompts import PromptForm
-from semgrad_guard.calibration.raw_watch import RawWatch
 from semgrad_guard.calibration.verdict import Standard
-from semgrad_guard.errors import ConfigurationError, ProfileError, PromptTooLongError, described, named
+from semgrad_guard.errors import (
+    ConfigurationError,
+    LowConfidenceError,
+    ProfileError,
+    PromptTooLongError,
+    described,
+    named,
+)
 from semgrad_guard.langchain.chat_model import ChatSemGrad
-from semgrad_guard.langchain.child_runs import astep, step
-from semgrad_guard.langchain.drafts import Draft
-from semgrad_guard.langchain.judged import judged, watched_score
-from semgrad_guard.langchain.messages import EMPTY_QUESTION, last_question, reads_tool_results
-from semgrad_guard.langchain.prompts import asked_with
-from semgrad_guard.langchain.streaming import joined
+from semgrad_guard.langchain.drafts import Draft, astep, step, without_text
+from semgrad_guard.langchain.messages import EMPTY_QUESTION, asked_with, last_question, reads_tool_results
+from semgrad_guard.langchain.scored_messages import judged, watched_score
+from semgrad_guard.langchain.streaming import joined, last_chunk
 from semgrad_guard.model.fingerprint import precision, template_fingerprint
 from semgrad_guard.model.text_spans import is_blank
-from semgrad_guard.records import Score, Source, TokenDoubt
-from semgrad_guard.routing.ladder import Answer, Situation
+from semgrad_guard.records import Decision, Score, Source, TokenDoubt
+from semgrad_guard.routing.attempts import aattempted, attempted
+from semgrad_guard.routing.ladder import Answer, Outcome, Resolution, Route, Situation, climb
+from semgrad_guard.routing.routes import Abstain, Raise
 from semgrad_guard.settings import checked, shown
 
 logger = logging.getLogger(__name__)
@@ -228,3 +237,91 @@ class Asking:
 def _verdict(answer: Answer) -> dict[str, Any]:
     """Tell of an answer how sure it is, without its text."""
     return answer.verdict.model_dump(mode="json", include={"passed", "confidence", "threshold", "method", "reason"})
+
+
+def outgoing(resolution: Resolution) -> AIMessage:
+    """Give the message of a resolution; where the model's answer is withheld, nothing of it is left but its usage.
+
+    Raises:
+        LowConfidenceError: the route that settled it wants that.
+        Exception: whatever that route has given to be raised.
+    """
+    if resolution.error is not None:
+        raise resolution.error
+    if resolution.raises:
+        raise LowConfidenceError(resolution.decision, resolution.text or None)
+    message: AIMessage = resolution.answer.message or AIMessage("")
+    if not resolution.as_drafted:
+        message = without_text(message).model_copy(update={"content": resolution.text})
+    record = {"semgrad": resolution.decision.model_dump(mode="json")}
+    return message.model_copy(update={"response_metadata": message.response_metadata | record})
+
+
+def last_of_stream(message: AIMessage, shown: str) -> AIMessageChunk:
+    """Give the last chunk of a stream that has shown a draft: the decision, and on lines of its own what settled it."""
+    if shown and message.content != shown:
+        message = message.model_copy(update={"content": f"{shown}\n\n{message.content}"})
+    return last_chunk(message, shown)
+
+
+DECIDED = "semgrad.decision"  # the event
+
+
+def settled(asking: Asking, draft: Answer, routes: Sequence[Route]) -> AIMessage:
+    """Let routes settle a draft that is not sure enough, announce the decision, and give the message that goes out.
+
+    Raises:
+        LowConfidenceError: a route wants that.
+    """
+    ladder = climb(draft, _applicable(asking, routes))
+    try:
+        route, sources = next(ladder)
+        while True:
+            attempt = partial(attempted, route, asking.situation(draft, sources))
+            try:
+                outcome = step("route", {"route": route.decision}, attempt, _told)
+            except Exception as error:  # fail closed: a route that breaks does not settle
+                outcome = _broken(route, error)
+            route, sources = ladder.send(outcome)
+    except StopIteration as end:
+        resolution: Resolution = end.value
+    dispatch_custom_event(DECIDED, _announced(resolution.decision))
+    return outgoing(resolution)
+
+
+async def asettled(asking: Asking, draft: Answer, routes: Sequence[Route]) -> AIMessage:
+    """Async twin of `settled`."""
+    ladder = climb(draft, _applicable(asking, routes))
+    try:
+        route, sources = next(ladder)
+        while True:
+            attempt = partial(aattempted, route, asking.situation(draft, sources))
+            try:
+                outcome = await astep("route", {"route": route.decision}, attempt, _told)
+            except Exception as error:  # fail closed: a route that breaks does not settle
+                outcome = _broken(route, error)
+            route, sources = ladder.send(outcome)
+    except StopIteration as end:
+        resolution: Resolution = end.value
+    await adispatch_custom_event(DECIDED, _announced(resolution.decision))
+    return outgoing(resolution)
+
+
+def _applicable(asking: Asking, routes: Sequence[Route]) -> Sequence[Route]:
+    """Give the routes to try: where nothing was asked, there is nothing to look up, and nobody to bother with it."""
+    return [route for route in routes if isinstance(route, Abstain | Raise)] if asking.blank else routes
+
+
+def _broken(route: Route, error: Exception) -> Outcome:
+    if steers_a_graph(error):
+        return Outcome(True, "the run is interrupted", error=error)
+    logger.warning("The route %s failed: %s", route.decision, described(error))
+    return Outcome(False, named(error))
+
+
+def _told(outcome: Outcome) -> dict[str, Any]:
+    return {"settled": outcome.settled, "reason": outcome.reason}
+
+
+def _announced(decision: Decision) -> dict[str, Any]:
+    return decision.model_dump(mode="json", include={"decision", "confidence", "threshold", "reason"})

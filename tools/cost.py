@@ -1,6 +1,6 @@
 """What answers and their scores cost on a GPU: arithmetic from a model's shape, not a measurement.
 
-`python -m semgrad_guard.evaluation.cost --page docs/scale.md` writes the table into that page. The operations are those
+`python -m tools.cost --page docs/scale.md` writes the table into that page. The operations are those
 that `semgrad-guard bench` counts (a test compares them); how fast a GPU does them is assumed and given as an option.
 """
 
