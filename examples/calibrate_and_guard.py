@@ -3,7 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from semgrad_guard import Abstain, ChatSemGrad, SemGradGuard
+from semgrad_guard import Abstain, ChatSemGrad, SemGradGuard, get_decision
 from semgrad_guard.demo import embedded_model, labelled_questions
 
 # In your own project: read_examples("questions.jsonl"), with lines {"query": ..., "truthful answer": [...]}.
@@ -22,5 +22,7 @@ with tempfile.TemporaryDirectory() as folder:  # calibrate once, load ever after
 
 for question in ("What is the capital of France?", "What is the capital of Zubrovia?"):
     message = guard.invoke(question)
-    record = message.response_metadata["semgrad"]
-    print(f"{question} {message.content} [confidence {record['confidence']:.2f}, promised: {record['guarantee']}]")
+    decision = get_decision(message)
+    print(
+        f"{question} {message.content} [confidence {decision.confidence:.2f}, promised: {decision.verdict.guarantee}]"
+    )

@@ -6,7 +6,7 @@ from semgrad_guard.demo import embedded_model, embedded_profile
 
 def reviewer(request: ReviewRequest) -> ReviewAnswer:
     """See question, draft and reason; approve, edit, reject, or respond with an answer of one's own."""
-    print(f"held back: {request.draft!r} to {request.question!r}: {request.reason}")
+    print(f"held back: {request.draft!r} to {request.question!r}: {request.verdict.reason}")
     return ReviewAnswer(decision="respond", text="There is no such place.")
 
 

@@ -27,7 +27,7 @@ with OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none") as client:
     # The draft all the same, with the record to go by.
     extra = {"semgrad": {"policy": "annotate"}}
     choice = client.chat.completions.create(model="demo", messages=asked, extra_body=extra).choices[0]
-    print("draft:", choice.message.content, choice.model_extra["semgrad"]["confidence"])
+    print("draft:", choice.message.content, choice.model_extra["semgrad"]["verdict"]["confidence"])
 
 serving.should_exit = True
 thread.join()

@@ -1,6 +1,6 @@
 """A route of your own: questions about opening hours go to a table, whatever else is unsure to a colleague."""
 
-from semgrad_guard import Abstain, Outcome, Route, SemGradGuard, Situation
+from semgrad_guard import Abstain, Outcome, Route, SemGradGuard, Situation, get_decision
 from semgrad_guard.demo import embedded_model, embedded_profile
 
 HOURS = {"museum": "9 to 17", "library": "10 to 20"}
@@ -41,5 +41,5 @@ for question in (
     "What is the capital of Zubrovia?",  # there is no such place
 ):
     message = guard.invoke(question)
-    record = message.response_metadata["semgrad"]
-    print(f"{question} {message.content} [{record['decision']}]")
+    decision = get_decision(message)
+    print(f"{question} {message.content} [{decision.decision}]")

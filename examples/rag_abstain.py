@@ -1,6 +1,6 @@
 """Retrieve only when unsure, and abstain when the passages do not help either."""
 
-from semgrad_guard import Abstain, BM25Retriever, Retrieve, SemGradGuard
+from semgrad_guard import Abstain, BM25Retriever, Retrieve, SemGradGuard, get_decision
 from semgrad_guard.demo import corpus, embedded_model, embedded_profile
 
 search = BM25Retriever.from_texts(corpus())
@@ -12,7 +12,7 @@ for question in (
     "What is the capital of Zubrovia?",  # there is no such place
 ):
     message = guard.invoke(question)
-    record = message.response_metadata["semgrad"]
-    print(f"{question} {message.content} [{record['decision']}]")
-    if record["decision"] == "retrieve":
-        print("    used:", *(source["text"] for source in record["sources"] if source["metadata"]["used"]))
+    decision = get_decision(message)
+    print(f"{question} {message.content} [{decision.decision}]")
+    if decision.decision == "retrieve":
+        print("    used:", *(source.text for source in decision.sources if source.metadata["used"]))

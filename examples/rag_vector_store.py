@@ -7,7 +7,7 @@ from langchain_core.documents import Document
 from langchain_core.runnables import RunnableLambda
 from langchain_huggingface import HuggingFaceEmbeddings
 
-from semgrad_guard import Abstain, Retrieve, SemGradGuard
+from semgrad_guard import Abstain, Retrieve, SemGradGuard, get_decision
 from semgrad_guard.demo import corpus, embedded_model, embedded_profile
 
 texts = [text for text in corpus() if "invented" in text or "painted" in text or "capital" in text]
@@ -29,8 +29,8 @@ guard = SemGradGuard(embedded_model(), profile=embedded_profile(), routes=routes
 
 for question in ("What is the capital of France?", "Who invented the light bulb?", "What is the capital of Zubrovia?"):
     message = guard.invoke(question)
-    record = message.response_metadata["semgrad"]
-    print(f"{question} {message.content} [{record['decision']}]")
-    if record["decision"] == "retrieve":
-        for source in record["sources"]:
-            print("   ", "used:" if source["metadata"]["used"] else "found:", source["text"])
+    decision = get_decision(message)
+    print(f"{question} {message.content} [{decision.decision}]")
+    if decision.decision == "retrieve":
+        for source in decision.sources:
+            print("   ", "used:" if source.metadata["used"] else "found:", source.text)

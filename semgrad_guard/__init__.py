@@ -21,11 +21,12 @@ from semgrad_guard.errors import (
     UnsupportedModelError,
 )
 from semgrad_guard.langchain.chat_model import ChatSemGrad
-from semgrad_guard.langchain.guard import SemGradGuard, get_confidence
+from semgrad_guard.langchain.guard import SemGradGuard
 from semgrad_guard.langchain.judge import judged_by
+from semgrad_guard.langchain.metadata import get_confidence, get_decision, get_scores
 from semgrad_guard.langchain.passages import BM25Retriever
 from semgrad_guard.langchain.routes import Escalate, Retrieve, Search
-from semgrad_guard.records import Decision, Generation, LongScore, Score, Source, Step, TokenDoubt, Verdict
+from semgrad_guard.records import Decision, Failure, Generation, LongScore, Score, Source, Step, TokenDoubt, Verdict
 from semgrad_guard.routing.grounding import grounded_question
 from semgrad_guard.routing.ladder import Answer, Outcome, Route, Situation
 from semgrad_guard.routing.limits import AtMost
@@ -49,6 +50,7 @@ __all__ = [
     "EmptyResponseError",
     "Escalate",
     "Example",
+    "Failure",
     "Generation",
     "HumanReview",
     "Labeler",
@@ -80,6 +82,8 @@ __all__ = [
     "Verdict",
     "__version__",
     "get_confidence",
+    "get_decision",
+    "get_scores",
     "grounded_question",
     "judged_by",
     "score_sentences",

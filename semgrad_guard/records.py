@@ -22,7 +22,24 @@ if TYPE_CHECKING:
 
 FinishReason = Literal["stop", "length"]
 # The decisions of the package itself; a route of a user's own may name others.
-DECISIONS = ("pass", "retrieve", "escalate", "review", "abstain")
+DECISIONS = ("pass", "annotate", "retrieve", "escalate", "review", "abstain", "raise")
+# Why an answer does not pass, for programs; docs/decisions.md says what each means and what helps.
+Cause = Literal[
+    "low_confidence",
+    "no_confidence",
+    "no_threshold",
+    "unlikely_text",
+    "cut_off",
+    "empty_answer",
+    "unreadable",
+    "invalid_call",
+    "invalid_score",
+    "scoring_failed",
+    "scoring_off",
+    "empty_question",
+    "not_asked",
+    "no_answer",
+]
 Path = Literal["upper", "cache", "prefix", "full"]
 AnswerKind = Literal["answer", "grounded", "tool_call", "argument"]
 
@@ -72,6 +89,15 @@ class Generation:
     log_probs: tuple[TokenLogProb, ...] | None = field(default=None, repr=False)
 
 
+class Failure(BaseModel):
+    """Why an answer must not be trusted, whatever its scores: the kind for programs, and a text for people."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Cause
+    text: str
+
+
 class Score(BaseModel):
     """The uncertainty of one response; *higher = more uncertain* in every field but `length` and `path`.
 
@@ -101,21 +127,22 @@ class Score(BaseModel):
 
     def finite(self) -> bool:
         """Tell whether the score may let an answer pass: see `failure`."""
-        return not self.failure()
+        return self.failure() is None
 
-    def failure(self) -> str:
-        """Say why the response counts as not scored, naming the field or layer; "" if nothing is wrong.
+    def failure(self) -> Failure | None:
+        """Say why the response counts as not scored, naming the field or layer; None if nothing is wrong.
 
         Every value must be finite and not negative, and no gradient exactly zero, as from a kernel without a backward.
         """
         for name, value in self._values():
             if not math.isfinite(value):
-                return f"the score is not a finite number: {name} is {value:g}"
+                return _invalid(f"the score is not a finite number: {name} is {value:g}")
             if value < 0:
-                return f"not scored: {name} is {value:g}, and never negative by its definition"
+                return _invalid(f"not scored: {name} is {value:g}, and never negative by its definition")
             if value == 0 and "grad" in name:
-                return f"not scored: {name} is exactly 0: no gradient came, or all other tokens have probability 0"
-        return ""
+                why = "no gradient came, or all other tokens have probability 0"
+                return _invalid(f"not scored: {name} is exactly 0: {why}")
+        return None
 
     def _values(self) -> Iterator[tuple[str, float]]:
         """Give every value under a name to tell it by."""
@@ -127,6 +154,37 @@ class Score(BaseModel):
         for name, row in rows.items():
             for place, value in enumerate(row):
                 yield f"{name} at layer {self.span[place] if place < len(self.span) else place}", value
+
+
+def _invalid(text: str) -> Failure:
+    return Failure(kind="invalid_score", text=text)
+
+
+class CallScores(BaseModel):
+    """The scores of a tool call, over its name and its values, and of each argument; None where scoring failed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    scores: Score | None
+    arguments: dict[str, Score | None] = Field(default_factory=dict)
+
+
+class MessageScores(BaseModel):
+    """What a scored message tells of itself: the content of `response_metadata["semgrad"]`.
+
+    `scores` are those of the answer, None where scoring failed or nothing was scored. `failure` says why the answer
+    must not be trusted whatever its scores, None if it may. `tool_calls` go by their ids. `tokens` are the response's
+    ids, and the answer begins at `answer_from` among them, behind any reasoning.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    scores: Score | None
+    failure: Failure | None
+    tool_calls: dict[str, CallScores] = Field(default_factory=dict)
+    tokens: tuple[int, ...] = ()
+    answer_from: int = 0
 
 
 class SentenceScore(BaseModel):
@@ -222,12 +280,13 @@ class Verdict(BaseModel):
 
     `guarantee` is what the threshold promises of answers that pass: at most the share `risk` are wrong, with certainty
     1 - `delta`, shown on `n` that passed. None where nothing is promised. `policy` tells in words what answers of this
-    kind must reach, and what that promises of those that do.
+    kind must reach, and what that promises of those that do. `cause` is the reason for programs; None if it passed.
     """
 
     model_config = ConfigDict(frozen=True)
 
     passed: bool
+    cause: Cause | None = None
     confidence: float | None
     calibrated: bool = False
     scores: Score | None
@@ -243,27 +302,35 @@ class Verdict(BaseModel):
 
 
 class Decision(BaseModel):
-    """What became of an answer: the content of `response_metadata["semgrad"]`; `tool_calls` go by their ids.
+    """What became of an answer, and the verdict it rests on: the content of `response_metadata["semgrad_decision"]`.
 
-    `decision` is "pass", or that of the route that settled the answer. `calibrated` tells whether confidence is a
-    probability, fitted on labels; otherwise it only orders answers. `review_id` names the review in the queue that an
-    answer was handed to; None without one.
+    `decision` is "pass", or that of the route that ended the matter. `answered` tells whether an answer of a model went
+    out as it was given; where none did, `cause` says why not, for programs, and `reason` in words. `verdict` is about
+    the answer that went out, or else about the draft. `tool_calls` go by their ids. `review_id` names the review in the
+    queue that an answer was handed to; None without one.
     """
 
     model_config = ConfigDict(frozen=True)
 
     decision: str = Field(min_length=1)
-    confidence: float | None
-    calibrated: bool = False
-    scores: Score | None
-    threshold: float | None
-    method: str
+    answered: bool
+    cause: Cause | None
     reason: str
+    verdict: Verdict
     steps: tuple[Step, ...]
     sources: tuple[Source, ...] = ()
     tool_calls: dict[str, CallConfidence] = Field(default_factory=dict)
-    guarantee: dict[str, float] | None = None
     review_id: str | None = None
+
+    @property
+    def confidence(self) -> float | None:
+        """The verdict's confidence, in [0, 1]."""
+        return self.verdict.confidence
+
+    @property
+    def scores(self) -> Score | None:
+        """The verdict's scores; *higher = more uncertain*."""
+        return self.verdict.scores
 
 
 def checked_confidence(name: str, value: object) -> float | None:

@@ -7,10 +7,11 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from models import tiny_model, tiny_tokenizer
 from pydantic import Field, PrivateAttr
 
-from semgrad_guard import ChatSemGrad, Profile, Score
+from semgrad_guard import ChatSemGrad, Decision, Profile, ReviewRequest, Score, Verdict
 from semgrad_guard.calibration.profile import Binding, Section
 from semgrad_guard.langchain.streaming import last_chunk
 from semgrad_guard.model.fingerprint import fingerprint, template_fingerprint
+from semgrad_guard.serving.work import Judgement
 
 
 def score(semgrad=1.0, **fields):
@@ -36,6 +37,54 @@ def score_of(confidence):
     return score((1 - confidence) / confidence)
 
 
+def failure_of(text):
+    """Give the failure of a scripted answer as its message has it; none for an empty text."""
+    return {"kind": "scoring_failed", "text": text} if text else None
+
+
+def record(message):
+    """Give a guard's decision as its message has it, with the fields of its verdict beside its own."""
+    decision = message.response_metadata["semgrad_decision"]
+    return decision["verdict"] | decision
+
+
+def decided(decision="pass", confidence=0.9, *, scores=None, **fields):
+    """Give what a guard could have decided."""
+    passed = decision == "pass"
+    cause = None if passed else "low_confidence"
+    verdict = Verdict(
+        passed=passed, cause=cause, confidence=confidence, scores=scores, threshold=0.8, method="fused", reason="why"
+    )
+    about = {"answered": passed, "cause": cause, "reason": "why", "verdict": verdict, "steps": ()}
+    return Decision(decision=decision, **about | fields)
+
+
+def judgement_of(score, confidence=0.9, decision="pass"):
+    """Give a service's record of an answer that passed."""
+    verdict = Verdict(
+        passed=True, confidence=confidence, calibrated=True, scores=None, threshold=0.8, method="fused", reason="sure"
+    )
+    about = {"answered": True, "cause": None, "reason": "sure", "verdict": verdict, "steps": ()}
+    return Judgement(decision=decision, score=score, version="0", **about)
+
+
+def request_of(
+    question="?", draft="", confidence=None, scores=None, reason="", policy="", threshold=None, cause=None, **fields
+):
+    """Give what a human is asked about a draft that did not pass."""
+    verdict = Verdict(
+        passed=False,
+        cause=cause,
+        confidence=confidence,
+        scores=scores,
+        threshold=threshold,
+        method="fused",
+        reason=reason,
+        policy=policy,
+    )
+    return ReviewRequest(question=question, draft=draft, verdict=verdict, **fields)
+
+
 def calling(*calls, text="", failure=""):
     """Give a message with tool calls, each (name, arguments, confidence); their arguments are half as sure."""
     ids = [f"call-{uuid4()}" for _ in calls]
@@ -53,7 +102,11 @@ def calling(*calls, text="", failure=""):
             {"name": name, "args": arguments, "id": id_} for id_, (name, arguments, _) in zip(ids, calls, strict=True)
         ],
         response_metadata={
-            "semgrad": {"scores": score_of(0.9).model_dump(mode="json"), "failure": failure, "tool_calls": record}
+            "semgrad": {
+                "scores": score_of(0.9).model_dump(mode="json"),
+                "failure": failure_of(failure),
+                "tool_calls": record,
+            }
         },
     )
 
@@ -73,7 +126,7 @@ class Scripted(ChatSemGrad):
             return ChatResult(generations=[ChatGeneration(message=answer)])
         text, given, failure = answer
         scores = None if given is None else given.model_dump(mode="json")
-        record = {"scores": scores, "failure": failure, "tool_calls": {}}
+        record = {"scores": scores, "failure": failure_of(failure), "tool_calls": {}}
         message = AIMessage(text, response_metadata={"semgrad": record})
         return ChatResult(generations=[ChatGeneration(message=message)])
 

@@ -195,7 +195,7 @@ def measure(name: str, asked: Answers) -> dict[str, Any]:
     for start in range(0, len(asked.prompts), BATCH):
         part = slice(start, start + BATCH)
         found += scorer.score_ids(asked.prompts[part], asked.responses[part], parameters=False)
-    failures = [failure for score in found if (failure := score.failure())]
+    failures = [failure.text for score in found if (failure := score.failure())]
     values = {name: [getattr(score, name) for score in found] for name in MEASURES}
     return {"outcome": "accepted", "why": "; ".join(failures[:1]), "failures": len(failures), "values": values}
 

@@ -6,7 +6,7 @@
 from typing import TYPE_CHECKING, Any
 
 from semgrad_guard.agents.calls import FilteredCalls, HeldCall, confidence_gate, filter_tool_calls, low_confidence
-from semgrad_guard.agents.judging import model_node
+from semgrad_guard.agents.judging import AgentDecision, agent_decision, model_node
 from semgrad_guard.errors import needs
 
 if TYPE_CHECKING:
@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from semgrad_guard.agents.middleware import ConfidenceMiddleware
 
 __all__ = [
+    "AgentDecision",
     "ConfidenceMiddleware",
     "FilteredCalls",
     "HeldCall",
     "InterruptReview",
+    "agent_decision",
     "confidence_gate",
     "filter_tool_calls",
     "low_confidence",

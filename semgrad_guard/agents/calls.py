@@ -10,7 +10,8 @@ from langchain_core.messages import AIMessage, BaseMessage, ToolCall
 
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.langchain.messages import messages_in
-from semgrad_guard.records import checked_confidence
+from semgrad_guard.langchain.metadata import get_confidence, get_decision
+from semgrad_guard.records import CallConfidence, checked_confidence
 
 Gate = Literal["call", "answer", "unsure"]
 
@@ -50,7 +51,7 @@ def low_confidence(threshold: float) -> Callable[[Any], bool]:
         id_ = request.tool_call["id"]
         for message in reversed(request.state["messages"]):
             if isinstance(message, AIMessage) and any(call["id"] == id_ for call in message.tool_calls):
-                return not _sure(_record(message, id_).get("confidence"), threshold)
+                return not _sure(confidence_of(message, id_).confidence, threshold)
         return True
 
     return low
@@ -73,12 +74,12 @@ def filter_tool_calls(
     _check(threshold, *own.values())
     sure, held = [], []
     for call in message.tool_calls:
-        record, least = _record(message, call["id"]), own.get(call["name"], threshold)
-        confidence = record.get("confidence")
+        record, least = confidence_of(message, call["id"]), own.get(call["name"], threshold)
+        confidence = record.confidence
         if _sure(confidence, least):
             sure.append(call)
         else:
-            held.append(HeldCall(call, confidence, least, record.get("arguments", {})))
+            held.append(HeldCall(call, confidence, least, record.arguments))
     return FilteredCalls(message.model_copy(update={"tool_calls": sure}), tuple(held))
 
 
@@ -103,8 +104,7 @@ def confidence_gate(threshold: float, *, thresholds: Mapping[str, float] | None 
             raise ConfigurationError("The state's last message is none of a model; put this edge behind a model_node.")
         if message.tool_calls:
             return "unsure" if filter_tool_calls(message, threshold, thresholds=thresholds).held else "call"
-        confidence = message.response_metadata.get("semgrad", {}).get("confidence")
-        return "answer" if _sure(confidence, threshold) else "unsure"
+        return "answer" if _sure(get_confidence(message), threshold) else "unsure"
 
     return gate
 
@@ -115,9 +115,11 @@ def _check(*thresholds: float) -> None:
             raise ConfigurationError("threshold=None: expected a confidence in [0, 1].")
 
 
-def _record(message: BaseMessage, id_: str | None) -> dict[str, Any]:
-    record: dict[str, Any] = message.response_metadata.get("semgrad", {}).get("tool_calls", {}).get(id_, {})
-    return record
+def confidence_of(message: BaseMessage, id_: str | None) -> CallConfidence:
+    """Give the confidence of a message's call and of its arguments; without one where the message does not say."""
+    decision = get_decision(message)
+    none = CallConfidence(name="", confidence=None, arguments={})
+    return none if decision is None else decision.tool_calls.get(str(id_), none)
 
 
 def _sure(confidence: float | None, threshold: float) -> bool:

@@ -77,7 +77,7 @@ def _decided(situation: Situation, held: dict[str, Any]) -> Outcome:
 
 def _plain(situation: Situation) -> dict[str, Any]:
     """Put what is held back, and what a human is asked about it, into what any checkpointer can keep."""
-    draft, request = situation.draft, review_request(situation, situation.doubt()).model_dump()
+    draft, request = situation.draft, review_request(situation, situation.uncertainty()).model_dump()
     return {
         "request": from_json(to_json(request, inf_nan_mode="strings", fallback=str)),
         "verdict": draft.verdict.model_dump(mode="json"),

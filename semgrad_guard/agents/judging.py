@@ -9,6 +9,7 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, ToolCall, ToolMessage
 from langchain_core.runnables import Runnable, RunnableLambda
+from pydantic import Field
 
 from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.calibration.verdict import Standard
@@ -17,30 +18,51 @@ from semgrad_guard.langchain.answering import chat_model_for, profile_of
 from semgrad_guard.langchain.chat_model import ChatSemGrad
 from semgrad_guard.langchain.drafts import without_text
 from semgrad_guard.langchain.messages import EMPTY_QUESTION, asks_nothing, messages_in, reads_tool_results
+from semgrad_guard.langchain.metadata import get_message_scores, read_decision, with_record
 from semgrad_guard.langchain.scored_messages import call_verdicts, judged
 from semgrad_guard.model.fingerprint import precision, template_fingerprint
-from semgrad_guard.records import Step
+from semgrad_guard.records import Decision, Step
+
+
+class AgentDecision(Decision):
+    """What became of a message of an agent's model, and of its tool calls.
+
+    `held` says why each unsure call is held, by its id; `decided` what a human decided on it: "approve", "edit",
+    "reject" or "respond".
+    """
+
+    held: dict[str, str] = Field(default_factory=dict)
+    decided: dict[str, str] = Field(default_factory=dict)
+
+
+def agent_decision(message: BaseMessage) -> AgentDecision | None:
+    """Give what was decided about a message of an agent's model; None where nothing was.
+
+    Raises:
+        DataError: the metadata hold something else than a decision.
+    """
+    return read_decision(message, AgentDecision)
 
 
 @dataclass(frozen=True)
 class JudgedMessage:
-    """A message with its confidences in its metadata, and whether all of it is sure enough."""
+    """A message with its decision in its metadata, and that decision."""
 
     message: AIMessage
-    passed: bool
+    decision: AgentDecision
+
+    @property
+    def passed(self) -> bool:
+        """Tell whether all of it is sure enough."""
+        return self.decision.decision == "pass"
 
     def rewritten(self, decision: str, *, text: str = "", calls: Sequence[ToolCall] = ()) -> AIMessage:
         """Give a message that stands in its place: the text and the calls that may be seen, and what was decided."""
         shown = without_text(self.message)
-        record = self.message.response_metadata["semgrad"] | {"decision": decision}
-        update = {
-            "id": self.message.id,
-            "name": self.message.name,
-            "content": text,
-            "tool_calls": list(calls),
-            "response_metadata": shown.response_metadata | {"semgrad": record},
-        }
-        return shown.model_copy(update=update)
+        cause = self.decision.verdict.cause or "low_confidence"
+        record = self.decision.model_copy(update={"decision": decision, "answered": False, "cause": cause})
+        update = {"id": self.message.id, "name": self.message.name, "content": text, "tool_calls": list(calls)}
+        return with_record(shown.model_copy(update=update), record)
 
 
 class Judge:
@@ -93,44 +115,42 @@ class Judge:
         return prepared[1]
 
     def judged(self, message: AIMessage, messages: Sequence[BaseMessage]) -> JudgedMessage:
-        """Judge a message that answers others, and put what was found into `response_metadata["semgrad"]`.
+        """Judge a message that answers others, and put an `AgentDecision` into its metadata.
 
-        The record there is like a guard's, and in `held` it has why each unsure call is held, by its id. `decision` is
-        "pass" if all is sure, else None: nobody has decided yet.
+        Its `decision` is "pass" if all is sure, else "annotate": the message goes on as it is, unless it is rewritten.
 
         Raises:
             ConfigurationError: the message carries no scores.
         """
-        record = message.response_metadata.get("semgrad")
-        if record is None or "failure" not in record:
+        record = get_message_scores(message)
+        if record is None:
             raise ConfigurationError(
                 "The message carries no scores, so it is not the model's own. List ConfidenceMiddleware last, so that "
                 "no other middleware comes between it and the model."
             )
-        # A tool that failed, or was never run, has told nothing to answer from.
         if asks_nothing(messages):
-            record = record | {"failure": record["failure"] or EMPTY_QUESTION}
-            message = message.model_copy(update={"response_metadata": message.response_metadata | {"semgrad": record}})
-        told = [other for other in messages if not (isinstance(other, ToolMessage) and other.status == "error")]
-        answer = judged(message, self._answers, grounded=reads_tool_results(told), for_tool=self._for_tool)
+            message = with_record(message, record.model_copy(update={"failure": record.failure or EMPTY_QUESTION}))
+        # A tool that failed, or was never run, has told nothing to answer from.
+        heard = [other for other in messages if not (isinstance(other, ToolMessage) and other.status == "error")]
+        answer = judged(message, self._answers, grounded=reads_tool_results(heard), for_tool=self._for_tool)
         verdict, verdicts = answer.verdict, call_verdicts(message, self._for_tool)
         held = {
-            str(call["id"]): found.reason if found is not None else f"{call['name']}: the call has no confidence"
+            str(call["id"]): f"{call['name']}: the call has no confidence" if by_call is None else by_call.reason
             for call in message.tool_calls
-            if (found := verdicts.get(str(call["id"]))) is None or not found.passed
+            if (by_call := verdicts.get(str(call["id"]))) is None or not by_call.passed
         }
         passed = verdict.passed and not held
-        step = Step(name="answer", settled=passed, confidence=verdict.confidence, reason=verdict.reason)
-        plain = {
-            **verdict.model_dump(mode="json", exclude={"passed", "policy"}),
-            "decision": "pass" if passed else None,
-            "steps": [step.model_dump(mode="json")],
-            "sources": [],
-            "tool_calls": {id_: call.model_dump(mode="json") for id_, call in answer.tool_calls.items()},
-            "held": held,
-        }
-        metadata = message.response_metadata | {"semgrad": plain}
-        return JudgedMessage(message.model_copy(update={"response_metadata": metadata}), passed)
+        decision = AgentDecision(
+            decision="pass" if passed else "annotate",
+            answered=True,
+            cause=None,
+            reason=verdict.reason,
+            verdict=verdict,
+            steps=(Step(name="answer", settled=passed, confidence=verdict.confidence, reason=verdict.reason),),
+            tool_calls=answer.tool_calls,
+            held=held,
+        )
+        return JudgedMessage(with_record(message, decision), decision)
 
     def _for_tool(self, name: str) -> Standard:
         return self._tools.get(name, self._calls)

@@ -16,7 +16,8 @@ from langgraph.runtime import Runtime
 from langgraph.types import Command
 
 from semgrad_guard._compat import has_checkpointer, var_child_runnable_config
-from semgrad_guard.agents.judging import Judge, JudgedMessage
+from semgrad_guard.agents.calls import confidence_of
+from semgrad_guard.agents.judging import Judge, JudgedMessage, agent_decision
 from semgrad_guard.agents.review import decisions_on, reviewed
 from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.errors import ConfigurationError
@@ -26,13 +27,14 @@ from semgrad_guard.routing.ladder import DEFAULT_ABSTENTION
 
 Calls = Literal["interrupt", "block", "annotate"]
 Answers = Literal["abstain", "end", "annotate"]
+_UNKNOWN = "it has no confidence"
 
 
 class ConfidenceMiddleware(AgentMiddleware[Any, Any, Any]):
     """Judges every message of an agent's model once, when it is given, and holds what is not sure enough.
 
-    The model is a `ChatSemGrad`. Confidences, and what was decided, are in the message's
-    `response_metadata["semgrad"]`. List it last, so that no other middleware comes between it and the model.
+    The model is a `ChatSemGrad`. `agent_decision(message)` reads confidences and what was
+    decided. List it last, so that no other middleware comes between it and the model.
 
     Other middleware may send a run straight to the tools (`jump_to="tools"`). A call that was rejected, blocked or
     answered, or that still waits for a human, does not run then either. A `ToolNode` of a graph written by hand gets
@@ -149,7 +151,7 @@ class ConfidenceMiddleware(AgentMiddleware[Any, Any, Any]):
                 return other  # with its id, so that it does not stand in the state twice
         if self._calls == "annotate":
             return None
-        held = {call["id"]: "it has no confidence"} if message is None else _held(message, after)
+        held = {call["id"]: _UNKNOWN} if message is None else _held(message, after)
         if call["id"] not in held:
             return None
         return _not_run(call, held[call["id"]], "" if message is None else _least_sure(message, call))
@@ -213,12 +215,15 @@ def _turn(state: Any, id_: str | None) -> tuple[AIMessage | None, Sequence[BaseM
 
 def _held(message: AIMessage, after: Sequence[BaseMessage]) -> dict[str | None, str]:
     """Tell why calls are held, by their ids; those answered already, or that a human let run, are not."""
-    record = message.response_metadata.get("semgrad", {})
+    record = agent_decision(message)
     answered = {other.tool_call_id for other in after if isinstance(other, ToolMessage)}
-    free = {id_ for id_, decision in record.get("decided", {}).items() if decision in ("approve", "edit")}
-    ids = [call["id"] for call in message.tool_calls if call["id"] not in answered and str(call["id"]) not in free]
-    unknown = {id_: "it has no confidence" for id_ in ids if id_ not in record.get("tool_calls", {})}
-    return unknown | {id_: record["held"][id_] for id_ in ids if id_ in record.get("held", {})}
+    waiting = [call["id"] for call in message.tool_calls if call["id"] not in answered]
+    if record is None:
+        return dict.fromkeys(waiting, _UNKNOWN)
+    free = {id_ for id_, decision in record.decided.items() if decision in ("approve", "edit")}
+    ids = [id_ for id_ in waiting if str(id_) not in free]
+    unknown = {id_: _UNKNOWN for id_ in ids if str(id_) not in record.tool_calls}
+    return unknown | {id_: record.held[str(id_)] for id_ in ids if str(id_) in record.held}
 
 
 def _blocked(judged: JudgedMessage, held: Mapping[str | None, str]) -> list[BaseMessage]:
@@ -243,13 +248,13 @@ def _not_run(call: ToolCall, why: str, least_sure: str) -> ToolMessage:
 
 
 def _least_sure(message: AIMessage, call: ToolCall) -> str:
-    record = message.response_metadata.get("semgrad", {}).get("tool_calls", {}).get(call["id"], {})
-    known = {name: sure for name, sure in record.get("arguments", {}).items() if sure is not None}
+    arguments = confidence_of(message, call["id"]).arguments
+    known = {name: confidence for name, confidence in arguments.items() if confidence is not None}
     return f" Its least sure argument is {min(known, key=known.__getitem__)}." if known else ""
 
 
 def _times_blocked(messages: Sequence[BaseMessage]) -> int:
     """Count how often calls were blocked since the last question."""
     index, _ = last_question(messages)
-    records = [message.response_metadata.get("semgrad", {}) for message in messages[index:]]
-    return sum(record.get("decision") == "abstain" and bool(record.get("held")) for record in records)
+    records = [agent_decision(message) for message in messages[index:]]
+    return sum(record is not None and record.decision == "abstain" and bool(record.held) for record in records)

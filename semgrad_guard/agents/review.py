@@ -16,6 +16,9 @@ from langchain_core.messages import AIMessage, BaseMessage, ToolCall, ToolMessag
 from langgraph.types import interrupt
 from pydantic import Discriminator, Field, create_model
 
+from semgrad_guard.agents.calls import confidence_of
+from semgrad_guard.agents.judging import agent_decision
+from semgrad_guard.langchain.metadata import with_record
 from semgrad_guard.records import Step
 
 _ALLOWED: tuple[DecisionType, ...] = ("approve", "edit", "reject", "respond")
@@ -62,7 +65,7 @@ def reviewed(message: AIMessage, held: Mapping[str | None, str], decisions: Sequ
     waiting = iter(decisions)
     calls: list[ToolCall] = []
     answers: list[BaseMessage] = []
-    steps: list[dict[str, Any]] = []
+    steps: list[Step] = []
     decided: dict[str, str] = {}
     for call in message.tool_calls:
         if call["id"] not in held:
@@ -72,13 +75,14 @@ def reviewed(message: AIMessage, held: Mapping[str | None, str], decisions: Sequ
         edited = decision["edited_action"] if decision["type"] == "edit" else call
         calls.append(ToolCall(name=edited["name"], args=edited["args"], id=call["id"], type="tool_call"))
         answers += _answer(call, decision)
-        step = Step(name="review", settled=True, reason=f"{call['name']}: {decision['type']}")
-        steps.append(step.model_dump(mode="json"))
+        steps.append(Step(name="review", settled=True, reason=f"{call['name']}: {decision['type']}"))
         decided[str(call["id"])] = decision["type"]
-    record = message.response_metadata.get("semgrad", {})
-    added = {"steps": [*record.get("steps", ()), *steps], "decided": record.get("decided", {}) | decided}
-    metadata = message.response_metadata | {"semgrad": record | added}
-    return [message.model_copy(update={"tool_calls": calls, "response_metadata": metadata}), *answers]
+    message = message.model_copy(update={"tool_calls": calls})
+    record = agent_decision(message)
+    if record is not None:
+        update = {"steps": (*record.steps, *steps), "decided": record.decided | decided}
+        message = with_record(message, record.model_copy(update=update))
+    return [message, *answers]
 
 
 def _answer(call: ToolCall, decision: Decision) -> list[ToolMessage]:
@@ -93,8 +97,7 @@ def _answer(call: ToolCall, decision: Decision) -> list[ToolMessage]:
 
 
 def _description(message: AIMessage, call: ToolCall, held: Mapping[str | None, str]) -> str:
-    record = message.response_metadata.get("semgrad", {}).get("tool_calls", {}).get(call["id"], {})
-    sure = record.get("arguments", {})
+    sure = confidence_of(message, call["id"]).arguments
     arguments = [f"  {name} = {value!r} (confidence {_number(sure.get(name))})" for name, value in call["args"].items()]
     return "\n".join([f"Tool: {call['name']}", "Arguments:", *arguments, f"Held because {held[call['id']]}"])
 

@@ -17,7 +17,7 @@ from semgrad_guard.calibration.counts import Counts, Outcome, Problem
 from semgrad_guard.calibration.examples import Example
 from semgrad_guard.calibration.labels import Labeler
 from semgrad_guard.calibration.prompts import BARE, PromptForm
-from semgrad_guard.calibration.verdict import not_its_own
+from semgrad_guard.calibration.verdict import unlikely
 from semgrad_guard.errors import BudgetError, DataError, PromptTooLongError, described
 from semgrad_guard.model.chat_template import encode_answer, encode_chat
 from semgrad_guard.model.fingerprint import fingerprint
@@ -293,7 +293,7 @@ def _attempts(
         if score is None or not score.finite():
             found[attempt.key] = replace(attempt, problem="not_scored")
         else:
-            problem: Problem | None = "not_its_own" if not_its_own(score) else None
+            problem: Problem | None = "not_its_own" if unlikely(score) else None
             found[attempt.key] = replace(attempt, score=score, problem=problem)
     return list(found.values())
 

@@ -6,7 +6,7 @@ import math
 
 from semgrad_guard.calibration.profile import Profile, Section
 from semgrad_guard.errors import ConfigurationError
-from semgrad_guard.records import AnswerKind, Score, Verdict, as_number, checked_confidence
+from semgrad_guard.records import AnswerKind, Cause, Failure, Score, Verdict, as_number, checked_confidence
 
 RAW_METHODS = ("semgrad", "hybridgrad", "paragrad", "exgrad", "nll", "mean_nll", "mean_entropy", "max_entropy")
 
@@ -82,7 +82,7 @@ class Standard:
             return None
         return 0.0 if score is None else section.confidence(score)
 
-    def judge(self, score: Score | None, failure: str, kind: AnswerKind = "answer") -> Verdict:
+    def judge(self, score: Score | None, failure: Failure | None, kind: AnswerKind = "answer") -> Verdict:
         """Judge an answer; without a finite score, or with a failure, it never passes.
 
         Nor does one that the model would hardly give itself: gradients tell whether the model knows an answer, not
@@ -90,45 +90,50 @@ class Standard:
 
         Args:
             score: the answer's score, None where scoring failed.
-            failure: why the answer cannot be trusted whatever its score; empty if nothing went wrong.
+            failure: why the answer cannot be trusted whatever its score; None if nothing went wrong.
             kind: what the score is of; the profile has a section for each kind.
         """
         threshold, confidence = self.threshold(kind), self.confidence(score, kind)
-        passed, failure = False, failure or not_its_own(score)
-        if failure:
-            reason, confidence = failure, None if confidence is None else 0.0
+        cause: Cause | None = None
+        if failure := failure or unlikely(score):
+            cause, reason = failure.kind, failure.text
+            confidence = None if confidence is None or cause == "scoring_off" else 0.0
         elif score is None:
-            reason = "the answer has no score"
-        elif score.failure():
-            reason = score.failure()
+            cause, reason = "scoring_failed", "the answer has no score"
+        elif failure := score.failure():
+            cause, reason = failure.kind, failure.text
         elif self.profile is None and threshold is not None:
             value = getattr(score, self.method)
             if value is None:
                 value = math.nan  # not computed
-            passed = value <= threshold
-            comparison = "is within" if passed else "is not within"
+            cause = None if value <= threshold else "low_confidence"
+            comparison = "is not within" if cause else "is within"
             reason = f"{self.method} {value:.4g} {comparison} the threshold {threshold:.4g}"
         elif confidence is None:
+            cause = "no_confidence"
             reason = f"the profile has no section for answers of the kind {kind!r}, so there is no confidence"
         elif not confidence > 0:
+            cause = "no_confidence"
             reason = "the confidence cannot be computed: a number on the way to it is not finite"
         elif threshold is None:
+            cause = "no_threshold"
             reason = f"{self._shown(confidence)}, but calibration found no threshold that keeps what was to be promised"
         else:
-            passed = confidence >= threshold
-            comparison = "reaches" if passed else "is below"
+            cause = None if confidence >= threshold else "low_confidence"
+            comparison = "is below" if cause else "reaches"
             reason = f"{self._shown(confidence)} {comparison} the threshold {threshold:.3f}"
-            if passed and (void := self._void(kind)):
+            if cause is None and (void := self._void(kind)):
                 reason += f"; nothing is promised: {void}"
         return Verdict(
-            passed=passed,
+            passed=cause is None,
+            cause=cause,
             confidence=confidence,
             calibrated=self.profile is not None and self.profile.calibrated,
             scores=score,
             threshold=threshold,
             method=self.method,
             reason=reason,
-            guarantee=self._promise(kind) if passed else None,
+            guarantee=self._promise(kind) if cause is None else None,
             policy=self._policy(kind, threshold),
         )
 
@@ -191,14 +196,15 @@ def checked_raw(value: object) -> float | None:
     return number
 
 
-def not_its_own(score: Score | None) -> str:
-    """Say why an answer can hardly be the model's own; "" if it can."""
+def unlikely(score: Score | None) -> Failure | None:
+    """Say why an answer can hardly be the model's own; None if it can."""
     if score is None or not score.finite():
-        return ""
+        return None
     expected = score.mean_entropy * score.length
     if score.nll - expected <= _SURPRISE * math.sqrt(score.length):
-        return ""
-    return (
+        return None
+    text = (
         f"the model would hardly give this answer itself: its log-probability is {-score.nll:.1f} nats, where about "
         f"{-expected:.1f} was to be expected"
     )
+    return Failure(kind="unlikely_text", text=text)

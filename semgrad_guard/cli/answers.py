@@ -33,10 +33,10 @@ from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.langchain.chat_model import ChatSemGrad
 from semgrad_guard.langchain.guard import SemGradGuard
 from semgrad_guard.langchain.messages import asked_with
+from semgrad_guard.langchain.metadata import get_decision, get_message_scores
 from semgrad_guard.model.text_spans import is_blank
+from semgrad_guard.records import Decision, MessageScores, Verdict
 from semgrad_guard.routing.routes import ReviewAnswer, ReviewRequest
-
-_FIELDS = ("decision", "confidence", "calibrated", "scores", "threshold", "reason", "steps", "sources")
 
 
 @app.command()
@@ -85,7 +85,7 @@ def ask(
         passages = own if corpus is None else read_passages(corpus)
         if loaded is None and threshold is None and score_threshold is None:
             message = llm.invoke(asked_with(form, [HumanMessage(question)], 0, question))
-            record = _unjudged(message.response_metadata["semgrad"])
+            decision, record = None, _unjudged(get_message_scores(message))
         else:
             guard = SemGradGuard(
                 llm,
@@ -96,33 +96,42 @@ def ask(
                 routes=ladder(passages, human),
             )
             message = guard.invoke(question)
-            record = message.response_metadata["semgrad"]
+            decision = get_decision(message)
+            record = {} if decision is None else decision.model_dump(mode="json")
     if as_json:
-        print(json.dumps({"answer": message.content} | {field: record[field] for field in _FIELDS}))
+        print(json.dumps({"answer": message.content} | record))
         return
     console = Console()
     # As texts, since reading markup takes a time that grows with the square of a text of backslashes.
     console.print(Text(str(message.content), style="bold"))
     console.print(Text(f"{record['decision'] or 'not judged'}: {record['reason']}"))
-    for source in record["sources"] if record["decision"] == "retrieve" else []:
-        console.print(Text(f"source: {source['text']}"))
+    if decision is not None and decision.decision == "retrieve":
+        for source in decision.sources:
+            console.print(Text(f"source: {source.text}"))
 
 
-def _unjudged(record: dict[str, Any]) -> dict[str, Any]:
+def _unjudged(record: MessageScores | None) -> dict[str, Any]:
     """Make the record of an answer that nothing says how sure it must be of: nobody has decided to let it pass."""
-    reason = record["failure"] or (
-        "there is no profile for this model, so nothing tells how sure is sure enough: semgrad-guard calibrate makes "
-        "one, with --coverage also without labels"
+    failure = None if record is None else record.failure
+    reason = (
+        failure.text
+        if failure
+        else (
+            "there is no profile for this model, so nothing tells how sure is sure enough: semgrad-guard calibrate "
+            "makes one, with --coverage also without labels"
+        )
     )
-    nothing: dict[str, Any] = {
-        "decision": None,
-        "confidence": None,
-        "calibrated": False,
-        "threshold": None,
-        "steps": [],
-        "sources": [],
-    }
-    return {**nothing, "scores": record["scores"], "reason": reason}
+    verdict = Verdict(
+        passed=False,
+        cause=failure.kind if failure else "no_threshold",
+        confidence=None,
+        scores=None if record is None else record.scores,
+        threshold=None,
+        method="semgrad",
+        reason=reason,
+    )
+    decision = Decision(decision="not judged", answered=True, cause=None, reason=reason, verdict=verdict, steps=())
+    return decision.model_dump(mode="json") | {"decision": None}
 
 
 def read_passages(path: Path) -> list[str]:
@@ -142,7 +151,9 @@ def read_passages(path: Path) -> list[str]:
 
 def _ask_human(request: ReviewRequest) -> ReviewAnswer:
     console = Console()
-    console.print(Text.assemble("\n", (request.question, "bold"), f"\ndraft: {request.draft}\n{request.reason}"))
+    console.print(
+        Text.assemble("\n", (request.question, "bold"), f"\ndraft: {request.draft}\n{request.verdict.reason}")
+    )
     decision = Prompt.ask("Your decision", choices=["approve", "edit", "reject", "respond"], default="reject")
     text = Prompt.ask("Text") if decision in ("edit", "respond") else None
     return ReviewAnswer.model_validate({"decision": decision, "text": text})

@@ -106,7 +106,7 @@ def list_(
     for item in items:
         asked, answer = item.request, item.answer
         how = item.status if answer is None else f"{answer.decision} by {item.reviewer}"
-        sure = "unknown" if asked.confidence is None else f"{asked.confidence:.2f}"
+        sure = "unknown" if asked.verdict.confidence is None else f"{asked.verdict.confidence:.2f}"
         console.print(f"{item.id}  [bold]{escape(how)}[/]  confidence {sure}")
         console.print(f"    {escape(_short(asked.question))}  ->  {escape(_short(asked.draft))}")
     where = "" if total else f" in {opened}"  # it may be another queue than was meant

@@ -12,6 +12,7 @@ from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.demo.embedded import corpus, embedded_model, embedded_profile, labelled_questions, tool_schemas
 from semgrad_guard.langchain.chat_model import ChatSemGrad
 from semgrad_guard.langchain.guard import SemGradGuard
+from semgrad_guard.langchain.metadata import get_decision, get_scores
 from semgrad_guard.langchain.passages import BM25Retriever
 from semgrad_guard.langchain.routes import Retrieve
 from semgrad_guard.records import Score
@@ -33,7 +34,7 @@ def hold_back(queue: Queue) -> int:
     """Let the embedded model answer some questions, and give the number of answers that now wait in the queue."""
     guard = SemGradGuard(embedded_model(), profile=embedded_profile(), routes=[HumanReview(queue=queue)])
     messages = guard.batch([*_QUESTIONS], {"max_concurrency": 1})
-    return sum(message.response_metadata["semgrad"]["review_id"] is not None for message in messages)
+    return sum(decision.review_id is not None for decision in map(get_decision, messages) if decision is not None)
 
 
 _SCENES = (
@@ -90,20 +91,23 @@ def _promise(profile: Profile) -> str:
 
 
 def _told(question: str, message: AIMessage) -> str:
-    record = message.response_metadata["semgrad"]
+    decision = get_decision(message)
+    if decision is None:  # a guard gives none without; for the type checker
+        return ""
     said = [str(message.content)] if message.content else []
     said += [f"calls {call['name']} with {call['args']}" for call in message.tool_calls]
     lines = [f"[bold]{escape(question)}[/]", *(f"[bold cyan]{escape(text)}[/]" for text in said), ""]
-    for call in record["tool_calls"].values():
-        arguments = ", ".join(f"{name} {_number(value)}" for name, value in call["arguments"].items())
-        lines.append(f"     call  {call['name']} {_number(call['confidence'])}, its arguments: {arguments}")
-    for step in record["steps"]:
-        mark = "[green]settled[/]" if step["settled"] else "[yellow]not settled[/]"
-        lines.append(f"{step['name']:>9}  {mark}  {escape(step['reason'])}")
-    if record["decision"] == "retrieve":
-        lines += [f"   source  {escape(source['text'])}" for source in record["sources"]]
-    promised = f", promised: wrong in at most {record['guarantee']['risk']:.0%}" if record["guarantee"] else ""
-    return "\n".join([*lines, f" decision  [bold]{record['decision']}[/]{promised}"])
+    for call in decision.tool_calls.values():
+        arguments = ", ".join(f"{name} {_number(value)}" for name, value in call.arguments.items())
+        lines.append(f"     call  {call.name} {_number(call.confidence)}, its arguments: {arguments}")
+    for step in decision.steps:
+        mark = "[green]settled[/]" if step.settled else "[yellow]not settled[/]"
+        lines.append(f"{step.name:>9}  {mark}  {escape(step.reason)}")
+    if decision.decision == "retrieve":
+        lines += [f"   source  {escape(source.text)}" for source in decision.sources]
+    guarantee = decision.verdict.guarantee
+    promised = f", promised: wrong in at most {guarantee['risk']:.0%}" if guarantee else ""
+    return "\n".join([*lines, f" decision  [bold]{decision.decision}[/]{promised}"])
 
 
 def _number(confidence: float | None) -> str:
@@ -128,4 +132,4 @@ def _log_probability_comparison(chat: ChatSemGrad, profile: Profile) -> str:
 def _scores(chat: ChatSemGrad, stratum: Literal["known", "several"]) -> list[Score]:
     queries = [line["query"] for line in labelled_questions(stratum, "report")[:_COMPARED]]
     messages = chat.batch([*queries], {"max_concurrency": _COMPARED})
-    return [Score.model_validate(message.response_metadata["semgrad"]["scores"]) for message in messages]
+    return [scores for message in messages if (scores := get_scores(message)) is not None]

@@ -237,7 +237,7 @@ def _answered(
 def _usable_score(scorer: SemGradScorer, generation: Generation) -> Score:
     (score,) = scorer.score([generation])
     if failure := score.failure():
-        raise ArithmeticError(failure)
+        raise ArithmeticError(failure.text)
     return score
 
 

@@ -29,11 +29,12 @@ from semgrad_guard.errors import (
 from semgrad_guard.langchain.chat_model import ChatSemGrad
 from semgrad_guard.langchain.drafts import Draft, astep, step, without_text
 from semgrad_guard.langchain.messages import EMPTY_QUESTION, asked_with, last_question, reads_tool_results
+from semgrad_guard.langchain.metadata import with_record
 from semgrad_guard.langchain.scored_messages import judged, watched_score
 from semgrad_guard.langchain.streaming import joined, last_chunk
 from semgrad_guard.model.fingerprint import precision, template_fingerprint
 from semgrad_guard.model.text_spans import is_blank
-from semgrad_guard.records import Decision, Score, Source, TokenDoubt
+from semgrad_guard.records import Decision, Failure, MessageScores, Score, Source, TokenDoubt
 from semgrad_guard.routing.attempts import aattempted, attempted
 from semgrad_guard.routing.ladder import Answer, Outcome, Resolution, Route, Situation, climb
 from semgrad_guard.routing.routes import Abstain, Raise
@@ -46,6 +47,7 @@ Context = Literal["none", "given", "retrieved"]
 # What may go wrong while answering and means "not sure" rather than a mistake of the caller: the prompt does not fit,
 # or memory runs out, which torch reports as a RuntimeError.
 _ANSWERING_FAILURES = (PromptTooLongError, MemoryError, RuntimeError)
+_NOT_ASKED = Failure(kind="not_asked", text="not asked without passages")
 _GENERATE = RunnableConfig(run_name="generate")
 
 
@@ -118,7 +120,7 @@ class Asking:
             self._aask,
             self._messages,
             self._manner.record_drafts,
-            doubt=lambda: self._doubt(draft),
+            uncertainty=lambda: self._uncertainty(draft),
         )
 
     def first(self) -> Answer:
@@ -162,7 +164,7 @@ class Asking:
     def _unasked(self) -> Answer | None:
         if self.blank:
             return self._none(EMPTY_QUESTION)
-        return self._none("not asked without passages") if self._manner.context == "retrieved" else None
+        return self._none(_NOT_ASKED) if self._manner.context == "retrieved" else None
 
     def _ask(self, text: str) -> Answer:
         return self._answer(self._with_question(text), grounded=True)
@@ -185,14 +187,14 @@ class Asking:
             return self._failed(error)
         return await self._ascored(message, grounded)
 
-    def _doubt(self, draft: Answer) -> tuple[TokenDoubt, ...]:
-        """Tell where the doubt of a draft sits; a reviewer who cannot be shown it must still get the draft."""
+    def _uncertainty(self, draft: Answer) -> tuple[TokenDoubt, ...]:
+        """Tell where the uncertainty of a draft sits; a reviewer who cannot be shown it must still get the draft."""
         if draft.message is None:
             return ()
         try:
-            return self._manner.llm.doubt(draft.message, self._first, **self._settings)
+            return self._manner.llm.token_uncertainty(draft.message, self._first, **self._settings)
         except Exception as error:
-            logger.warning("Where the doubt of a draft sits cannot be told: %s", described(error))
+            logger.warning("Where the uncertainty of a draft sits cannot be told: %s", described(error))
             return ()
 
     def _draft(self) -> Draft:
@@ -228,15 +230,17 @@ class Asking:
 
     def _failed(self, error: BaseException) -> Answer:
         logger.warning("No answer: %s", described(error))
-        return self._none(f"no answer: {named(error)}")
+        return self._none(Failure(kind="no_answer", text=f"no answer: {named(error)}"))
 
-    def _none(self, reason: str) -> Answer:
-        return Answer("", self._manner.standard.judge(None, reason))
+    def _none(self, failure: Failure) -> Answer:
+        return Answer("", self._manner.standard.judge(None, failure))
 
 
 def _verdict(answer: Answer) -> dict[str, Any]:
     """Tell of an answer how sure it is, without its text."""
-    return answer.verdict.model_dump(mode="json", include={"passed", "confidence", "threshold", "method", "reason"})
+    return answer.verdict.model_dump(
+        mode="json", include={"passed", "cause", "confidence", "threshold", "method", "reason"}
+    )
 
 
 def outgoing(resolution: Resolution) -> AIMessage:
@@ -252,9 +256,11 @@ def outgoing(resolution: Resolution) -> AIMessage:
         raise LowConfidenceError(resolution.decision, resolution.text or None)
     message: AIMessage = resolution.answer.message or AIMessage("")
     if not resolution.as_drafted:
-        message = without_text(message).model_copy(update={"content": resolution.text})
-    record = {"semgrad": resolution.decision.model_dump(mode="json")}
-    return message.model_copy(update={"response_metadata": message.response_metadata | record})
+        verdict = resolution.decision.verdict
+        failure = None if verdict.passed else Failure(kind=verdict.cause or "low_confidence", text=verdict.reason)
+        scores = MessageScores(scores=verdict.scores, failure=failure)  # without the tokens, which tell the text
+        message = with_record(without_text(message), scores).model_copy(update={"content": resolution.text})
+    return with_record(message, resolution.decision)
 
 
 def last_of_stream(message: AIMessage, shown: str) -> AIMessageChunk:
@@ -324,4 +330,8 @@ def _told(outcome: Outcome) -> dict[str, Any]:
 
 
 def _announced(decision: Decision) -> dict[str, Any]:
-    return decision.model_dump(mode="json", include={"decision", "confidence", "threshold", "reason"})
+    """Give what the event tells: the decision, without scores, sources and steps."""
+    return {
+        **decision.model_dump(mode="json", include={"decision", "answered", "cause", "reason"}),
+        **decision.verdict.model_dump(mode="json", include={"confidence", "threshold"}),
+    }

@@ -19,6 +19,7 @@ from pydantic import ConfigDict, Field, PrivateAttr
 from semgrad_guard.errors import AbandonedError, ConfigurationError
 from semgrad_guard.langchain.batching import BatchedChatModel, Request, gone_by_now, joint_settings
 from semgrad_guard.langchain.messages import offered, to_messages, to_template
+from semgrad_guard.langchain.metadata import get_message_scores
 from semgrad_guard.langchain.scored_messages import asked_for, scored_messages
 from semgrad_guard.langchain.source import (
     FIELDS,
@@ -144,10 +145,9 @@ SCORING = ("token_position", "span", "reduction", "norm", "tau", "beta", "unweig
 class ChatSemGrad(ConfiguredChatModel):
     """A local chat model whose messages carry their uncertainty.
 
-    `response_metadata["semgrad"]` of every message is `{"scores": ..., "failure": ..., "tool_calls": ...}`: the scores
-    (*higher = more uncertain*; None if scoring failed), why the answer must not be trusted whatever its scores ("" if
-    it may), and by their ids the tool calls, with scores of each over its name and values, and of each argument.
-    `tokens` holds the response ids beside them, and `answer_from` the place where reasoning ends among them.
+    `get_scores(message)` reads the scores of its answer (*higher = more uncertain*). They stand in
+    `response_metadata["semgrad"]`, a `MessageScores`, beside those of its tool calls and their arguments, the failure
+    that forbids to trust the answer, if there is one, and the response's tokens.
     `logprobs=True` and `top_logprobs=k`, bound or with a call, add `response_metadata["logprobs"]` in OpenAI's shape.
     `scored=False` leaves scores out, and no answer passes.
 
@@ -304,8 +304,10 @@ class ChatSemGrad(ConfiguredChatModel):
         """
         return self.bind(**offered(tools, tool_choice), **kwargs)
 
-    def doubt(self, message: AIMessage, messages: list[BaseMessage], **settings: Any) -> tuple[TokenDoubt, ...]:
-        """Tell of an answer it gave where the doubt sits, token by token; nothing of one without tokens.
+    def token_uncertainty(
+        self, message: AIMessage, messages: list[BaseMessage], **settings: Any
+    ) -> tuple[TokenDoubt, ...]:
+        """Tell where the uncertainty of an answer sits, token by token; nothing of an answer without tokens.
 
         Costs a pass and one backward per token.
 
@@ -314,13 +316,12 @@ class ChatSemGrad(ConfiguredChatModel):
             messages: what it answers.
             settings: those of the call that gave it: tools, stop and settings of the generation.
         """
-        record = message.response_metadata["semgrad"]
-        tokens, start = record.get("tokens", ()), record.get("answer_from", 0)
-        if not tokens[start:]:
+        record = get_message_scores(message)
+        if record is None or not record.tokens[record.answer_from :]:
             return ()
         prompt = self._request(messages, settings.pop("stop", None), settings).prompt
-        generation = Generation(tuple(prompt), tuple(tokens), str(message.text), "stop")
-        return tuple(self._scorer.attribute(generation, start))
+        generation = Generation(tuple(prompt), record.tokens, str(message.text), "stop")
+        return tuple(self._scorer.attribute(generation, record.answer_from))
 
     def _answers(self, requests: Sequence[Request]) -> list[AIMessage | BaseException]:
         generations = self.scorer.generate([request.prompt for request in requests], **joint_settings(requests))

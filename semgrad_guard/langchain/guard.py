@@ -54,10 +54,10 @@ _ABSTAIN = (Abstain(),)
 class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
     """Answers pass when the model is sure; otherwise routes are tried in order until one settles.
 
-    Takes a text, a message, messages or a prompt value; gives an `AIMessage` whose `response_metadata["semgrad"]` holds
-    `decision`, `confidence`, `calibrated`, `scores`, `threshold`, `method`, `reason`, `steps` and `sources`. Streaming
-    yields one message, after the decision, since a token that was shown cannot be taken back. Callbacks see child runs
-    "generate", "score" and "route", without the texts of drafts, and the custom event "semgrad.decision".
+    Takes a text, a message, messages or a prompt value; gives an `AIMessage`. `get_decision(message)` reads what was
+    decided and why, `get_confidence` and `get_scores` what that rests on. Streaming yields one message, after the
+    decision, since a token that was shown cannot be taken back. Callbacks see child runs "generate", "score" and
+    "route", without the texts of drafts, and the custom event "semgrad.decision".
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, strict=True, extra="forbid")
@@ -335,14 +335,3 @@ def _unknown(name: str) -> str:
             f"SemGradGuard has no setting {name!r}, which the model has: SemGradGuard(ChatSemGrad.of(llm, {name}=...))."
         )
     return unknown_name("SemGradGuard", name, [name for name in SemGradGuard.model_fields if name != "name"])
-
-
-def get_confidence(message: BaseMessage) -> float | None:
-    """Read the confidence off a guarded message, in [0, 1]; None where there is none.
-
-    It is the probability that the answer is right where the record's `calibrated` is true. From a profile that was made
-    without labels (`calibrate --coverage`) it only orders answers, the more certain higher.
-    """
-    record = message.response_metadata.get("semgrad") or {}
-    confidence: float | None = record.get("confidence")
-    return confidence

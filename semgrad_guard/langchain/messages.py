@@ -23,6 +23,7 @@ from semgrad_guard.calibration.examples import Example
 from semgrad_guard.calibration.prompts import QUERY, PromptForm
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.model.text_spans import is_blank
+from semgrad_guard.records import Failure
 
 _ROLES: dict[type[BaseMessage], str] = {
     HumanMessage: "user",
@@ -31,7 +32,7 @@ _ROLES: dict[type[BaseMessage], str] = {
     ToolMessage: "tool",
 }
 _ROLE_NAMES = ("human", "user", "ai", "assistant", "system", "developer", "tool", "function")
-EMPTY_QUESTION = "the question is empty"  # why an answer to it never passes
+EMPTY_QUESTION = Failure(kind="empty_question", text="the question is empty")  # no answer to it passes
 _MOST_KEYS = 5  # shown of a dict that is no input
 _WANTED = " Expected a text, a prompt value, a message, or a list of messages."
 # Content parts of an answer that are not its text: calls, which `tool_calls` holds as well, and reasoning.

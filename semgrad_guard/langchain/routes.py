@@ -20,9 +20,10 @@ from semgrad_guard.calibration.from_examples import Retry
 from semgrad_guard.calibration.labels import Labeler
 from semgrad_guard.errors import ConfigurationError, RetrievalError
 from semgrad_guard.langchain.drafts import unseen, without_streams
+from semgrad_guard.langchain.metadata import get_decision, get_message_scores
 from semgrad_guard.langchain.passages import query_from, sources_from
 from semgrad_guard.model.text_spans import is_blank
-from semgrad_guard.records import Decision, Source, Verdict
+from semgrad_guard.records import Source, Verdict
 from semgrad_guard.routing.grounding import grounded_question, passages_used
 from semgrad_guard.routing.ladder import Answer, Outcome, Situation
 from semgrad_guard.routing.limits import await_within, call_within
@@ -325,30 +326,26 @@ def _outcome(given: object) -> Outcome:
         return Outcome(False, f"the other gave a {type(given).__name__}; expected an AIMessage or a text")
     if is_blank(str(message.text)) and not message.tool_calls:
         return Outcome(False, "the other's answer is empty")
-    record = message.response_metadata.get("semgrad") or {}
-    if "decision" not in record:
-        failure = record.get("failure", "")  # a ChatSemGrad without a guard knows when it failed
+    theirs = get_decision(message)
+    if theirs is None:
+        scores = get_message_scores(message)  # a ChatSemGrad without a guard knows when it failed
+        failure = None if scores is None else scores.failure
         verdict = Verdict(
-            passed=not failure,
+            passed=failure is None,
+            cause=None if failure is None else failure.kind,
             confidence=None,
             scores=None,
             threshold=None,
             method="none",
-            reason=f"escalated: {failure or 'answered, without a confidence'}",
+            reason=f"escalated: {'answered, without a confidence' if failure is None else failure.text}",
         )
         return _settled_by(Answer(str(message.text), verdict, message), ())
-    theirs = Decision.model_validate(record)
-    verdict = Verdict(
-        passed=theirs.decision != "abstain",
-        confidence=theirs.confidence,
-        calibrated=theirs.calibrated,
-        scores=theirs.scores,
-        threshold=theirs.threshold,
-        method=theirs.method,
-        reason=f"escalated: {theirs.decision}: {theirs.reason}",
-    )
+    settles = theirs.answered or theirs.decision not in ("abstain", "raise")
+    reason = f"escalated: {theirs.decision}: {theirs.reason}"
+    verdict = theirs.verdict.model_copy(update={"passed": settles, "guarantee": None, "policy": "", "reason": reason})
     answer = Answer(str(message.text), verdict, message, theirs.tool_calls)
-    return replace(_settled_by(answer, theirs.sources), review_id=theirs.review_id)
+    outcome = _settled_by(answer, theirs.sources)
+    return replace(outcome, as_drafted=theirs.answered, review_id=theirs.review_id)
 
 
 def _settled_by(answer: Answer, sources: tuple[Source, ...]) -> Outcome:

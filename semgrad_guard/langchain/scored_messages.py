@@ -13,13 +13,26 @@ from langchain_core.messages.tool import invalid_tool_call, tool_call
 from transformers import PreTrainedTokenizerBase
 
 from semgrad_guard.calibration.verdict import Standard
-from semgrad_guard.errors import ConfigurationError, described, named
+from semgrad_guard.errors import ConfigurationError, DataError, described, named
+from semgrad_guard.langchain.metadata import SCORES, get_message_scores
 from semgrad_guard.model.load import revision
-from semgrad_guard.model.responses import ParsedResponse, Response, ToolCall, take_apart
+from semgrad_guard.model.responses import ParsedResponse, Response, take_apart
 from semgrad_guard.model.text_spans import is_blank, token_spans
-from semgrad_guard.records import AnswerKind, CallConfidence, Generation, Score, TokenLogProb, Verdict
+from semgrad_guard.records import (
+    AnswerKind,
+    CallConfidence,
+    CallScores,
+    Failure,
+    Generation,
+    MessageScores,
+    Score,
+    TokenLogProb,
+    Verdict,
+)
 from semgrad_guard.routing.ladder import Answer
 from semgrad_guard.scoring.scorer import SemGradScorer, TokenSpan
+
+logger = logging.getLogger(__name__)
 
 
 def asked_for(given: dict[str, Any]) -> int | None:
@@ -52,9 +65,8 @@ def as_openai(tokenizer: PreTrainedTokenizerBase, log_probs: Sequence[TokenLogPr
     }
 
 
-logger = logging.getLogger(__name__)
-
-_UNSCORED = "scoring is switched off"
+_UNSCORED = Failure(kind="scoring_off", text="scoring is switched off")
+_EMPTY = Failure(kind="empty_answer", text="the response is empty")
 
 
 def scored_messages(
@@ -74,23 +86,26 @@ def scored_messages(
         tools: schemas of the tools that may be called; without any, calls are text like any other.
         scored: False leaves the scores out, and says so.
     """
-    said = [take_apart(scorer.tokenizer, generation, stop, tools) for generation in generations]
-    answers = list(zip(generations, said, strict=True))
-    to_score = [answer for answer in answers if _failed(answer[1]) == ""]
-    found = iter(_scores(scorer, to_score) if scored else [([], _UNSCORED)] * len(to_score))
+    responses = [take_apart(scorer.tokenizer, generation, stop, tools) for generation in generations]
+    answers = list(zip(generations, responses, strict=True))
+    to_score = [answer for answer in answers if _without_answer(answer[1]) is None]
+    results = iter(_scores(scorer, to_score) if scored else [([], _UNSCORED)] * len(to_score))
     messages = []
     for generation, response in answers:
-        failure = _failed(response)
-        scores, doubt = ([], failure) if failure else next(found)
-        messages.append(_message(scorer, generation, response, scores, doubt or _misfit(response.parsed, tools)))
+        scores: Sequence[Score] = ()
+        if (failure := _without_answer(response)) is None:
+            scores, failure = next(results)
+        messages.append(_message(scorer, generation, response, scores, failure or _misfit(response.parsed, tools)))
     return messages
 
 
-def _failed(response: Response) -> str:
-    return response.failure or ("the response is empty" if is_blank(response.text) else "")
+def _without_answer(response: Response) -> Failure | None:
+    return response.failure or (_EMPTY if is_blank(response.text) else None)
 
 
-def _scores(scorer: SemGradScorer, answers: Sequence[tuple[Generation, Response]]) -> list[tuple[list[Score], str]]:
+def _scores(
+    scorer: SemGradScorer, answers: Sequence[tuple[Generation, Response]]
+) -> list[tuple[list[Score], Failure | None]]:
     """Score each whole answer, its calls and their arguments; what goes wrong is a reason not to trust the answer."""
     generations = [generation for generation, _ in answers]
     try:
@@ -98,26 +113,25 @@ def _scores(scorer: SemGradScorer, answers: Sequence[tuple[Generation, Response]
             [(response.start, len(generation.response_ids)), *_spans(scorer, generation, response)]
             for generation, response in answers
         ]
-        found = scorer.score(generations, spans=spans)
+        scores = scorer.score(generations, spans=spans)
     except Exception as error:  # fail closed: an answer without a score is withheld, and says why
         if len(answers) > 1:  # one of them must not take the others with it
             return [scored for answer in answers for scored in _scores(scorer, [answer])]
         logger.error("Scoring failed: %s", described(error))
-        return [([], f"scoring failed: {named(error)}")]
-    return [(scores, _doubt(generation, scores)) for generation, scores in zip(generations, found, strict=True)]
+        return [([], Failure(kind="scoring_failed", text=f"scoring failed: {named(error)}"))]
+    return [(row, _failure(generation, row)) for generation, row in zip(generations, scores, strict=True)]
 
 
-def _doubt(generation: Generation, scores: Sequence[Score]) -> str:
-    failures = [failure for score in scores if (failure := score.failure())]
-    if failures:
-        return failures[0]
-    if generation.finish_reason == "length":
-        return f"the answer was cut off at the limit of {len(generation.response_ids)} tokens"
-    return ""
+def _failure(generation: Generation, scores: Sequence[Score]) -> Failure | None:
+    invalid = next((failure for score in scores if (failure := score.failure())), None)
+    if invalid is None and generation.finish_reason == "length":
+        text = f"the answer was cut off at the limit of {len(generation.response_ids)} tokens"
+        return Failure(kind="cut_off", text=text)
+    return invalid
 
 
 def _message(
-    scorer: SemGradScorer, generation: Generation, response: Response, scores: Sequence[Score], failure: str
+    scorer: SemGradScorer, generation: Generation, response: Response, scores: Sequence[Score], failure: Failure | None
 ) -> AIMessage:
     parsed = response.parsed
     ids = [f"call_{uuid.uuid4().hex[:24]}" for _ in parsed.calls]
@@ -125,8 +139,7 @@ def _message(
         "model_name": scorer.model.config.name_or_path,
         "revision": revision(scorer.model),
         "finish_reason": generation.finish_reason,
-        "semgrad": _record(scores, failure, parsed.calls, ids)
-        | {"tokens": list(generation.response_ids), "answer_from": response.start},
+        SCORES: _record(scores, failure, ids, generation, response).model_dump(mode="json"),
     }
     if generation.log_probs is not None:
         metadata["logprobs"] = as_openai(scorer.tokenizer, generation.log_probs[response.start :])
@@ -164,36 +177,45 @@ def _spans(scorer: SemGradScorer, generation: Generation, response: Response) ->
     return spans
 
 
-def _record(found: Sequence[Score], failure: str, calls: Sequence[ToolCall], ids: Sequence[str]) -> dict[str, Any]:
-    plain = iter([score.model_dump(mode="json") for score in found])
-    return {
-        "scores": next(plain, None),
-        "failure": failure,
-        "tool_calls": {
-            id_: {
-                "name": call.name,
-                "scores": next(plain, None),
-                "arguments": {name: next(plain, None) for name in call.values_at},
-            }
-            for call, id_ in zip(calls, ids, strict=True)
+def _record(
+    scores: Sequence[Score], failure: Failure | None, ids: Sequence[str], generation: Generation, response: Response
+) -> MessageScores:
+    """Sort scores into the answer's, and those of each call and of its arguments, in the order of `_spans`."""
+    rest = iter(scores)
+    return MessageScores(
+        scores=next(rest, None),
+        failure=failure,
+        tool_calls={
+            id_: CallScores(
+                name=call.name,
+                scores=next(rest, None),
+                arguments={name: next(rest, None) for name in call.values_at},
+            )
+            for call, id_ in zip(response.parsed.calls, ids, strict=True)
         },
-    }
+        tokens=generation.response_ids,
+        answer_from=response.start,
+    )
 
 
-def _misfit(parsed: ParsedResponse, tools: Sequence[dict[str, Any]]) -> str:
+def _misfit(parsed: ParsedResponse, tools: Sequence[dict[str, Any]]) -> Failure | None:
     """Say why the calls cannot be run: unreadable, of a tool that is not listed, or with other arguments than its."""
     if parsed.broken:
-        return f"a tool call cannot be read: {parsed.broken[0].reason}"
+        return _invalid_call(f"a tool call cannot be read: {parsed.broken[0].reason}")
     listed = {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in tools}
     for call in parsed.calls:
         if call.name not in listed:
-            return f"it calls {call.name!r}, which is not among the tools: {', '.join(sorted(listed))}"
+            return _invalid_call(f"it calls {call.name!r}, which is not among the tools: {', '.join(sorted(listed))}")
         known, given = listed[call.name].get("properties", {}), set(call.arguments)
         missing, unknown = set(listed[call.name].get("required", ())) - given, given - set(known)
         if missing or unknown:
             what = f"lacks {sorted(missing)}" if missing else f"has {sorted(unknown)}, which it does not take"
-            return f"the call of {call.name!r} {what}"
-    return ""
+            return _invalid_call(f"the call of {call.name!r} {what}")
+    return None
+
+
+def _invalid_call(text: str) -> Failure:
+    return Failure(kind="invalid_call", text=text)
 
 
 def judged(
@@ -207,33 +229,31 @@ def judged(
         grounded: it was given from passages, or from the results of tools.
         for_tool: gives what the calls of a tool must reach, by its name; the same standard where it is left out.
     """
-    record = message.response_metadata["semgrad"]
+    record = _record_of(message)
     kind: AnswerKind = "grounded" if grounded else "answer"
-    whole = standard.judge(_score(record["scores"]), record["failure"], kind)
-    calls = call_verdicts(message, for_tool or (lambda tool: standard))
-    verdicts = list(calls.values())
-    if not calls or message.content:
+    whole = standard.judge(record.scores, record.failure, kind)
+    by_call = call_verdicts(message, for_tool or (lambda tool: standard))
+    verdicts = list(by_call.values())
+    if not by_call or message.content:
         verdicts.append(whole)
-    verdict = whole if record["failure"] else min(verdicts, key=lambda found: (found.passed, found.confidence or 0.0))
-    sure = {
+    least = min(verdicts, key=lambda verdict: (verdict.passed, verdict.confidence or 0.0))
+    confidences = {
         id_: CallConfidence(
-            name=call["name"],
-            confidence=calls[id_].confidence,
-            arguments={
-                name: standard.confidence(_score(plain), "argument") for name, plain in call["arguments"].items()
-            },
+            name=call.name,
+            confidence=by_call[id_].confidence,
+            arguments={name: standard.confidence(score, "argument") for name, score in call.arguments.items()},
         )
-        for id_, call in record["tool_calls"].items()
+        for id_, call in record.tool_calls.items()
     }
-    return Answer(_shown(message), verdict, message, sure)
+    return Answer(_shown(message), whole if record.failure else least, message, confidences)
 
 
 def call_verdicts(message: AIMessage, for_tool: Callable[[str], Standard]) -> dict[str, Verdict]:
     """Judge each tool call of a message of `ChatSemGrad`, by its id; in a message that failed, none passes."""
-    record = message.response_metadata["semgrad"]
+    record = _record_of(message)
     return {
-        id_: for_tool(call["name"]).judge(_score(call["scores"]), record["failure"], "tool_call").about(call["name"])
-        for id_, call in record["tool_calls"].items()
+        id_: for_tool(call.name).judge(call.scores, record.failure, "tool_call").about(call.name)
+        for id_, call in record.tool_calls.items()
     }
 
 
@@ -242,12 +262,15 @@ def watched_score(message: AIMessage, *, grounded: bool) -> Score | None:
 
     Answers that failed are left out, as they were in fitting.
     """
-    record = message.response_metadata["semgrad"]
-    return None if grounded or record["failure"] or record["tool_calls"] else _score(record["scores"])
+    record = _record_of(message)
+    return None if grounded or record.failure or record.tool_calls else record.scores
 
 
-def _score(plain: dict[str, Any] | None) -> Score | None:
-    return None if plain is None else Score.model_validate(plain)
+def _record_of(message: AIMessage) -> MessageScores:
+    record = get_message_scores(message)
+    if record is None:
+        raise DataError("The message carries no scores, so it is none of a ChatSemGrad.")
+    return record
 
 
 def _shown(message: AIMessage) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from semgrad_guard.model.text_spans import TextSpan
-from semgrad_guard.records import Generation
+from semgrad_guard.records import Failure, Generation
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _BLANK = re.compile(r"\s*")
@@ -174,21 +174,22 @@ def token_at(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], place: int)
     )
 
 
-_CUT_OFF = "the response ends inside its reasoning, before any answer"
+_CUT_OFF = Failure(kind="cut_off", text="the response ends inside its reasoning, before any answer")
+_EMPTY = Failure(kind="empty_answer", text="the response is empty")
 
 
 @dataclass(frozen=True)
 class Response:
     """What a model said: `parsed` is of the answer, `text`, which begins at the response token `start`.
 
-    `failure` says why there is no answer to be trusted; "" if there may be one.
+    `failure` says why there is no answer to be trusted; None if there may be one.
     """
 
     reasoning: str
     start: int
     text: str
     parsed: ParsedResponse
-    failure: str = ""
+    failure: Failure | None = None
 
 
 def take_apart(
@@ -226,14 +227,15 @@ def _by_template(
     try:
         found = tokenizer.parse_response(raw, prefix=prefix, tools=list(tools))
     except (ValueError, TypeError, KeyError) as error:  # what the templates' parsers raise
-        return _without_answer(generation, "", f"the response cannot be read: {type(error).__name__}")
+        failure = Failure(kind="unreadable", text=f"the response cannot be read: {type(error).__name__}")
+        return _without_answer(generation, "", failure)
     reasoning = str(found.get("thinking") or found.get("reasoning_content") or "")
     content = str(found.get("content") or "").strip()
     functions = [call.get("function", call) for call in found.get("tool_calls") or ()] if tools else []
     after = raw.find(reasoning) + len(reasoning)
     place = after if functions else raw.rfind(content) if content else -1
     if place < 0:
-        return _without_answer(generation, reasoning, _CUT_OFF if reasoning else "the response is empty")
+        return _without_answer(generation, reasoning, _CUT_OFF if reasoning else _EMPTY)
     start, text = _from(tokenizer, generation, raw, place)
     ours = parse_tool_calls(text) if functions else ParsedResponse(text, (), ())  # knows places exactly
     calls, broken = (ours.calls, ours.broken) if ours.calls or ours.broken else _placed(text, functions)
@@ -255,7 +257,7 @@ def _placed(text: str, functions: Sequence[dict[str, Any]]) -> tuple[tuple[ToolC
     return tuple(calls), tuple(broken)
 
 
-def _without_answer(generation: Generation, reasoning: str, failure: str) -> Response:
+def _without_answer(generation: Generation, reasoning: str, failure: Failure) -> Response:
     return Response(reasoning.strip(), len(generation.response_ids), "", ParsedResponse("", (), ()), failure)
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from semgrad_guard.errors import described, needs
 from semgrad_guard.records import DECISIONS as OURS
+from semgrad_guard.records import Cause, Decision
 from semgrad_guard.review.items import ReviewStatistics, Status
 from semgrad_guard.scoring.observers import ScoringPass, listening
 
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 Failure = Literal["scoring", "out_of_memory", "overloaded", "deadline", "cancelled", "error"]
 
 OTHER = "other"
-DECISIONS = (*OURS, "unscored", OTHER)  # "unscored" is a service's, with scoring off
+DECISIONS = (*OURS, OTHER)
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _CONFIDENCE = tuple(step / 20 for step in range(1, 21))
 _SCORE = tuple(mantissa * 10.0**exponent for exponent in range(-6, 2) for mantissa in (1, 3))  # scores span decades
@@ -51,6 +52,12 @@ class Metrics:
         self.registry = registry
         self._decisions = Counter(
             "semgrad_decisions", "Answers by what was decided about them.", ["decision"], registry=registry
+        )
+        self._causes = Counter(
+            "semgrad_withheld",
+            "Answers in whose place something else went out, by cause.",
+            ["cause"],
+            registry=registry,
         )
         self._failures = Counter(
             "semgrad_failures", "Scoring passes and requests that failed, by kind.", ["kind"], registry=registry
@@ -75,21 +82,27 @@ class Metrics:
         self._names = (*DECISIONS, *decisions)
         for decision in self._names:  # a rate needs a zero to begin with
             self._decisions.labels(decision)
+        for cause in get_args(Cause):
+            self._causes.labels(cause)
         for kind in get_args(Failure):
             self._failures.labels(kind)
 
-    def answered(self, record: Mapping[str, Any], seconds: float) -> None:
+    def answered(self, decision: Decision | None, seconds: float) -> None:
         """Count an answer.
 
         Args:
-            record: its `response_metadata["semgrad"]`; one without a decision, of a chat model alone, counts as other.
+            decision: what `get_decision` reads off it; None, of a chat model alone, counts as other.
             seconds: how long it took.
         """
-        decision = record.get("decision")
-        self._decisions.labels(decision if decision in self._names else OTHER).inc()
+        name = None if decision is None else decision.decision
+        self._decisions.labels(name if name in self._names else OTHER).inc()
         self._latency.observe(seconds)
-        _observe(self._confidence, record.get("confidence"))
-        _observe(self._score, (record.get("scores") or {}).get("semgrad"))
+        if decision is None:
+            return
+        if decision.cause is not None:
+            self._causes.labels(decision.cause).inc()
+        _observe(self._confidence, decision.confidence)
+        _observe(self._score, None if decision.scores is None else decision.scores.semgrad)
 
     def failed(self, kind: Failure) -> None:
         """Count a failure. Failed scoring passes count themselves while `listen` is on."""

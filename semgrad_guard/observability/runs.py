@@ -18,8 +18,10 @@ from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.tracers.context import register_configure_hook
 from langsmith import Client
 
-from semgrad_guard.errors import described
+from semgrad_guard.errors import DataError, described
 from semgrad_guard.langchain.answering import DECIDED
+from semgrad_guard.langchain.metadata import get_decision
+from semgrad_guard.records import Decision
 
 logger = logging.getLogger(__name__)
 
@@ -196,26 +198,39 @@ _MOST_WAITING = 1000
 
 
 def send_feedback(
-    client: Client, run_id: UUID | str, answer: BaseMessage | Mapping[str, Any], *, session_id: str | None = None
+    client: Client,
+    run_id: UUID | str,
+    answer: BaseMessage | Decision | Mapping[str, Any],
+    *,
+    session_id: str | None = None,
 ) -> bool:
     """Record confidence and decision as feedback on a run; tells whether that was done, and never raises.
 
     Args:
         client: of LangSmith.
         run_id: the run of the guard, or the root of its trace.
-        answer: the guard's message, or its record: `response_metadata["semgrad"]`.
+        answer: the guard's message, its decision, or what the event `semgrad.decision` tells.
         session_id: the id of the project that the run is in, which some deployments need.
     """
     try:
-        record = answer.response_metadata["semgrad"] if isinstance(answer, BaseMessage) else answer
+        confidence, decision = _confidence_and_decision(answer)
         where: dict[str, Any] = {} if session_id is None else {"session_id": session_id}
-        if record["confidence"] is not None:
-            client.create_feedback(run_id, key=CONFIDENCE, score=record["confidence"], **where)
-        client.create_feedback(run_id, key=DECISION, value=record["decision"], **where)
+        if confidence is not None:
+            client.create_feedback(run_id, key=CONFIDENCE, score=confidence, **where)
+        client.create_feedback(run_id, key=DECISION, value=decision, **where)
     except Exception as error:  # a network that is down must not take an answer with it
         logger.warning("No feedback for run %s: %s", run_id, described(error))
         return False
     return True
+
+
+def _confidence_and_decision(answer: BaseMessage | Decision | Mapping[str, Any]) -> tuple[float | None, str]:
+    if isinstance(answer, Mapping):
+        return answer["confidence"], answer["decision"]
+    decision = get_decision(answer) if isinstance(answer, BaseMessage) else answer
+    if decision is None:
+        raise DataError("The message carries no decision; expected one that a guard gave.")
+    return decision.confidence, decision.decision
 
 
 @dataclass(eq=False)

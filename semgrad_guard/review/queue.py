@@ -40,8 +40,9 @@ class ReviewQueue(ReviewArchive):
             key: what makes it the same; by default the question, draft, sources and conversation.
         """
         digest = _digest(request if key is None else key)
-        texts = {name: storable(getattr(request, name)) for name in ("question", "draft", "reason")}
-        request = request.model_copy(update=texts)
+        texts = {name: storable(getattr(request, name)) for name in ("question", "draft")}
+        verdict = request.verdict.model_copy(update={"reason": storable(request.verdict.reason)})
+        request = request.model_copy(update={**texts, "verdict": verdict})
 
         def work(session: Session, now: datetime) -> str:
             review = session.scalar(select(Review).where(Review.key == digest))

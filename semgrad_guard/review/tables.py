@@ -53,9 +53,8 @@ class Review(Base):
     version: Mapped[int] = mapped_column()
     question: Mapped[str] = mapped_column(Text)
     draft: Mapped[str] = mapped_column(Text)
-    confidence: Mapped[float | None] = mapped_column(Float)
-    scores: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
-    reason: Mapped[str] = mapped_column(Text)
+    confidence: Mapped[float | None] = mapped_column(Float)  # that of the verdict, to be filtered and sorted by
+    verdict: Mapped[dict[str, Any]] = mapped_column(JSON)
     sources: Mapped[list[Any]] = mapped_column(JSON)
     tool_calls: Mapped[dict[str, Any]] = mapped_column(JSON)
     conversation: Mapped[list[str]] = mapped_column(JSON)
@@ -66,9 +65,7 @@ class Review(Base):
     decision: Mapped[str | None] = mapped_column(String(10))
     text: Mapped[str | None] = mapped_column(Text)
     decided: Mapped[datetime | None] = mapped_column(Moment)
-    doubt: Mapped[list[Any] | None] = mapped_column(JSON(none_as_null=True))  # none of what is older than the column
-    policy: Mapped[str | None] = mapped_column(Text)
-    threshold: Mapped[float | None] = mapped_column(Float)
+    tokens: Mapped[list[Any] | None] = mapped_column(JSON(none_as_null=True))  # none of what is older than the column
 
     __mapper_args__ = {"version_id_col": version}  # noqa: RUF012 - SQLAlchemy reads it from the class
 
@@ -76,7 +73,7 @@ class Review(Base):
     def of(cls, request: ReviewRequest, **fields: Any) -> Review:
         """Make the row of a request; numbers that are not finite become texts, which JSON in databases can hold."""
         plain = to_jsonable_python(request, inf_nan_mode="strings", fallback=str)
-        return cls(**plain | {"confidence": request.confidence}, **fields)
+        return cls(**plain, confidence=request.verdict.confidence, **fields)
 
     def status(self, now: datetime) -> Status:
         """Tell how it stands."""
@@ -91,7 +88,7 @@ class Review(Base):
         status = self.status(now)
         held = status in ("claimed", "decided")
         asked = {name: getattr(self, name) for name in ReviewRequest.model_fields}
-        asked |= {"doubt": self.doubt or (), "policy": self.policy or ""}
+        asked |= {"tokens": self.tokens or ()}
         return ReviewItem(
             id=self.id,
             request=ReviewRequest.model_validate(asked),

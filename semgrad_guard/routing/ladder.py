@@ -36,7 +36,7 @@ class Situation:
 
     `ask` puts another wording in the question's place and judges the new answer as one given from passages; `aask` is
     its async twin. `conversation` is what the guard was given; `record_drafts` tells whether traces may see drafts.
-    `doubt` finds out which tokens of the draft the doubt sits on, which takes about as long as another answer.
+    `uncertainty` finds out on which tokens of the draft it sits, which takes about as long as another answer.
     """
 
     question: str
@@ -46,7 +46,7 @@ class Situation:
     aask: Callable[[str], Awaitable[Answer]]
     conversation: Sequence[Any] = ()
     record_drafts: bool = False
-    doubt: Callable[[], tuple[TokenDoubt, ...]] = tuple
+    uncertainty: Callable[[], tuple[TokenDoubt, ...]] = tuple
 
 
 @dataclass(frozen=True)
@@ -161,20 +161,17 @@ def _applies(route: Route, verdict: Verdict) -> bool:
 def _resolve(
     name: str, outcome: Outcome, draft: Answer, steps: Sequence[Step], sources: tuple[Source, ...]
 ) -> Resolution:
-    answer = outcome.answer or draft
-    verdict = answer.verdict
+    answer, answered = outcome.answer or draft, outcome.as_drafted
+    verdict = answer.verdict if answered else answer.verdict.model_copy(update={"guarantee": None})
     decision = Decision(
         decision=name,
-        confidence=verdict.confidence,
-        calibrated=verdict.calibrated,
-        scores=verdict.scores,
-        threshold=verdict.threshold,
-        method=verdict.method,
+        answered=answered,
+        cause=None if answered else verdict.cause or "low_confidence",
         reason=verdict.reason if name != "review" else f"{verdict.reason}; {outcome.reason}",
+        verdict=verdict,
         steps=tuple(steps),
         sources=sources,
         tool_calls=answer.tool_calls,
-        guarantee=verdict.guarantee if outcome.as_drafted else None,
         review_id=outcome.review_id,
     )
     return Resolution(outcome.text, answer, decision, outcome.as_drafted, outcome.raises, outcome.error)

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from semgrad_guard.errors import ConfigurationError
-from semgrad_guard.records import CallConfidence, Score, Source, TokenDoubt
+from semgrad_guard.records import CallConfidence, Source, TokenDoubt, Verdict
 from semgrad_guard.routing.ladder import DEFAULT_ABSTENTION, Outcome, Situation
 from semgrad_guard.routing.limits import await_within, call_within
 from semgrad_guard.settings import SecondsOrNone, SecondsOrZero, Settings
@@ -40,11 +40,11 @@ class Abstain(Settings):
 
 
 class Raise(Settings):
-    """Raise a `LowConfidenceError` instead of answering. Always settles, as an abstention."""
+    """Raise a `LowConfidenceError` instead of answering. Always settles."""
 
     with_draft: bool = False
     below: float | None = Field(default=None, ge=0, le=1)
-    decision: Literal["abstain"] = "abstain"
+    decision: Literal["raise"] = "raise"
 
     def attempt(self, situation: Situation) -> Outcome:
         """Settle with an error."""
@@ -56,27 +56,22 @@ class Raise(Settings):
 
 
 class ReviewRequest(BaseModel):
-    """What a human, or another model, is asked: the question, the draft held back, tool calls included, and why.
+    """What a human, or another model, is asked: the question, the draft, tool calls included, and its verdict.
 
-    `conversation` holds what was said in words, line by line, where that is more than the question; `tool_calls` tells
-    how sure each call of the draft is, by its id. `doubt` tells where the doubt sits in the draft as the model wrote
-    it, token by token; empty where that is not known. `policy` says in words what the draft had to reach, and
-    `threshold` is the number in it.
+    `conversation` holds the messages in words, line by line, where that is more than the question; `tool_calls` tells
+    how sure each call of the draft is, by its id. `tokens` tells where the uncertainty sits in the draft as the model
+    wrote it, token by token; empty where that is not known.
     """
 
     model_config = ConfigDict(frozen=True)
 
     question: str
     draft: str
-    confidence: float | None
-    scores: Score | None
-    reason: str
+    verdict: Verdict
     sources: tuple[Source, ...] = ()
     tool_calls: dict[str, CallConfidence] = Field(default_factory=dict)
     conversation: tuple[str, ...] = ()
-    doubt: tuple[TokenDoubt, ...] = ()
-    policy: str = ""
-    threshold: float | None = None
+    tokens: tuple[TokenDoubt, ...] = ()
 
 
 class ReviewAnswer(Settings):
@@ -191,7 +186,7 @@ class HumanReview(Settings):
 
     def attempt(self, situation: Situation) -> Outcome:
         """Ask and wait."""
-        request = review_request(situation, situation.doubt())
+        request = review_request(situation, situation.uncertainty())
         if self.queue is not None:
             id_ = self.queue.submit(request)
             return self._queued(id_, self.queue.wait(id_, self.wait), situation)
@@ -202,7 +197,7 @@ class HumanReview(Settings):
 
     async def aattempt(self, situation: Situation) -> Outcome:
         """Ask and await."""
-        request = review_request(situation, await asyncio.to_thread(situation.doubt))
+        request = review_request(situation, await asyncio.to_thread(situation.uncertainty))
         if self.queue is not None:
             id_ = await asyncio.to_thread(self.queue.submit, request)
             return self._queued(id_, await self.queue.await_(id_, self.wait), situation)
@@ -218,21 +213,16 @@ class HumanReview(Settings):
         return replace(review_outcome(answer, situation), review_id=id_)
 
 
-def review_request(situation: Situation, doubt: tuple[TokenDoubt, ...] = ()) -> ReviewRequest:
+def review_request(situation: Situation, tokens: tuple[TokenDoubt, ...] = ()) -> ReviewRequest:
     """Tell of a situation what a reviewer needs."""
-    verdict = situation.draft.verdict
     return ReviewRequest(
         question=situation.question,
         draft=situation.draft.text,
-        confidence=verdict.confidence,
-        scores=verdict.scores,
-        reason=verdict.reason,
+        verdict=situation.draft.verdict,
         sources=situation.sources,
         tool_calls=situation.draft.tool_calls,
         conversation=_in_words(situation.conversation),
-        doubt=doubt,
-        policy=verdict.policy,
-        threshold=verdict.threshold,
+        tokens=tokens,
     )
 
 

@@ -23,7 +23,7 @@ from semgrad_guard.langchain.messages import EMPTY_QUESTION, asks_nothing, to_te
 from semgrad_guard.model.chat_template import encode_answer, encode_chat
 from semgrad_guard.model.check import check_sequences
 from semgrad_guard.model.generate import end_ids
-from semgrad_guard.records import Decision, Generation, Score, TokenDoubt, Verdict
+from semgrad_guard.records import Decision, Failure, Generation, Score, Step, TokenDoubt, Verdict
 from semgrad_guard.scoring.scorer import SemGradScorer
 from semgrad_guard.serving.work import Judgement, Limits, ScoreAnswer, ScoreJob, Usage
 from semgrad_guard.version import VERSION
@@ -34,26 +34,31 @@ _MOST_ATTRIBUTED = 256  # response tokens; each costs a backward
 _FAILURE = re.compile(r"((?:no answer|scoring failed): \w+): .*", re.DOTALL)
 
 
-def judgement(guard: SemGradGuard, decision: Decision, *, with_calls: bool) -> Judgement:
-    """Give the record beside an answer of a guard; of tool calls that do not go out, it tells nothing."""
-    unscored = not guard.llm.scored
-    return Judgement(
-        score=_score(decision.scores, decision.method),
-        confidence=None if unscored else decision.confidence,
-        calibrated=guard.profile is not None and guard.profile.calibrated,
-        decision="unscored" if unscored else decision.decision,
-        reason=_reason(decision),
-        tool_calls=decision.tool_calls if with_calls else {},
-        version=VERSION,
-        **decision.model_dump(include={"threshold", "method", "guarantee", "sources", "review_id"}),
-    )
+def judgement(decision: Decision, *, with_calls: bool) -> Judgement:
+    """Give the record beside an answer of a guard; of tool calls that do not go out, it tells nothing.
 
-
-def _reason(decision: Decision) -> str:
-    """Say why, with the kinds of failures only: their own texts may quote what was asked, or a draft."""
-    reason = _FAILURE.sub(r"\1", decision.reason)
+    Reasons name the kinds of failures only: their own texts may quote what was asked, or a draft.
+    """
+    reason, verdict = _kind_only(decision.reason), decision.verdict
     failed = [step.reason.partition(":")[0] for step in decision.steps if step.name == "review" and not step.settled]
-    return "; ".join([reason, *(f"no review: {kind}" for kind in failed)])
+    record = {
+        **dict(decision),
+        "reason": "; ".join([reason, *(f"no review: {kind}" for kind in failed)]),
+        "verdict": verdict.model_copy(update={"reason": _kind_only(verdict.reason)}),
+        "steps": tuple(_without_texts(step) for step in decision.steps),
+        "tool_calls": decision.tool_calls if with_calls else {},
+    }
+    return Judgement(**record, score=_score(verdict.scores, verdict.method), version=VERSION)
+
+
+def _kind_only(reason: str) -> str:
+    return _FAILURE.sub(r"\1", reason)
+
+
+def _without_texts(step: Step) -> Step:
+    """Leave out why a route did not settle: what it failed with may come from elsewhere."""
+    reason = _kind_only(step.reason) if step.settled or step.name == "answer" else step.reason.partition(":")[0]
+    return step.model_copy(update={"reason": reason})
 
 
 def scored(guard: SemGradGuard, jobs: Sequence[ScoreJob], limits: Limits) -> list[ScoreAnswer | SemGradError]:
@@ -120,14 +125,15 @@ def _answer(
         return error
     threshold = guard.threshold if job.threshold is None else job.threshold
     standard = Standard(guard.profile, threshold, guard.score_threshold, guard.method)
-    failure = "" if error is None else f"scoring failed: {type(error).__name__}"
-    if not failure and _asks_nothing(job):
+    failure = None
+    if error is not None:
+        failure = Failure(kind="scoring_failed", text=f"scoring failed: {type(error).__name__}")
+    elif _asks_nothing(job):
         failure = EMPTY_QUESTION
     verdict = standard.judge(score, failure, "grounded" if job.grounded else "answer")
     return ScoreAnswer(
-        judgement=_judgement(guard, verdict),
-        scores=None if score is None else score.model_dump(mode="json"),
-        tokens=_doubts(guard.llm.scorer, generation) if job.tokens and score is not None else None,
+        judgement=_judgement(verdict),
+        tokens=_token_uncertainty(guard.llm.scorer, generation) if job.tokens and score is not None else None,
         usage=Usage(prompt=len(generation.prompt_ids), completion=len(generation.response_ids)),
     )
 
@@ -137,20 +143,24 @@ def _asks_nothing(job: ScoreJob) -> bool:
     return any(isinstance(message, HumanMessage) for message in messages) and asks_nothing(messages)
 
 
-def _judgement(guard: SemGradGuard, verdict: Verdict) -> Judgement:
+def _judgement(verdict: Verdict) -> Judgement:
+    """Give the record of an answer from elsewhere, which is the client's to let out or not."""
     return Judgement(
-        score=_score(verdict.scores, verdict.method),
-        calibrated=guard.profile is not None and guard.profile.calibrated,
         decision="pass" if verdict.passed else "abstain",
+        answered=verdict.passed,
+        cause=verdict.cause,
+        reason=verdict.reason,
+        verdict=verdict,
+        steps=(Step(name="answer", settled=verdict.passed, confidence=verdict.confidence, reason=verdict.reason),),
+        score=_score(verdict.scores, verdict.method),
         version=VERSION,
-        **verdict.model_dump(include={"confidence", "threshold", "method", "reason", "guarantee"}),
     )
 
 
-def _doubts(scorer: SemGradScorer, generation: Generation) -> tuple[TokenDoubt, ...] | None:
+def _token_uncertainty(scorer: SemGradScorer, generation: Generation) -> tuple[TokenDoubt, ...] | None:
     try:
         return tuple(scorer.attribute(generation))
-    except Exception as error:  # the answer is judged already; where its doubt sits is an extra
+    except Exception as error:  # the answer is judged already; where its uncertainty sits is an extra
         logger.warning("No attribution: %s", described(error))
         return None
 

@@ -106,14 +106,13 @@ class Completion(BaseModel):
 
 
 class Scored(BaseModel):
-    """The answer to `POST /v1/score`; `tokens` tell, where asked for, how the doubt is spread over the response."""
+    """The answer to `POST /v1/score`; `tokens`, where asked for, tell how the uncertainty spreads over the response."""
 
     id: str
     object: Literal["score"] = "score"
     created: int
     model: str
     semgrad: Judgement
-    scores: dict[str, Any] | None
     tokens: list[TokenDoubt] | None
     usage: Usage
 
@@ -205,7 +204,6 @@ def scored(card: ModelCard, answer: ScoreAnswer) -> Scored:
         created=int(time.time()),
         model=card.id,
         semgrad=answer.judgement,
-        scores=answer.scores,
         tokens=None if answer.tokens is None else list(answer.tokens),
         usage=Usage.of([answer]),
     )

@@ -265,7 +265,7 @@ class ScoreRequest(Given):
     The prompt is one of `messages`, `prompt` (the whole text, chat template applied) or `prompt_token_ids`; the
     response is `response` or `response_token_ids`, the end-of-turn token included where the model produced it. Ids are
     exact; a text may be tokenized otherwise than the model wrote it. `grounded` says that the answer was given from
-    passages or tool results; `tokens` also asks where in the response the doubt sits.
+    passages or tool results; `tokens` also asks where in the response the uncertainty sits.
     """
 
     model: ModelName

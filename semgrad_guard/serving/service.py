@@ -146,8 +146,7 @@ class Service:
 
     def _count(self, judgement: Judgement, began: float) -> None:
         if self.metrics is not None:
-            record = judgement.model_dump() | {"scores": {"semgrad": judgement.score}}
-            self.metrics.answered(record, time.monotonic() - began)
+            self.metrics.answered(judgement, time.monotonic() - began)
 
     def _failed(self, error: Exception) -> Response:
         kind = failure_of(error)

@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol, overload
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from semgrad_guard.records import CallConfidence, Source, TokenDoubt
+from semgrad_guard.records import Decision, TokenDoubt
 
 PolicyName = Literal["abstain", "annotate", "review"]
 
@@ -62,7 +62,7 @@ class ScoreJob(Record):
 
     `prompt` is the whole text, chat template applied. Ids of a response hold the end-of-turn token where the model
     produced it; to a text it is added. `grounded`: the answer was given from passages or tool results. `tokens` also
-    asks where in the response the doubt sits, for another backward per token.
+    asks where in the response the uncertainty sits, for another backward per token.
     """
 
     messages: tuple[dict[str, Any], ...] | None = None
@@ -86,26 +86,14 @@ class Usage(Record):
     reasoning: int = 0
 
 
-class Judgement(Record):
-    """How sure an answer is, and what was decided: the record `semgrad` beside every choice.
+class Judgement(Decision):
+    """The record `semgrad` beside every choice: what was decided, the verdict it rests on, and what a service adds.
 
-    `score` is the uncertainty, of the raw score that `method` names or else SemGrad (*higher = more uncertain*);
-    `confidence`, in [0, 1], is there where a profile is. It is the probability that the answer is right where
-    `calibrated` is true, because the profile was fitted on labels; otherwise it only orders answers. Without a score,
-    `decision` is never "pass". It is "unscored" where the service was started without scoring.
+    `score` is the uncertainty, of the raw score that `verdict.method` names or else SemGrad (*higher = more
+    uncertain*). Without one, `decision` is never "pass".
     """
 
     score: float | None
-    confidence: float | None
-    calibrated: bool
-    decision: str
-    threshold: float | None
-    method: str
-    reason: str
-    guarantee: dict[str, float] | None = None
-    sources: tuple[Source, ...] = ()
-    tool_calls: dict[str, CallConfidence] = Field(default_factory=dict)
-    review_id: str | None = None
     version: str
 
 
@@ -130,10 +118,9 @@ class ChatAnswer(Record):
 
 
 class ScoreAnswer(Record):
-    """How sure an answer from elsewhere is; `scores` are all that were computed, None where scoring failed."""
+    """How sure an answer from elsewhere is; `judgement.verdict.scores` are all that were computed."""
 
     judgement: Judgement
-    scores: dict[str, Any] | None
     tokens: tuple[TokenDoubt, ...] | None = None
     usage: Usage = Usage()
 

@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, convert_to_messages
 
-from semgrad_guard.errors import ConfigurationError, PromptTooLongError
+from semgrad_guard.errors import ConfigurationError, DataError, PromptTooLongError
 from semgrad_guard.langchain.batching import until
 from semgrad_guard.langchain.guard import SemGradGuard
 from semgrad_guard.langchain.messages import offered, to_template
+from semgrad_guard.langchain.metadata import get_decision
 from semgrad_guard.langchain.streaming import joined
 from semgrad_guard.model.chat_template import encode_chat
 from semgrad_guard.model.generate import context_length
@@ -53,7 +54,7 @@ class Caller:
 class Annotate:
     """Lets the draft out though it is not sure; where there is none, it does not settle."""
 
-    decision: Literal["abstain"] = "abstain"
+    decision: Literal["annotate"] = "annotate"
     below = None
 
     def attempt(self, situation: Situation) -> Outcome:
@@ -228,7 +229,7 @@ class Worker:
         )
         return ChatAnswer(
             text=str(message.content),
-            judgement=judgement(self._guard, Decision.model_validate(metadata["semgrad"]), with_calls=bool(calls)),
+            judgement=judgement(_decision(message), with_calls=bool(calls)),
             finish_reason="tool_calls" if calls else metadata.get("finish_reason", "stop"),
             reasoning=str(message.additional_kwargs.get("reasoning_content", "")),
             tool_calls=calls,
@@ -241,6 +242,13 @@ class Worker:
                 reasoning=usage.get("output_token_details", {}).get("reasoning", 0),
             ),
         )
+
+
+def _decision(message: AIMessage) -> Decision:
+    decision = get_decision(message)
+    if decision is None:  # a guard gives none without; for the type checker
+        raise DataError("The guard's message carries no decision.")
+    return decision
 
 
 def _streamed(chunks: Iterator[BaseMessage], show: Callable[[str], None]) -> AIMessage:

@@ -15,7 +15,7 @@ from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
 from langgraph.types import Command
 from pydantic import BaseModel, ValidationError
-from scripted import calling, profile, score_of, scripted
+from scripted import calling, profile, record, score_of, scripted
 
 from semgrad_guard import ChatSemGrad, ConfigurationError, ProfileError, SemGradScorer, get_confidence
 from semgrad_guard.agents import ConfidenceMiddleware, confidence_gate, low_confidence, model_node
@@ -66,10 +66,6 @@ class World:
 
     def resume(self, *decisions):
         return self.agent.invoke(Command(resume={"decisions": list(decisions)}), CONFIG)
-
-
-def record(message):
-    return message.response_metadata["semgrad"]
 
 
 def look(confidence, place="Oslo"):
@@ -281,7 +277,7 @@ def test_what_holds_the_text_again_does_not_go_out():
         given = message.model_copy(update={"tool_calls": calls}, deep=True)
         first = World(given, 0.9, calls="block").start()["messages"][1]
         assert CANARY not in str(first)
-        assert first.response_metadata["semgrad"]["decision"] == "abstain"
+        assert first.response_metadata["semgrad_decision"]["decision"] == "abstain"
 
 
 def test_doubtful_text_beside_calls_does_not_go_out():

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.runnables import RunnableLambda
+from scripted import record as record_of
 from typer.testing import CliRunner
 
 from semgrad_guard import (
@@ -277,7 +278,7 @@ def test_a_batch_keeps_its_order():
     )
     asked = ["What is the capital of Zubrovia?", "What is the capital of France?", "Who invented the light bulb?"]
     messages = guard.batch(asked)
-    decisions = [message.response_metadata["semgrad"]["decision"] for message in messages]
+    decisions = [message.response_metadata["semgrad_decision"]["decision"] for message in messages]
     assert decisions == ["abstain", "pass", "retrieve"]
     assert get_confidence(messages[0]) < get_confidence(messages[1])
 
@@ -306,10 +307,10 @@ def test_a_profile_calibrated_by_hand_keeps_its_promise(labelled_questions, tmp_
     assert told["position_from"] == "labels"
     profile = Profile.load(tmp_path / "p.json")
     guard = SemGradGuard(embedded_model(), profile=profile)
-    record = guard.invoke("What is the capital of France?").response_metadata["semgrad"]
+    record = record_of(guard.invoke("What is the capital of France?"))
     assert record["decision"] == "pass"
     assert record["guarantee"] == {"risk": 0.1, "delta": 0.1, "n": told["answer"]["guarantee"]["n"]}
-    others = [guard.invoke(item.prompt).response_metadata["semgrad"] for item in questions("invented", "report")[:20]]
+    others = [record_of(guard.invoke(item.prompt)) for item in questions("invented", "report")[:20]]
     held = [record for record in others if record["decision"] == "abstain"]
     assert held
     assert all(record["guarantee"] is None for record in held)
@@ -364,7 +365,7 @@ def test_hybridgrad_is_tuned_and_bound(labelled_questions, tmp_path):
     bound = profile.bound_to
     guard = SemGradGuard(embedded_model(), profile=profile)
     assert (guard.llm.scorer.tau, guard.llm.scorer.beta) == (bound.tau, bound.beta)
-    record = guard.invoke("Name a city in Germany.").response_metadata["semgrad"]
+    record = record_of(guard.invoke("Name a city in Germany."))
     scores = Score.model_validate(record["scores"])
     mixed = hybridgrad(scores.semgrad, scores.paragrad, scores.mean_entropy, tau=bound.tau, beta=bound.beta)
     assert scores.hybridgrad == pytest.approx(mixed)
@@ -395,7 +396,7 @@ def test_second_answers_are_calibrated_apart(tmp_path):
     guard = SemGradGuard(
         embedded_model(), profile=tmp_path / "p.json", routes=[Retrieve(BM25Retriever.from_texts(corpus()))]
     )
-    records = [guard.invoke(i.prompt).response_metadata["semgrad"] for i in questions("withheld", "report")[:30]]
+    records = [record_of(guard.invoke(i.prompt)) for i in questions("withheld", "report")[:30]]
     promised = {kind: {r["guarantee"]["n"] for r in records if r["decision"] == kind} for kind in ("pass", "retrieve")}
     assert promised == {"pass": {told["answer"]["guarantee"]["n"]}, "retrieve": {told["grounded"]["guarantee"]["n"]}}
     with pytest.raises(ConfigurationError, match="no Retrieve route"):
@@ -434,7 +435,7 @@ def test_a_guard_calibrates_itself(labelled_questions):
     lines = labelled_questions.read_text(encoding="utf-8").splitlines()
     guard = bare.calibrate([json.loads(line) for line in lines[::2]], risk=0.2, delta=0.1, search=False)
     message = guard.invoke("What is the capital of France?")
-    assert message.response_metadata["semgrad"]["guarantee"]["risk"] == 0.2
+    assert message.response_metadata["semgrad_decision"]["verdict"]["guarantee"]["risk"] == 0.2
     assert bare.profile is None
 
 

@@ -12,6 +12,7 @@ from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.types import Command, interrupt
 from pydantic import ValidationError
 from scripted import calling, profile, score, score_of, scripted
+from scripted import record as flat
 
 from semgrad_guard import ConfigurationError, HumanReview, Retrieve, ReviewAnswer, ReviewRequest, SemGradGuard
 from semgrad_guard.agents import InterruptReview
@@ -44,7 +45,7 @@ def graph(*guards, saver=None, asynchronous=False):
 
 
 def record(state):
-    return state["messages"][-1].response_metadata["semgrad"]
+    return flat(state["messages"][-1])
 
 
 def differing(*confidences):
@@ -83,7 +84,7 @@ def test_the_decision_is_about_what_the_human_saw_though_the_model_says_somethin
     (asked,) = state["__interrupt__"]
     request = ReviewRequest.model_validate(asked.value)
     assert (request.question, request.draft) == ("Where?", "draft 1")
-    assert request.confidence == pytest.approx(0.3)
+    assert request.verdict.confidence == pytest.approx(0.3)
     assert [message.type for message in state["messages"]] == ["human"]
     state = step(Command(resume=resume))
     assert len(asking.llm._asked) == 2  # LangGraph runs the node again
@@ -218,4 +219,4 @@ def test_the_embedded_model_waits_for_a_human():
     draft = state["__interrupt__"][0].value["draft"]
     message = compiled.invoke(APPROVED, CONFIG)["messages"][-1]
     assert isinstance(message, AIMessage)
-    assert (message.content, message.response_metadata["semgrad"]["decision"]) == (draft, "review")
+    assert (message.content, message.response_metadata["semgrad_decision"]["decision"]) == (draft, "review")

@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
 
-from semgrad_guard import BM25Retriever, Retrieve, SemGradGuard
+from semgrad_guard import BM25Retriever, Retrieve, SemGradGuard, get_decision
 from semgrad_guard.demo import embedded_model, embedded_profile
 from semgrad_guard.observability.metrics import Metrics
 from semgrad_guard.observability.tracing import Tracing
@@ -32,7 +32,7 @@ def test_spans_and_metrics_of_a_batch(guard):
         answers = guard.llm.batch(questions, {"callbacks": [Tracing(provider)]})
         guarded = [guard.invoke(question, {"callbacks": [Tracing(provider)]}) for question in questions]
     for answer in guarded:
-        metrics.answered(answer.response_metadata["semgrad"], 0.1)
+        metrics.answered(get_decision(answer), 0.1)
     name = guard.llm.model_name
     spans = exporter.get_finished_spans()
     chats = [span for span in spans if span.name == f"chat {name}"]

@@ -8,8 +8,8 @@ import sys
 
 import httpx
 import pytest
+from scripted import request_of
 
-from semgrad_guard import ReviewRequest
 from semgrad_guard.review import ReviewQueue
 
 pytestmark = [pytest.mark.enable_socket, pytest.mark.allow_hosts(["127.0.0.1"])]
@@ -63,7 +63,7 @@ def test_a_newcomer_sees_something_at_once_and_the_page_ends_when_told(started):
 
 def test_a_token_that_was_set_is_not_shown_and_a_queue_that_is_not_empty_gets_no_demo(started, tmp_path):
     queue = ReviewQueue(f"sqlite:///{tmp_path / 'reviews.db'}")
-    queue.submit(ReviewRequest(question="Mine?", draft="", confidence=None, scores=None, reason=""))
+    queue.submit(request_of(question="Mine?", draft="", confidence=None, scores=None, reason=""))
     token = "a-token-of-our-own"
     _, address, told = started("--demo", SEMGRAD_GUARD_REVIEW_TOKEN=token)
     assert token not in told

@@ -98,7 +98,7 @@ def test_openai_s_client_streams(client):
     pieces = list(ask(client, "Tell me a joke.", stream=True, extra_body=verdict))
     texts = [chunk.choices[0].delta.content for chunk in pieces if chunk.choices[0].delta.content]
     assert len(texts) > 3
-    assert pieces[-1].choices[0].model_extra["semgrad"]["confidence"] is not None
+    assert pieces[-1].choices[0].model_extra["semgrad"]["verdict"]["confidence"] is not None
 
 
 def test_openai_s_client_makes_a_round_trip_with_a_tool(client):
@@ -242,7 +242,7 @@ def test_requests_that_come_together_share_a_pass(client, service):
     assert max(engine.rows) > 4
     for question, choice in zip(questions, found, strict=True):
         assert choice.message.content == alone[question].message.content
-        ours, theirs = (one.model_extra["semgrad"]["confidence"] for one in (choice, alone[question]))
+        ours, theirs = (one.model_extra["semgrad"]["verdict"]["confidence"] for one in (choice, alone[question]))
         assert ours == pytest.approx(theirs, abs=1e-3)
 
 

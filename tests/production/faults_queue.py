@@ -19,6 +19,7 @@ from typing import Any
 
 from faulty import NotRun, fault
 from postgres import MISSING, private_server, programs
+from scripted import request_of
 
 from semgrad_guard import HumanReview, ReviewAnswer, ReviewRequest, SemGradGuard
 from semgrad_guard.review import ReviewQueue
@@ -288,7 +289,7 @@ _DECISIONS = ("approve", "edit", "reject", "respond")
 
 
 def _request(number: int) -> ReviewRequest:
-    return ReviewRequest(question=f"{number}?", draft="draft " * 200, confidence=0.3, scores=None, reason="unsure")
+    return request_of(question=f"{number}?", draft="draft " * 200, confidence=0.3, scores=None, reason="unsure")
 
 
 def _decide_all(url: str, reviewer: str, told: Connection) -> None:

@@ -25,6 +25,7 @@ import httpx
 import torch
 from faulty import NotRun, fault
 from langchain_core.runnables import RunnableLambda
+from scripted import request_of
 
 from semgrad_guard import HumanReview, Retrieve, SemGradGuard, SemGradScorer
 from semgrad_guard.review import ReviewQueue
@@ -430,6 +431,5 @@ def page_killed(folder: Path) -> str:
 
 
 def _submit(queue: ReviewQueue) -> None:
-    from semgrad_guard import ReviewRequest
 
-    queue.submit(ReviewRequest(question="Where?", draft="draft", confidence=0.3, scores=None, reason="unsure"))
+    queue.submit(request_of(question="Where?", draft="draft", confidence=0.3, scores=None, reason="unsure"))

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from postgres import MISSING, private_server, programs
+from scripted import request_of
 from sqlalchemy import make_url
 
 from semgrad_guard import ReviewAnswer, ReviewConflictError, ReviewRequest, Score, Source
@@ -81,7 +82,7 @@ def request(number: int) -> ReviewRequest:
     """Give a request of about the size that a guard's are."""
     names = ("semgrad", "nll", "mean_nll", "mean_entropy", "max_entropy", "paragrad", "exgrad", "hybridgrad")
     scores = dict.fromkeys(names, (number % 70) / 10)
-    return ReviewRequest(
+    return request_of(
         question=f"What is number {number}?",
         draft=f"It is the one after {number - 1}. " * 5,
         confidence=(number % 80) / 100,

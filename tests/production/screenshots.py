@@ -126,7 +126,7 @@ def _spread(queue: ReviewQueue) -> str:
     items = [
         item for item in queue.items(status="pending", limit=None) if item.request.draft and not item.request.tool_calls
     ]
-    return min(items, key=lambda item: max((token.share for token in item.request.doubt), default=1.0)).id
+    return min(items, key=lambda item: max((token.share for token in item.request.tokens), default=1.0)).id
 
 
 def _last_call(queue: ReviewQueue) -> str:

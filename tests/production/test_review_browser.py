@@ -7,9 +7,9 @@ from urllib.parse import urlsplit
 
 import pytest
 from browser import browser, served
-from scripted import score_of
+from scripted import request_of, score_of
 
-from semgrad_guard import ReviewAnswer, ReviewRequest, Source
+from semgrad_guard import ReviewAnswer, Source
 from semgrad_guard.records import TokenDoubt
 from semgrad_guard.review import ReviewQueue
 
@@ -62,7 +62,7 @@ def doubts(*pairs):
 
 def request(question="Where?", draft="draft", **fields):
     values = {"question": question, "draft": draft, "confidence": 0.3, "scores": score_of(0.3), "reason": "unsure"}
-    return ReviewRequest(**values | fields)
+    return request_of(**values | fields)
 
 
 @contextmanager
@@ -97,7 +97,7 @@ def claimed(page):
 
 
 def test_the_doubtful_token_is_highlighted_and_the_policy_is_kept(chromium, queue, address):
-    id_ = queue.submit(request("Who?", "Rembrandt", doubt=doubts((" Rem", 0.9), ("brandt", 0.1), ("<end>", 0.0))))
+    id_ = queue.submit(request("Who?", "Rembrandt", tokens=doubts((" Rem", 0.9), ("brandt", 0.1), ("<end>", 0.0))))
     with visit(chromium, address) as page:
         page.get_by_role("link", name="Who?").click()
         page.wait_for_url(f"**/{id_}")
@@ -202,7 +202,7 @@ def test_what_anybody_wrote_stays_text(chromium, queue, address, attack):
         attack,
         reason=attack,
         policy=attack,
-        doubt=doubts((attack, 1.0)),
+        tokens=doubts((attack, 1.0)),
         sources=(Source(text=attack, metadata={"source": attack}),),
         conversation=(attack, attack),
     )
@@ -273,7 +273,7 @@ def test_a_server_that_is_restarted_in_the_middle_loses_nothing(chromium, queue)
 def test_every_control_has_a_name_and_nothing_is_cut_off(chromium, queue, address, scheme, width):
     long = "Donaudampfschifffahrtsgesellschaft" * 8
     id_ = queue.submit(
-        request(long, long, doubt=doubts((long, 1.0)), sources=(Source(text=long, metadata={long: long}),))
+        request(long, long, tokens=doubts((long, 1.0)), sources=(Source(text=long, metadata={long: long}),))
     )
     queue.claim("ann")
     with visit(chromium, address, color_scheme=scheme, viewport={"width": width, "height": 800}) as page:

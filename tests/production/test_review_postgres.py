@@ -7,10 +7,10 @@ from uuid import uuid4
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from scripted import score
+from scripted import request_of, score
 from sqlalchemy.exc import DBAPIError
 
-from semgrad_guard import ReviewAnswer, ReviewConflictError, ReviewRequest
+from semgrad_guard import ReviewAnswer, ReviewConflictError
 from semgrad_guard.records import CallConfidence
 from semgrad_guard.review import ReviewQueue
 from semgrad_guard.review.items import ReviewFilter
@@ -31,7 +31,7 @@ def queues(postgres_url):
 
 
 def request(question):
-    return ReviewRequest(question=question, draft="draft", confidence=0.3, scores=None, reason="unsure")
+    return request_of(question=question, draft="draft", confidence=0.3, scores=None, reason="unsure")
 
 
 def test_reviewers_claim_everything_once(queues):
@@ -75,8 +75,8 @@ def test_numbers_that_are_not_finite_and_texts_with_nul_are_kept(queues):
     assert queues[0].submit(asked) == id_
     kept = queues[1].get(id_).request
     assert (kept.question, kept.draft) == ("a\N{REPLACEMENT CHARACTER}b", "c\N{REPLACEMENT CHARACTER}")
-    assert math.isnan(kept.scores.semgrad)
-    assert kept.scores.nll == math.inf
+    assert math.isnan(kept.verdict.scores.semgrad)
+    assert kept.verdict.scores.nll == math.inf
     for _ in range(2):
         decided = queues[0].decide(id_, ReviewAnswer(decision="edit", text="d\0"), "ann")
     assert decided.text == "d\N{REPLACEMENT CHARACTER}"

@@ -69,7 +69,7 @@ def test_a_guard_is_calibrated(brief, rows, tmp_path):
     again = SemGradGuard(calibrated.llm, profile=Profile.load(tmp_path / "profile.json"), threshold=0.5)
     known, invented = again.batch(["What is the capital of France?", "What is the capital of Zubrovia?"])
     assert 0 <= get_confidence(invented) < get_confidence(known) < 1
-    assert known.response_metadata["semgrad"]["decision"] == "pass"
+    assert known.response_metadata["semgrad_decision"]["decision"] == "pass"
 
 
 def test_an_evaluation_is_the_same_here_and_on_ray(folder, rows, tmp_path):

@@ -3,6 +3,7 @@
 import pytest
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableLambda
+from scripted import record
 
 from semgrad_guard import (
     Abstain,
@@ -26,10 +27,6 @@ PASS, STOP = {"score_threshold": 1e9}, {"score_threshold": 0.0}
 @pytest.fixture(scope="module")
 def chat(brief):
     return ChatSemGrad.of(brief, generation={"max_new_tokens": 8})
-
-
-def record(message):
-    return message.response_metadata["semgrad"]
 
 
 def test_a_sure_answer_passes(chat):

@@ -8,21 +8,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage
-from scripted import calling, profile, scripted
+from scripted import calling, decided, profile, scripted
 
 import semgrad_guard.agents
 from semgrad_guard import ConfigurationError
 from semgrad_guard.agents import confidence_gate, filter_tool_calls, low_confidence, model_node
+from semgrad_guard.langchain.metadata import with_record
+from semgrad_guard.records import CallConfidence
 
 
 def message(**confidences):
     """A message with a call of each tool, as `model_node` gives it."""
-    record = {name: {"name": name, "confidence": value, "arguments": {"x": 0.5}} for name, value in confidences.items()}
-    return AIMessage(
-        "",
-        tool_calls=[{"name": name, "args": {"x": 1}, "id": name} for name in confidences],
-        response_metadata={"semgrad": {"tool_calls": record}},
-    )
+    calls = {
+        name: CallConfidence(name=name, confidence=value, arguments={"x": 0.5}) for name, value in confidences.items()
+    }
+    whole = AIMessage("", tool_calls=[{"name": name, "args": {"x": 1}, "id": name} for name in confidences])
+    return with_record(whole, decided(tool_calls=calls))
 
 
 def request(found, id_):
@@ -72,12 +73,12 @@ def test_every_call_is_either_sure_or_held(confidences, threshold):
 
 def test_the_gate():
     gate = confidence_gate(0.8, thresholds={"b": 0.5})
-    answer = AIMessage("x", response_metadata={"semgrad": {"confidence": 0.9}})
+    answer = with_record(AIMessage("x"), decided(confidence=0.9))
     for found, way in (
         (message(a=0.9, b=0.6), "call"),
         (message(a=0.9, b=0.4), "unsure"),
         (answer, "answer"),
-        (AIMessage("x", response_metadata={"semgrad": {"confidence": 0.7}}), "unsure"),
+        (with_record(AIMessage("x"), decided(confidence=0.7)), "unsure"),
         (AIMessage("x"), "unsure"),
     ):
         assert gate({"messages": [found]}) == way

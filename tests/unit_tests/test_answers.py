@@ -268,7 +268,7 @@ def test_a_calibration_with_too_few_labels_counts_what_there_was(scorer):
 
 def test_a_template_without_a_generation_prompt_can_be_calibrated(monkeypatch):
     """The rule is that of the guard: the last token of the user's text."""
-    monkeypatch.setattr(answers, "not_its_own", lambda score: "")  # a random model would say none of this
+    monkeypatch.setattr(answers, "unlikely", lambda score: None)  # a random model would say none of this
     source = tiny_model(), tiny_tokenizer(FEW_SHOT)
     scorer, guard = SemGradScorer(*source), SemGradGuard(source, score_threshold=1e9)
     assert scorer.token_position == guard.llm.scorer.token_position == len("\nAnswer:") + 1

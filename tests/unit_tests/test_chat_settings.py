@@ -506,7 +506,7 @@ def test_an_answer_cut_off_by_the_time_is_never_trusted(beside):
     assert message.response_metadata["finish_reason"] == "length"
     assert message.response_metadata["semgrad"]["failure"]
     guarded = SemGradGuard(chat, score_threshold=1e9).invoke("hi", timeout=1e-6, **beside)
-    assert guarded.response_metadata["semgrad"]["decision"] == "abstain"
+    assert guarded.response_metadata["semgrad_decision"]["decision"] == "abstain"
 
 
 def test_settings_are_configured_one_by_one_at_run_time():

@@ -17,7 +17,7 @@ def guard(*answers, **settings):
 
 
 def decision(message):
-    return message.response_metadata["semgrad"]["decision"]
+    return message.response_metadata["semgrad_decision"]["decision"]
 
 
 class ByQuestion(Scripted):

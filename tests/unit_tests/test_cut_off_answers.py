@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 from models import tiny_model, tiny_tokenizer
+from scripted import record as record_of
 
 from semgrad_guard import ChatSemGrad, SemGradGuard, SemGradScorer
 from semgrad_guard.calibration.answers import answered
@@ -30,14 +31,14 @@ def both_ways(runnable):
 
 def test_the_guard_holds_it_back_though_its_score_is_fine():
     for message in both_ways(SemGradGuard(chat(), score_threshold=1e9)):
-        record = message.response_metadata["semgrad"]
+        record = record_of(message)
         assert (record["decision"], record["reason"]) == ("abstain", REASON)
         assert record["scores"]["semgrad"] < 1e9
 
 
 def test_the_message_says_so_and_keeps_its_scores():
     for message in both_ways(chat()):
-        record = message.response_metadata["semgrad"]
+        record = record_of(message)
         assert message.response_metadata["finish_reason"] == "length"
         assert record["failure"] == REASON
         assert record["scores"] is not None
@@ -46,7 +47,7 @@ def test_the_message_says_so_and_keeps_its_scores():
 def test_an_answer_that_ends_at_the_limit_by_itself_is_not_cut_off():
     text = chat().invoke("q?").content
     runnable = SemGradGuard(chat(), score_threshold=1e9)
-    assert runnable.invoke("q?", stop=[text[3]]).response_metadata["semgrad"]["decision"] == "pass"
+    assert runnable.invoke("q?", stop=[text[3]]).response_metadata["semgrad_decision"]["decision"] == "pass"
 
 
 @pytest.mark.parametrize(("limit", "count"), [(4, 0), (None, 1)])

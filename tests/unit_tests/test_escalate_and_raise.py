@@ -9,7 +9,7 @@ from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda
-from scripted import profile, scripted
+from scripted import failure_of, profile, record, scripted
 
 from semgrad_guard import (
     Abstain,
@@ -27,10 +27,6 @@ from semgrad_guard.calibration.guarantee import Guarantee
 
 def guard(*answers, routes=None, **settings):
     return SemGradGuard(scripted(*answers), **{"profile": profile(0.8), "routes": routes or [Abstain("no")]} | settings)
-
-
-def record(message):
-    return message.response_metadata["semgrad"]
 
 
 def both_ways(runnable, given="q?"):
@@ -120,6 +116,9 @@ def low(messages):
     return guard(0.1, routes=[Raise()]).invoke("q?")
 
 
+FAILED = {"semgrad": {"scores": None, "failure": failure_of("cut off")}}
+
+
 @pytest.mark.parametrize(
     ("other", "settings", "reason"),
     [
@@ -128,8 +127,12 @@ def low(messages):
         (low, {}, "LowConfidenceError: The answer is not sure enough"),
         (lambda messages: "  ", {}, "answer is empty"),
         (lambda messages: 7, {}, "gave a int; expected an AIMessage or a text"),
-        (lambda messages: AIMessage("x", response_metadata={"semgrad": {"failure": "cut off"}}), {}, "cut off"),
-        (lambda messages: AIMessage("x", response_metadata={"semgrad": {"decision": "?"}}), {}, "ValidationError"),
+        (
+            lambda messages: AIMessage("x", response_metadata=FAILED),
+            {},
+            "cut off",
+        ),
+        (lambda messages: AIMessage("x", response_metadata={"semgrad_decision": {"decision": "?"}}), {}, "DataError"),
         (lambda messages: "x", {"allow": lambda: False}, "the budget for escalating is used up"),
         (lambda messages: "x", {"allow": lambda: 1 / 0}, "ZeroDivisionError"),
         (lambda messages: "x", {"prompt": lambda request: 1 / 0}, "ZeroDivisionError"),
@@ -180,7 +183,7 @@ def test_raise_carries_the_decision_and_no_draft():
         with pytest.raises(LowConfidenceError, match=r"confidence 0\.300 is below the threshold 0\.800") as caught:
             call(guard(0.3, routes=[Raise()]))
         error = pickle.loads(pickle.dumps(caught.value))
-        assert error.decision.decision == "abstain"
+        assert error.decision.decision == "raise"
         assert error.decision.confidence == pytest.approx(0.3)
         assert error.draft is None
         assert "draft" not in str(error)

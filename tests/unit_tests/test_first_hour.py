@@ -7,12 +7,14 @@ import sys
 
 import pytest
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from scripted import decided
 from transformers.utils import logging as bars
 from typer.testing import CliRunner
 
 from semgrad_guard._compat import quiet_loading
 from semgrad_guard.cli import app
 from semgrad_guard.demo.embedded import embedded_model
+from semgrad_guard.langchain.metadata import with_record
 
 IN_MEMORY = "sqlite:///file:x?mode=memory"
 
@@ -141,8 +143,7 @@ def test_an_answer_of_backslashes_is_printed_in_linear_time(monkeypatch):
         def invoke(self, question):
             from langchain_core.messages import AIMessage
 
-            record = {"decision": "pass", "reason": answer, "sources": []}
-            return AIMessage(answer, response_metadata={"semgrad": record})
+            return with_record(AIMessage(answer), decided(reason=answer))
 
     monkeypatch.setattr("semgrad_guard.cli.answers.SemGradGuard", Guard)
     result = CliRunner().invoke(app, ["ask", "q"])  # markup would take more than half a minute for each

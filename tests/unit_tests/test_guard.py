@@ -10,17 +10,21 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda
-from scripted import profile, score, scripted
+from scripted import profile, record, score, scripted
 
 from semgrad_guard import (
     Abstain,
     ConfigurationError,
+    Decision,
     HumanReview,
     PromptTooLongError,
     Retrieve,
     ReviewAnswer,
     SemGradGuard,
+    Verdict,
     get_confidence,
+    get_decision,
+    get_scores,
 )
 from semgrad_guard.calibration.verdict import Standard
 
@@ -32,10 +36,6 @@ def guard(*answers, routes=None, threshold=0.8, **settings):
     if routes is not None:
         settings["routes"] = routes
     return SemGradGuard(scripted(*answers), **settings)
-
-
-def record(message):
-    return message.response_metadata["semgrad"]
 
 
 def both_ways(runnable, given="question?"):
@@ -59,20 +59,12 @@ def test_a_sure_answer_passes():
     assert message.content == "draft"
     assert record(message)["decision"] == "pass"
     assert get_confidence(message) == pytest.approx(0.9)
-    assert set(record(message)) == {
-        "decision",
-        "confidence",
-        "calibrated",
-        "scores",
-        "threshold",
-        "method",
-        "reason",
-        "steps",
-        "sources",
-        "tool_calls",
-        "guarantee",
-        "review_id",
-    }
+    plain, decision = message.response_metadata["semgrad_decision"], get_decision(message)
+    assert set(plain) == set(Decision.model_fields)
+    assert set(plain["verdict"]) == set(Verdict.model_fields)
+    assert (decision.answered, decision.cause) == (True, None)
+    assert (decision.verdict.passed, decision.verdict.cause) == (True, None)
+    assert get_scores(message) == decision.scores == decision.verdict.scores
 
 
 def test_confidence_at_the_threshold_passes_and_below_does_not():
@@ -313,8 +305,8 @@ def test_unreadable_input_is_an_error_not_an_abstention():
 @pytest.mark.parametrize("method", ["semgrad", "nll", "max_entropy"])
 def test_a_raw_threshold_lets_no_answer_pass_that_is_not_scored(method):
     standard = Standard(None, None, 1e9, method)
-    assert standard.judge(score(0.01), "").passed
+    assert standard.judge(score(0.01), None).passed
     for broken in (score(0.0, layers=(0.0, 0.0)), score(0.01, layers=(0.0, 0.02)), score(-1.0), score(math.nan)):
-        verdict = standard.judge(broken, "")
+        verdict = standard.judge(broken, None)
         assert not verdict.passed
-        assert verdict.reason == broken.failure() != ""
+        assert (verdict.cause, verdict.reason) == ("invalid_score", broken.failure().text)

@@ -12,6 +12,7 @@ from langchain_core.runnables import ConfigurableField, RunnableLambda
 from langchain_core.vectorstores import InMemoryVectorStore
 from models import tiny_model, tiny_tokenizer
 from scripted import profile, scripted
+from scripted import record as record_of
 from transformers import pipeline
 
 from semgrad_guard import (
@@ -32,6 +33,7 @@ from semgrad_guard import (
     SemGradError,
     SemGradGuard,
     UnsupportedModelError,
+    get_decision,
 )
 from semgrad_guard.agents import InterruptReview, confidence_gate, model_node
 from semgrad_guard.langchain.messages import to_messages
@@ -92,7 +94,7 @@ def test_what_langchain_s_chat_models_take_is_taken(name):
         (type(message), message.content) for message in messages
     ]
     assert CHAT.invoke(given).content == CHAT.invoke(messages).content
-    assert GUARD.invoke(given).response_metadata["semgrad"] == GUARD.invoke(messages).response_metadata["semgrad"]
+    assert get_decision(GUARD.invoke(given)) == get_decision(GUARD.invoke(messages))
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -183,11 +185,11 @@ def test_a_blank_question_is_not_asked_and_does_not_pass(content, context):
     guard = SemGradGuard(llm, profile=profile(), context=context)
     messages = [SystemMessage("Be kind."), HumanMessage("hi"), AIMessage("hello"), HumanMessage(content)]
     for message in (guard.invoke(messages), asyncio.run(guard.ainvoke(messages)), *guard.stream(messages)):
-        record = message.response_metadata["semgrad"]
+        record = record_of(message)
         assert (record["decision"], record["reason"], record["scores"]) == ("abstain", "the question is empty", None)
         assert message.content == "I am not sure enough to answer that."
     streamed = list(guard.model_copy(update={"streaming": "verdict"}).stream(messages))
-    assert [chunk.response_metadata["semgrad"]["reason"] for chunk in streamed] == ["the question is empty"]
+    assert [chunk.response_metadata["semgrad_decision"]["reason"] for chunk in streamed] == ["the question is empty"]
     assert llm._asked == []
 
 
@@ -205,7 +207,7 @@ def test_nobody_is_bothered_with_a_blank_question():
     silent = SemGradGuard(scripted(0.9), profile=profile(), routes=[*routes, Abstain("Please ask something.")])
     message = silent.invoke("\u200b")
     assert message.content == "Please ask something."
-    assert [step["name"] for step in message.response_metadata["semgrad"]["steps"]] == ["answer", "abstain"]
+    assert [step["name"] for step in message.response_metadata["semgrad_decision"]["steps"]] == ["answer", "abstain"]
     with pytest.raises(LowConfidenceError, match="the question is empty"):
         SemGradGuard(scripted(0.9), profile=profile(), routes=[*routes, Raise()]).invoke(" ")
 
@@ -213,14 +215,14 @@ def test_nobody_is_bothered_with_a_blank_question():
 def test_after_a_tool_s_result_a_blank_question_is_still_blank():
     call = {"name": "f", "args": {}, "id": "1"}
     messages = [HumanMessage(" "), AIMessage("", tool_calls=[call]), ToolMessage("sunny", tool_call_id="1")]
-    record = SemGradGuard(scripted(0.9), profile=profile()).invoke(messages).response_metadata["semgrad"]
+    record = record_of(SemGradGuard(scripted(0.9), profile=profile()).invoke(messages))
     assert record["decision"] == "abstain"
 
 
 def test_an_agent_s_answer_to_a_blank_question_does_not_pass():
     node = model_node(scripted(0.99, 0.99), profile())
     blank, asked = (node.invoke({"messages": [("user", text)]})["messages"][0] for text in ("\u200b", "hi"))
-    assert blank.response_metadata["semgrad"]["reason"] == "the question is empty"
+    assert blank.response_metadata["semgrad_decision"]["reason"] == "the question is empty"
     assert [confidence_gate(0.5)({"messages": [message]}) for message in (blank, asked)] == ["unsure", "answer"]
 
 
@@ -230,7 +232,7 @@ def test_an_answer_that_cannot_be_seen_does_not_pass():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(TOKENIZER), "decode", lambda self, ids, **settings: "\u200b" * len(shown(ids, **settings)))
         message = chat.invoke("hi")
-    assert message.response_metadata["semgrad"]["failure"] == "the response is empty"
+    assert message.response_metadata["semgrad"]["failure"]["kind"] == "empty_answer"
 
 
 # What a guard is built from.
@@ -359,7 +361,7 @@ def test_a_threshold_configured_at_run_time_still_counts():
     )
     assert guard.invoke("hi").content == "draft"
     strict = guard.invoke("hi", {"configurable": {"threshold": 0.99}})
-    assert strict.response_metadata["semgrad"]["decision"] == "abstain"
+    assert strict.response_metadata["semgrad_decision"]["decision"] == "abstain"
 
 
 # What routes are built from.
@@ -394,7 +396,9 @@ def test_retrieve_takes_whatever_finds_passages(name):
     route = Retrieve(retriever, k=5)
     assert len(route.look_up("passage")) == passages
     guard = SemGradGuard(scripted(0.1, 0.9), profile=profile(), routes=[route])
-    assert guard.invoke("passage").response_metadata["semgrad"]["decision"] == ("retrieve" if passages else "abstain")
+    assert guard.invoke("passage").response_metadata["semgrad_decision"]["decision"] == (
+        "retrieve" if passages else "abstain"
+    )
 
 
 def test_retrieve_and_human_review_take_coroutine_functions():
@@ -418,7 +422,7 @@ def test_human_review_takes_a_queue_first():
             return self.wait(id_, timeout)
 
     guard = SemGradGuard(scripted(0.1), profile=profile(), routes=HumanReview(Queue()))
-    assert guard.invoke("hi").response_metadata["semgrad"]["review_id"] == "7"
+    assert guard.invoke("hi").response_metadata["semgrad_decision"]["review_id"] == "7"
 
 
 def test_escalate_takes_a_function():

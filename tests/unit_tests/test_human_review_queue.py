@@ -7,7 +7,7 @@ import time
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage
-from scripted import calling, profile, scripted
+from scripted import calling, profile, record, scripted
 
 from semgrad_guard import Abstain, ConfigurationError, Escalate, HumanReview, ReviewAnswer, SemGradGuard
 from semgrad_guard.review import ReviewQueue
@@ -37,10 +37,6 @@ def ask(request):
 def guard(queue, *answers, wait=0.0, **settings):
     routes = [HumanReview(queue=queue, wait=wait, **settings), Abstain("I do not know.")]
     return SemGradGuard(scripted(*(answers or (0.3,))), profile=profile(), routes=routes)
-
-
-def record(message):
-    return message.response_metadata["semgrad"]
 
 
 class Reviewer(threading.Thread):
@@ -88,7 +84,7 @@ def test_not_decided_in_time_is_pending_and_can_be_fetched_later(ask, queue, wai
     assert "draft" not in message.model_dump_json()
     item = queue.get(review_id)
     assert (item.request.question, item.request.draft, item.status) == ("Where?", "draft", "pending")
-    assert item.request.confidence == pytest.approx(0.3)
+    assert item.request.verdict.confidence == pytest.approx(0.3)
     assert item.request.conversation == ()
     queue.decide(review_id, "approve", "ann")
     assert queue.get(review_id).text == "draft"

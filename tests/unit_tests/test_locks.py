@@ -10,9 +10,9 @@ from lockstep import lockstep
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from scripted import profile, score_of
+from scripted import profile, request_of, score_of
 
-from semgrad_guard import AtMost, ReviewRequest
+from semgrad_guard import AtMost
 from semgrad_guard.calibration import drift
 from semgrad_guard.calibration.drift import RawWatch, Watch
 from semgrad_guard.langchain import batching
@@ -135,7 +135,7 @@ def test_steps_that_begin_at_once_share_the_span_above_them(ahead):
 
 def test_reviewers_who_claim_at_once_get_different_reviews(tmp_path):
     queue = ReviewQueue(f"sqlite:///{tmp_path / 'reviews.db'}")
-    asked = ReviewRequest(question="?", draft="", confidence=None, scores=None, reason="")
+    asked = request_of(question="?", draft="", confidence=None, scores=None, reason="")
     ids = [queue.submit(asked, key=key) for key in "ab"]
     items = lockstep(partial(queue.claim, "ann"), partial(queue.claim, "bob"), queues)
     assert sorted(item.id for item in items) == sorted(ids)
@@ -145,7 +145,7 @@ def test_reviewers_who_claim_at_once_get_different_reviews(tmp_path):
 
 def test_whoever_submits_the_same_at_once_gets_the_same_review(tmp_path):
     queue = ReviewQueue(f"sqlite:///{tmp_path / 'reviews.db'}")
-    asked = ReviewRequest(question="?", draft="", confidence=None, scores=None, reason="")
+    asked = request_of(question="?", draft="", confidence=None, scores=None, reason="")
     first, second = lockstep(*[partial(queue.submit, asked)] * 2, queues)
     assert first == second == queue.items()[0].id
     assert len(queue.items()) == 1

@@ -11,7 +11,7 @@ from langchain_core.documents import Document
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableLambda
 from opentelemetry.sdk.trace import TracerProvider
-from scripted import MODEL, TOKENIZER, profile, score_of, scripted
+from scripted import MODEL, TOKENIZER, failure_of, profile, score_of, scripted
 
 from semgrad_guard import Abstain, ChatSemGrad, Escalate, HumanReview, Raise, Retrieve, SemGradGuard
 from semgrad_guard.calibration.labels import tolerant
@@ -138,7 +138,7 @@ def test_errors_described():
 
 
 def saying(text, confidence, failure=""):
-    record = {"scores": score_of(confidence).model_dump(mode="json"), "failure": failure, "tool_calls": {}}
+    record = {"scores": score_of(confidence).model_dump(mode="json"), "failure": failure_of(failure), "tool_calls": {}}
     return AIMessage(text, response_metadata={"semgrad": record})
 
 
@@ -246,7 +246,7 @@ async def test_no_text_is_in_any_log_awaited(everything):
 def test_no_text_of_reviews_is_in_any_log(everything, tmp_path):
     queue = ReviewQueue(f"sqlite:///{tmp_path / 'reviews.db'}")
     asked = guard(saying(CANARY, 0.3), routes=[HumanReview(queue=queue)])
-    id_ = asked.invoke(CANARY).response_metadata["semgrad"]["review_id"]
+    id_ = asked.invoke(CANARY).response_metadata["semgrad_decision"]["review_id"]
     assert queue.items(contains=CANARY)
     queue.claim("ann")
     queue.decide(id_, {"decision": "edit", "text": CANARY}, "ann")
@@ -255,6 +255,6 @@ def test_no_text_of_reviews_is_in_any_log(everything, tmp_path):
     assert queue.get(id_).text == CANARY
     queue.close()
     (tmp_path / "reviews.db").write_bytes(b"no database " * 1000)
-    assert asked.invoke(CANARY).response_metadata["semgrad"]["decision"] == "abstain"
+    assert asked.invoke(CANARY).response_metadata["semgrad_decision"]["decision"] == "abstain"
     assert any("The route review failed: ReviewError: " in told for told in everything)
     assert [told for told in everything if CANARY in told] == []

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
-from scripted import MODEL, TOKENIZER
+from scripted import MODEL, TOKENIZER, decided, score
 
 from semgrad_guard.errors import BudgetError, ConfigurationError, ReviewError
 from semgrad_guard.observability.metrics import OTHER, Metrics
@@ -42,7 +42,7 @@ def samples(metrics):
 
 
 def record(decision="pass", confidence=0.9, semgrad=0.01):
-    return {"decision": decision, "confidence": confidence, "scores": {"semgrad": semgrad}}
+    return decided(decision, confidence, scores=score(semgrad))
 
 
 def test_answers_are_counted_by_decision_confidence_score_and_time():
@@ -58,12 +58,12 @@ def test_answers_are_counted_by_decision_confidence_score_and_time():
     assert found["semgrad_answer_seconds_sum",] == pytest.approx(0.6)
 
 
-@pytest.mark.parametrize("odd", [None, math.nan, math.inf, "0.5"])
+@pytest.mark.parametrize("odd", [math.nan, math.inf])
 def test_what_is_missing_is_not_measured(odd):
     metrics = Metrics()
-    metrics.answered({"decision": "abstain", "confidence": odd, "scores": {"semgrad": odd}}, 0.1)
-    metrics.answered({"decision": "abstain", "confidence": odd, "scores": None}, 0.1)
-    metrics.answered({}, 0.1)
+    metrics.answered(decided("abstain", odd, scores=score(odd)), 0.1)
+    metrics.answered(decided("abstain", None), 0.1)
+    metrics.answered(None, 0.1)
     found = samples(metrics)
     assert found["semgrad_confidence_count",] == found["semgrad_score_count",] == 0
     assert found["semgrad_decisions_total", "abstain"] == 2

@@ -71,7 +71,7 @@ def name(monkeypatch):
 
 
 def saying(text, confidence):
-    record = {"scores": score_of(confidence).model_dump(mode="json"), "failure": "", "tool_calls": {}}
+    record = {"scores": score_of(confidence).model_dump(mode="json"), "failure": None, "tool_calls": {}}
     return AIMessage(
         text,
         usage_metadata={"input_tokens": 5, "output_tokens": 2, "total_tokens": 7},

@@ -12,7 +12,7 @@ from langchain_core.runnables import RunnableLambda
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from scripted import profile, scripted
+from scripted import profile, record, scripted
 
 import semgrad_guard
 from semgrad_guard import (
@@ -27,6 +27,7 @@ from semgrad_guard import (
     Situation,
     Source,
     get_confidence,
+    get_decision,
 )
 from semgrad_guard.observability.metrics import Metrics
 from semgrad_guard.observability.tracing import Tracing
@@ -82,10 +83,6 @@ class OnlyAsync:
 
 def guard(*answers, routes, **settings):
     return SemGradGuard(scripted(*answers), profile=profile(), routes=routes, **settings)
-
-
-def record(message):
-    return message.response_metadata["semgrad"]
 
 
 def test_it_settles_in_a_chain_with_its_own_decision():
@@ -199,7 +196,7 @@ def test_a_guard_that_is_escalated_to_may_have_one():
 
 def test_metrics_count_it_as_other_or_by_its_name():
     for metrics, name in ((Metrics(), "other"), (Metrics(decisions=["consult"]), "consult")):
-        metrics.answered(record(guard(0.1, routes=[Consult()]).invoke("Where?")), 0.1)
+        metrics.answered(get_decision(guard(0.1, routes=[Consult()]).invoke("Where?")), 0.1)
         assert metrics.registry.get_sample_value("semgrad_decisions_total", {"decision": name}) == 1
         assert f'decision="{name}"' in metrics.text()[0].decode()
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from scripted import profile, score, score_of, scripted
+from scripted import decided, profile, score, score_of, scripted
+from scripted import record as record_of
 
 from semgrad_guard import Abstain, ConfigurationError, Profile, ProfileError, SemGradGuard
 from semgrad_guard.agents import confidence_gate, filter_tool_calls, low_confidence
@@ -23,6 +24,8 @@ from semgrad_guard.evaluation.compare import choose, kept_promise
 from semgrad_guard.evaluation.report import parts_of, report
 from semgrad_guard.evaluation.run import Result
 from semgrad_guard.evaluation.study import Study
+from semgrad_guard.langchain.metadata import with_record
+from semgrad_guard.records import CallConfidence
 from semgrad_guard.scoring.preservation import Preservation
 from semgrad_guard.serving.work import ChatJob, ScoreJob
 from semgrad_guard.serving.worker import Worker
@@ -287,7 +290,7 @@ def test_an_edited_threshold_promises_nothing_and_says_so(tmp_path):
         assert (verdict.passed, verdict.guarantee, found.answer.guarantee) == (True, None, None)
         assert verdict.reason == f"confidence 0.600 reaches the threshold 0.500; nothing is promised: {void}"
         assert verdict.policy.endswith(f"nothing is promised of what passes: {void}")
-        record = SemGradGuard(scripted(0.6), profile=found).invoke("q?").response_metadata["semgrad"]
+        record = record_of(SemGradGuard(scripted(0.6), profile=found).invoke("q?"))
         assert (record["decision"], record["guarantee"]) == ("pass", None)
         assert void in record["reason"]
     in_file.save(tmp_path / "again.json")
@@ -420,10 +423,9 @@ def test_numbers_too_large_to_compute_with_are_confidence_0():
 
 def test_a_confidence_of_0_is_sure_nowhere():
     call = {"name": "a", "args": {}, "id": "1"}
-    record = {"tool_calls": {"1": {"confidence": 0.0}}, "confidence": 0.0}
-    message = (
-        scripted(0.9).invoke("q?").model_copy(update={"tool_calls": [call], "response_metadata": {"semgrad": record}})
-    )
+    sure = CallConfidence(name="a", confidence=0.0, arguments={})
+    message = scripted(0.9).invoke("q?").model_copy(update={"tool_calls": [call]})
+    message = with_record(message, decided(confidence=0.0, tool_calls={"1": sure}))
     assert filter_tool_calls(message, 0.0).held
     assert confidence_gate(0.0)({"messages": [message]}) == "unsure"
     assert confidence_gate(0.0)({"messages": [message.model_copy(update={"tool_calls": []})]}) == "unsure"
@@ -446,11 +448,11 @@ def test_an_ordering_is_called_one_in_every_record(tmp_path):
     assert not found.calibrated
     for answer, decision in ((0.9, "pass"), (0.01, "abstain")):
         guard = SemGradGuard(scripted(answer), profile=found)
-        record = guard.invoke("q?").response_metadata["semgrad"]
+        record = record_of(guard.invoke("q?"))
         assert (record["decision"], record["calibrated"], record["guarantee"]) == (decision, False, None)
         assert "only an ordering and no probability" in record["reason"]
     assert "only an ordering and no probability; nothing is promised" in judged(found).policy
-    record = SemGradGuard(scripted(0.9), profile=profile()).invoke("q?").response_metadata["semgrad"]
+    record = record_of(SemGradGuard(scripted(0.9), profile=profile()).invoke("q?"))
     assert record["calibrated"]
     assert "ordering" not in record["reason"]
 
@@ -525,5 +527,5 @@ def test_a_raw_threshold_is_a_finite_number(value):
 def test_numbers_of_numpy_are_numbers():
     for value in (np.float64(0.5), np.float32(0.5), 0.5):
         guard = SemGradGuard(scripted(0.6), profile=profile(), threshold=value, routes=[Abstain()])
-        assert guard.invoke("q?").response_metadata["semgrad"]["threshold"] == 0.5
+        assert guard.invoke("q?").response_metadata["semgrad_decision"]["verdict"]["threshold"] == 0.5
     assert SemGradGuard(scripted(0.6), profile=profile(), threshold=np.int64(1)).threshold == 1.0

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 from scripted import profile, score_of, scripted
+from scripted import record as record_of
 
 from semgrad_guard import SemGradGuard
 from semgrad_guard.calibration.guarantee import Guarantee
@@ -38,7 +39,7 @@ def test_what_is_promised_of_answers_from_passages_was_tested_on_such(sections, 
     runnable = SemGradGuard(scripted(0.9), profile=fitted, context=context)
     expected = None if promise is None else promise.model_dump(include={"risk", "delta", "n"})
     for message in (runnable.invoke("q?"), asyncio.run(runnable.ainvoke("q?"))):
-        record = message.response_metadata["semgrad"]
+        record = record_of(message)
         assert (record["decision"], record["guarantee"]) == ("pass", expected)
     kind = "answer" if context == "none" else "grounded"
     assert in_words in Standard(fitted, None, None, None).judge(score_of(0.9), "", kind).policy

@@ -213,5 +213,5 @@ def test_the_doubt_of_a_draft_is_that_of_the_prompt_it_was_given_to():
     asking = guard._asking("x?", {})
     draft = asking.first()
     expected = chat.scorer.attribute(chat.scorer.generate([prompt], max_new_tokens=4)[0])
-    found = asking.situation(draft, ()).doubt()
+    found = asking.situation(draft, ()).uncertainty()
     assert [doubt.log_prob for doubt in found] == pytest.approx([doubt.log_prob for doubt in expected], abs=1e-5)

@@ -5,16 +5,15 @@ import asyncio
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.serve.exceptions import BackPressureError
+from scripted import judgement_of
 
 from semgrad_guard.errors import PromptTooLongError
 from semgrad_guard.serving import ray_engine
 from semgrad_guard.serving.ray_engine import RayEngine
-from semgrad_guard.serving.work import BusyError, ChatAnswer, ChatJob, Judgement, StoppingError
+from semgrad_guard.serving.work import BusyError, ChatAnswer, ChatJob, StoppingError
 
 JOB = ChatJob(messages=({"role": "user", "content": "?"},))
-JUDGED = Judgement(
-    score=0.1, confidence=0.9, calibrated=True, decision="pass", threshold=0.8, method="semgrad", reason="", version="0"
-)
+JUDGED = judgement_of(0.1)
 ANSWER = ChatAnswer(text="Paris.", judgement=JUDGED)
 DIED, FULL = ActorDiedError(), BackPressureError(num_queued_requests=4, max_queued_requests=4)
 FOREVER = object()

@@ -67,7 +67,7 @@ def test_the_answer_is_shown_and_scored_and_the_reasoning_kept_apart(template, t
     (generation,) = chat.scorer.generate([prompt], **chat.generation)
     ((expected,),) = chat.scorer.score([generation], spans=[[(thought, len(text) + 1)]])
     assert semgrad(message)["scores"] == expected.model_dump(mode="json")
-    assert semgrad(message)["failure"] == ""
+    assert semgrad(message)["failure"] is None
     tokens = [entry["token"] for entry in message.response_metadata["logprobs"]["content"]]
     assert "".join(tokens) == "Oslo.<|im_end|>"
 
@@ -93,7 +93,7 @@ def test_without_an_answer_nothing_is_to_be_trusted(text):
     assert message.content == ""
     assert message.additional_kwargs["reasoning_content"].startswith("Well")
     assert semgrad(message)["scores"] is None
-    assert semgrad(message)["failure"] != ""
+    assert semgrad(message)["failure"] is not None
     chunks = list(thinker(text, max_new_tokens=len(text)).stream("q?"))
     assert "".join(chunk.content for chunk in chunks) == ""
     guard = SemGradGuard(thinker(text, max_new_tokens=len(text)), score_threshold=1e9, routes=[Abstain("no")])
@@ -112,7 +112,7 @@ def test_a_call_that_is_only_thought_of_is_none():
     (found,) = message.tool_calls
     assert found["args"] == {"p": "Oslo"}
     assert semgrad(message)["tool_calls"][found["id"]]["scores"]["length"] == len("wOslo")
-    assert semgrad(message)["failure"] == ""
+    assert semgrad(message)["failure"] is None
 
 
 def test_where_nothing_marks_reasoning_a_mark_is_text():
@@ -156,7 +156,7 @@ def test_a_response_template_of_the_tokenizer_is_followed():
     assert message.content == "Oslo."
     assert message.additional_kwargs["reasoning_content"] == "Hm, hm."
     assert semgrad(message)["scores"]["length"] == len("Oslo.") + 1
-    assert semgrad(message)["failure"] == ""
+    assert semgrad(message)["failure"] is None
     (last,) = [chunk for chunk in chat.stream("q?") if chunk.content]
     assert last.content == "Oslo."
 
@@ -166,7 +166,7 @@ def test_calls_in_another_syntax_are_placed_on_their_tokens():
     (call,) = message.tool_calls
     assert (call["name"], call["args"]) == ("w", {"p": "Oslo"})
     assert semgrad(message)["tool_calls"][call["id"]]["scores"]["length"] == len("wOslo")
-    assert semgrad(message)["failure"] == ""
+    assert semgrad(message)["failure"] is None
     text = '@w{"p": "Oslo"}@'
     parsed = placed_call(text, 0, "w", {"p": "Oslo"})
     assert [text[slice(*parsed.name_at)], text[slice(*parsed.values_at["p"])]] == ["w", "Oslo"]
@@ -175,7 +175,7 @@ def test_calls_in_another_syntax_are_placed_on_their_tokens():
 @pytest.mark.parametrize("text", ["[INST]Hm, hm.", "[INST]Hm.[/INST]", "@w{]@", " "])
 def test_a_template_that_finds_no_answer_leaves_nothing_to_be_trusted(text):
     message = templated(text).bind_tools([WEATHER]).invoke("q?")
-    assert semgrad(message)["failure"] != ""
+    assert semgrad(message)["failure"] is not None
     assert message.tool_calls == []
 
 

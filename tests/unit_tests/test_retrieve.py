@@ -14,7 +14,7 @@ from langchain_core.documents import Document
 from langchain_core.messages import AIMessage
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda
-from scripted import profile, score_of, scripted
+from scripted import profile, record, score_of, scripted
 
 from semgrad_guard import (
     Abstain,
@@ -50,10 +50,6 @@ def search(searched):
 
 def guard(*answers, **settings):
     return SemGradGuard(scripted(*answers), **{"profile": profile(0.8)} | settings)
-
-
-def record(message):
-    return message.response_metadata["semgrad"]
 
 
 def both_ways(*answers, **settings):

@@ -4,10 +4,10 @@ import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from scripted import score
+from scripted import request_of, score
 from typer.testing import CliRunner
 
-from semgrad_guard import ReviewAnswer, ReviewRequest
+from semgrad_guard import ReviewAnswer
 from semgrad_guard.cli import app
 from semgrad_guard.review import ReviewQueue
 
@@ -37,7 +37,7 @@ def ids(url):
 
 def asked(question, **fields):
     values = {"question": question, "draft": f"draft of {question}", "confidence": 0.25, "scores": None, "reason": "r"}
-    return ReviewRequest(**values | fields)
+    return request_of(**values | fields)
 
 
 def run(*arguments, **settings):

@@ -12,11 +12,11 @@ from html.parser import HTMLParser
 import pytest
 from clock import Clock
 from markupsafe import escape
-from scripted import score_of
+from scripted import request_of, score_of
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 
-from semgrad_guard import ConfigurationError, ReviewAnswer, ReviewConflictError, ReviewRequest, Source
+from semgrad_guard import ConfigurationError, ReviewAnswer, ReviewConflictError, Source
 from semgrad_guard.records import CallConfidence, TokenDoubt
 from semgrad_guard.review import ReviewQueue
 from semgrad_guard.review.items import ReviewFilter, ReviewVerdict
@@ -94,7 +94,7 @@ class Visitor(TestClient):
 
 def request(question="Where?", draft="draft", **fields):
     values = {"question": question, "draft": draft, "confidence": 0.3, "scores": score_of(0.3), "reason": "unsure"}
-    return ReviewRequest(**values | fields)
+    return request_of(**values | fields)
 
 
 def doubts(*pairs):
@@ -336,7 +336,7 @@ def test_an_item_shows_all_there_is_about_it(queue, ann):
             threshold=0.9,
             policy="confidence of at least 0.900; nothing is promised",
             reason="confidence 0.123 is below the threshold 0.900",
-            doubt=doubts((" Rem", 0.9), ("brandt", 0.11), (" did", -0.01), ("<end>", 0.0)),
+            tokens=doubts((" Rem", 0.9), ("brandt", 0.11), (" did", -0.01), ("<end>", 0.0)),
             sources=(Source(text="A passage.", metadata={"page": 7}),),
             conversation=("human: Look.", "human: Who painted it?"),
         )
@@ -344,7 +344,7 @@ def test_an_item_shows_all_there_is_about_it(queue, ann):
     page = ann.get(f"/reviews/{id_}").text
     text = " ".join(re.sub(r"<[^>]+>", "", page).split())
     assert "Rem (90 % of the doubt)brandt (11 % of the doubt) did&lt;end&gt;" in text
-    assert '<mark class="doubt-5" title="90 % of the doubt; probability 0.61, entropy 1.50 nats">Rem<' in page
+    assert '<mark class="uncertain-5" title="90 % of the doubt; probability 0.61, entropy 1.50 nats">Rem<' in page
     assert page.count("<mark") == 2
     assert re.search(r'<span class="mark-of-model"[^>]*>&lt;end&gt;</span>', page)
     for shown in (
@@ -364,7 +364,7 @@ def test_an_item_shows_all_there_is_about_it(queue, ann):
 
 def test_a_tool_call_shows_how_sure_its_arguments_are(queue, ann):
     written = doubts(('{"f": ', 0.0), ("Rome", 1.0), ("}", 0.0))
-    id_ = queue.submit(request("Call.", "f(x='Rome')", tool_calls=CALL, doubt=written))
+    id_ = queue.submit(request("Call.", "f(x='Rome')", tool_calls=CALL, tokens=written))
     page = ann.get(f"/reviews/{id_}").text
     assert "As the model wrote it" in page
     text = " ".join(re.sub(r"<[^>]+>", " ", page).split())
@@ -373,7 +373,7 @@ def test_a_tool_call_shows_how_sure_its_arguments_are(queue, ann):
 
 def test_what_is_missing_or_not_finite_is_shown_as_such(queue, ann):
     strange = (TokenDoubt(token=1, text="x", log_prob=float("nan"), entropy=float("nan"), share=float("nan")),)
-    id_ = queue.submit(request(" ", "", confidence=None, scores=None, reason="no answer", doubt=strange))
+    id_ = queue.submit(request(" ", "", confidence=None, scores=None, reason="no answer", tokens=strange))
     page = ann.get(f"/reviews/{id_}").text
     assert all(shown in page for shown in ("(no question)", "no draft", "unknown", "no answer"))
     assert "<mark" not in page
@@ -381,10 +381,12 @@ def test_what_is_missing_or_not_finite_is_shown_as_such(queue, ann):
 
 
 def test_a_token_s_shade_grows_with_its_share():
-    asked = request(draft="ab", doubt=doubts(("a", 0.019), ("b", 0.02), ("c", 0.2), ("d", 0.21), ("e", 1.3), ("f", -1)))
+    asked = request(
+        draft="ab", tokens=doubts(("a", 0.019), ("b", 0.02), ("c", 0.2), ("d", 0.21), ("e", 1.3), ("f", -1))
+    )
     assert [token.level for token in words.shaded(asked)] == [0, 1, 1, 2, 5, 0]
     assert [token.outside for token in words.shaded(asked)] == [False, False, True, True, True, True]
-    assert not any(token.outside for token in words.shaded(request(draft="g()", doubt=doubts(("x", 1.0)))))
+    assert not any(token.outside for token in words.shaded(request(draft="g()", tokens=doubts(("x", 1.0)))))
 
 
 @pytest.mark.parametrize(
@@ -410,7 +412,7 @@ def test_nothing_anybody_wrote_becomes_markup(app, queue, attack):
             attack,
             reason=attack,
             policy=attack,
-            doubt=doubts((attack, 1.0)),
+            tokens=doubts((attack, 1.0)),
             sources=(Source(text=attack, metadata={attack: attack}),),
             conversation=(attack, attack),
             tool_calls={attack: CallConfidence(name=attack, confidence=0.1, arguments={attack: 0.1})},

@@ -15,12 +15,12 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from clock import Clock
-from scripted import score, score_of
+from scripted import request_of, score, score_of
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import StaleDataError
 
-from semgrad_guard import ConfigurationError, ReviewAnswer, ReviewConflictError, ReviewError, ReviewRequest, Source
+from semgrad_guard import ConfigurationError, ReviewAnswer, ReviewConflictError, ReviewError, Source
 from semgrad_guard.calibration.examples import read_examples
 from semgrad_guard.records import CallConfidence
 from semgrad_guard.review import ReviewQueue
@@ -48,7 +48,7 @@ def queue(url, clock):
 
 def request(question="Where?", draft="draft", **fields):
     values = {"question": question, "draft": draft, "confidence": 0.3, "scores": score_of(0.3), "reason": "unsure"}
-    return ReviewRequest(**values | fields)
+    return request_of(**values | fields)
 
 
 def test_what_was_submitted_is_what_comes_back(queue, clock):
@@ -65,8 +65,8 @@ def test_what_was_submitted_is_what_comes_back(queue, clock):
 
 def test_scores_that_are_not_finite_are_kept(queue):
     item = queue.get(queue.submit(request(scores=score(math.nan, nll=math.inf), confidence=None)))
-    assert math.isnan(item.request.scores.semgrad)
-    assert item.request.scores.nll == math.inf
+    assert math.isnan(item.request.verdict.scores.semgrad)
+    assert item.request.verdict.scores.nll == math.inf
 
 
 def test_the_same_request_is_the_same_review(queue):
@@ -314,13 +314,14 @@ def test_a_url_may_be_relative_or_a_uri(tmp_path, monkeypatch):
 
 _KILLED = """
 import sys
-from semgrad_guard import ReviewRequest
+from semgrad_guard import ReviewRequest, Verdict
 from semgrad_guard.review import ReviewQueue
 
 queue = ReviewQueue(sys.argv[1])
+verdict = Verdict(passed=False, confidence=None, scores=None, threshold=None, method="fused", reason="")
 print(queue.claim("ann", lease=3600).id, flush=True)
 for number in range(10**6):
-    asked = ReviewRequest(question=f"{number}?", draft="", confidence=None, scores=None, reason="")
+    asked = ReviewRequest(question=f"{number}?", draft="", verdict=verdict)
     print(queue.submit(asked), flush=True)
 """
 

@@ -251,7 +251,7 @@ def test_a_score_that_fails_is_not_sure_and_says_why(monkeypatch):
     with serving() as client:
         asked = {"model": "tiny", **ids, "semgrad": {"threshold": 0.0}}
         answer = client.post("/v1/score", json=asked).json()
-    assert (answer["semgrad"]["decision"], answer["semgrad"]["confidence"]) == ("abstain", 0.0)
+    assert (answer["semgrad"]["decision"], answer["semgrad"]["verdict"]["confidence"]) == ("abstain", 0.0)
     assert "OutOfMemoryError" in answer["semgrad"]["reason"]
 
 

@@ -5,9 +5,10 @@ import threading
 import time
 
 import pytest
+from scripted import judgement_of
 
 from semgrad_guard.serving.local import LocalEngine
-from semgrad_guard.serving.work import BusyError, ChatAnswer, ChatJob, Judgement, Limits, ModelCard, StoppingError
+from semgrad_guard.serving.work import BusyError, ChatAnswer, ChatJob, Limits, ModelCard, StoppingError
 
 CARD = ModelCard(
     id="fake",
@@ -20,16 +21,7 @@ CARD = ModelCard(
     policies=("abstain",),
     limits=Limits(batch_size=4),
 )
-SURE = Judgement(
-    score=1.0,
-    confidence=0.9,
-    calibrated=True,
-    decision="pass",
-    threshold=0.8,
-    method="fused",
-    reason="sure",
-    version="0",
-)
+SURE = judgement_of(1.0)
 
 
 def job(text="Why?"):

@@ -8,6 +8,7 @@ from langchain_core.caches import InMemoryCache
 from langchain_core.language_models import FakeListChatModel
 from langchain_huggingface import ChatHuggingFace, HuggingFaceEndpoint, HuggingFacePipeline
 from models import INST, tiny_model, tiny_tokenizer
+from scripted import record as record_of
 from transformers import GenerationConfig, pipeline
 
 from semgrad_guard import ChatSemGrad, SemGradGuard, UnsupportedModelError
@@ -91,7 +92,7 @@ def test_an_answer_that_a_stop_string_leaves_empty_is_not_trusted():
     chat = ChatSemGrad.of((tiny_model(), tiny_tokenizer()), generation={"max_new_tokens": 12})
     first = chat.invoke("hello").content[0]
     guard = SemGradGuard(chat, score_threshold=1e9)
-    record = guard.invoke("hello", stop=[first]).response_metadata["semgrad"]
+    record = record_of(guard.invoke("hello", stop=[first]))
     assert (record["decision"], record["reason"]) == ("abstain", "the response is empty")
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from models import tiny_model, tiny_tokenizer
-from scripted import profile, score_of, scripted
+from scripted import failure_of, profile, score_of, scripted
 
 from semgrad_guard import (
     Abstain,
@@ -145,7 +145,7 @@ def test_a_call_is_scored_over_its_name_and_values(scorer):
     assert found["scores"] == whole.model_dump(mode="json")
     assert found["arguments"] == {"place": place.model_dump(mode="json"), "days": days.model_dump(mode="json")}
     assert whole.length == len("weatherOslo3")
-    assert semgrad(message)["failure"] == ""
+    assert semgrad(message)["failure"] is None
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,11 @@ def calling(*confidences, failure="", content=""):
         content,
         tool_calls=[{"name": call["name"], "args": {"x": 1}, "id": id_} for id_, call in calls.items()],
         response_metadata={
-            "semgrad": {"scores": score_of(0.9).model_dump(mode="json"), "failure": failure, "tool_calls": calls}
+            "semgrad": {
+                "scores": score_of(0.9).model_dump(mode="json"),
+                "failure": failure_of(failure),
+                "tool_calls": calls,
+            }
         },
     )
 

@@ -61,7 +61,7 @@ def test_only_first_answers_from_memory_that_can_be_judged_count():
     again.invoke("q?")
     assert seen(again) == 1
     call = {"scores": score_of(0.9).model_dump(mode="json"), "name": "f", "arguments": {}}
-    record = {"scores": call["scores"], "failure": "", "tool_calls": {"1": call}}
+    record = {"scores": call["scores"], "failure": None, "tool_calls": {"1": call}}
     calling = AIMessage("", tool_calls=[{"name": "f", "args": {}, "id": "1"}], response_metadata={"semgrad": record})
     for answer in (("", None, "the response is empty"), RuntimeError("no memory"), ("text", None, ""), calling):
         watching = guard(answer)

@@ -29,7 +29,7 @@ USAGE = {"input_tokens": 5, "output_tokens": 2, "total_tokens": 7}
 
 
 def saying(text, confidence):
-    record = {"scores": score_of(confidence).model_dump(mode="json"), "failure": "", "tool_calls": {}}
+    record = {"scores": score_of(confidence).model_dump(mode="json"), "failure": None, "tool_calls": {}}
     return AIMessage(
         text,
         usage_metadata=USAGE,
@@ -162,7 +162,7 @@ def test_an_answer_that_passes_goes_out_whole():
 def test_what_is_left_of_a_withheld_message_is_its_usage():
     message = guard(saying(CANARY, 0.1)).invoke("q?")
     assert message.usage_metadata == USAGE
-    assert set(message.response_metadata) == {"semgrad", "model_name"}
+    assert set(message.response_metadata) == {"semgrad", "semgrad_decision", "model_name"}
 
 
 def test_graphs_stream_the_message_that_goes_out_and_no_other():
@@ -246,14 +246,14 @@ def test_stream_then_verdict_shows_first_answers_and_decides_at_the_end():
         assert streamed["chunks"][0].content == "Paris"
         assert "semgrad" not in streamed["chunks"][0].response_metadata
         assert streamed["whole"].content == "Paris"
-        assert streamed["whole"].response_metadata["semgrad"]["decision"] == "pass"
+        assert streamed["whole"].response_metadata["semgrad_decision"]["decision"] == "pass"
         assert streamed["whole"].usage_metadata == USAGE
 
 
 def test_stream_then_verdict_says_what_stands_in_the_place_of_what_was_shown():
     for streamed in both_streams(guard(saying("Rome", 0.1), streaming="verdict")):
         assert [chunk.content for chunk in streamed["chunks"]] == ["Rome", "\n\nno"]
-        assert streamed["whole"].response_metadata["semgrad"]["decision"] == "abstain"
+        assert streamed["whole"].response_metadata["semgrad_decision"]["decision"] == "abstain"
 
 
 def test_stream_then_verdict_never_streams_a_call_before_the_verdict():
@@ -271,7 +271,7 @@ def test_stream_then_verdict_buffers_where_nothing_is_streamed():
     failing = guard(RuntimeError("no memory"), streaming="verdict")
     for streamed in both_streams(failing):
         assert streamed["whole"].content == "no"
-        assert streamed["whole"].response_metadata["semgrad"]["reason"] == "no answer: RuntimeError"
+        assert streamed["whole"].response_metadata["semgrad_decision"]["reason"] == "no answer: RuntimeError"
 
 
 def test_the_model_s_own_callbacks_hear_of_its_runs():
@@ -307,7 +307,7 @@ def test_a_cache_of_the_process_keeps_whole_answers_and_no_empty_drafts():
         asynchronous = asyncio.run(runnable.ainvoke("Who are you?"))
     finally:
         set_llm_cache(None)
-    assert first.response_metadata["semgrad"]["decision"] == "pass"
+    assert first.response_metadata["semgrad_decision"]["decision"] == "pass"
     for message in (again, asynchronous):
         assert message.content == first.content
         assert message.response_metadata["semgrad"] == first.response_metadata["semgrad"]

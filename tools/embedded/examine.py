@@ -12,9 +12,10 @@ from semgrad_guard.calibration.fit import Labelled, calibrate_section, fit_secti
 from semgrad_guard.calibration.from_examples import bind
 from semgrad_guard.calibration.profile import Profile, Section
 from semgrad_guard.calibration.verdict import Standard
+from semgrad_guard.langchain.metadata import get_message_scores, get_scores
 from semgrad_guard.langchain.scored_messages import judged, scored_messages
 from semgrad_guard.model.chat_template import encode_chat
-from semgrad_guard.records import AnswerKind, Score
+from semgrad_guard.records import AnswerKind, CallScores, Score
 from semgrad_guard.scoring.scorer import SemGradScorer
 from semgrad_guard.version import VERSION
 from tools.embedded.facts import relations, strata
@@ -36,7 +37,9 @@ class Examined:
     @property
     def score(self) -> Score:
         """The score of the whole response."""
-        return Score.model_validate(self.message.response_metadata["semgrad"]["scores"])
+        if (score := get_scores(self.message)) is None:
+            raise ValueError(f"The answer to about {self.question.about!r} has no score.")
+        return score
 
     def passes(self, standard: Standard) -> bool:
         """Tell whether the guard lets it pass; of a request for a tool, whether a call passes."""
@@ -96,7 +99,7 @@ def fit_profile(scorer: SemGradScorer) -> Profile:
         item
         for stratum in tqdm(STRATA, desc="fitting side")
         for item in examine(scorer, questions(stratum, "fit"))
-        if item.message.response_metadata["semgrad"]["scores"] is not None
+        if get_scores(item.message) is not None
     ]
     seed, promise = strata()["seed"], strata()["promise"]
     samples: dict[AnswerKind, Callable[[Examined], Iterable[Sample]]] = {
@@ -126,21 +129,25 @@ def _answers(item: Examined, kind: AnswerKind) -> Iterable[Sample]:
 
 
 def _calls(item: Examined) -> Iterable[Sample]:
-    for call in item.message.response_metadata["semgrad"]["tool_calls"].values():
-        score = Score.model_validate(call["scores"])
+    for call in _scored_calls(item):
         right = item.correct and item.question.call is not None
-        yield Sample(item.question.stratum, Labelled(item.question.about, score, right))
+        if call.scores is not None:
+            yield Sample(item.question.stratum, Labelled(item.question.about, call.scores, right))
 
 
 def _arguments(item: Examined) -> Iterable[Sample]:
     """Take each argument by itself: it is right if the right call has it with this value."""
     expected = item.question.call or ("", {})
-    for call, plain in zip(
-        item.message.tool_calls, item.message.response_metadata["semgrad"]["tool_calls"].values(), strict=True
-    ):
-        for name, score in plain["arguments"].items():
-            given = call["name"] == expected[0] and expected[1].get(name) == call["args"][name]
-            yield Sample(item.question.stratum, Labelled(item.question.about, Score.model_validate(score), given))
+    for call, scored in zip(item.message.tool_calls, _scored_calls(item), strict=True):
+        for name, score in scored.arguments.items():
+            right = call["name"] == expected[0] and expected[1].get(name) == call["args"][name]
+            if score is not None:
+                yield Sample(item.question.stratum, Labelled(item.question.about, score, right))
+
+
+def _scored_calls(item: Examined) -> list[CallScores]:
+    record = get_message_scores(item.message)
+    return [] if record is None else list(record.tool_calls.values())
 
 
 def _section(samples: list[Sample], kind: AnswerKind) -> Section:

@@ -14,6 +14,7 @@ from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.demo.embedded import corpus, embedded_model, embedded_profile
 from semgrad_guard.langchain.chat_model import ChatSemGrad
 from semgrad_guard.langchain.guard import SemGradGuard
+from semgrad_guard.langchain.metadata import get_decision
 from semgrad_guard.langchain.passages import BM25Retriever
 from semgrad_guard.langchain.routes import Retrieve
 from semgrad_guard.routing.grounding import grounded_question
@@ -50,7 +51,8 @@ def ways(llm: ChatSemGrad, profile: Profile, passages: Sequence[str]) -> dict[st
     def by(guard: SemGradGuard) -> Way:
         def answer(question: str) -> str | None:
             message = guard.invoke(question)
-            return None if message.response_metadata["semgrad"]["decision"] == "abstain" else str(message.text)
+            decision = get_decision(message)
+            return str(message.text) if decision is not None and decision.answered else None
 
         return answer
 

@@ -1,4 +1,4 @@
-"""How the page puts numbers, times and doubt: small pure functions for the templates."""
+"""How the page puts numbers, times and uncertainty: small pure functions for the templates."""
 
 from __future__ import annotations
 
@@ -58,36 +58,36 @@ def points(pairs: Sequence[tuple[float, float]]) -> str:
 
 @dataclass(frozen=True)
 class Shaded:
-    """A token with its doubt, and how dark it is: from 0, not marked, to 5; `outside` the draft proper are marks."""
+    """A token with its uncertainty, and its shade from 0 (not marked) to 5; `outside` the draft proper are marks."""
 
-    doubt: TokenDoubt
+    uncertainty: TokenDoubt
     level: int
     outside: bool
 
     @property
     def lead(self) -> str:
         """The blanks before the token, which are not marked."""
-        text = self.doubt.text
+        text = self.uncertainty.text
         return text[: len(text) - len(text.lstrip())]
 
     @property
     def text(self) -> str:
         """The token without those."""
-        return self.doubt.text.lstrip()
+        return self.uncertainty.text.lstrip()
 
     @property
     def probability(self) -> float:
         """The probability the model gave it, in [0, 1]."""
-        return math.exp(self.doubt.log_prob)
+        return math.exp(self.uncertainty.log_prob)
 
 
 def shaded(request: ReviewRequest) -> list[Shaded]:
-    """Shade the tokens of a draft by their shares of the doubt."""
-    whole = "".join(token.text for token in request.doubt)
+    """Shade the tokens of a draft by their shares of the uncertainty."""
+    whole = "".join(token.text for token in request.tokens)
     begin = whole.find(request.draft) if shows_draft(request) else -1
     end = begin + len(request.draft)
     place, found = 0, []
-    for token in request.doubt:
+    for token in request.tokens:
         stop = place + len(token.text)
         share = token.share if math.isfinite(token.share) else 0.0
         level = min(_LEVELS, math.ceil(_LEVELS * share)) if share >= _FAINT else 0
@@ -98,12 +98,12 @@ def shaded(request: ReviewRequest) -> list[Shaded]:
 
 def shows_draft(request: ReviewRequest) -> bool:
     """Tell whether the tokens, joined, show the draft itself; tool calls are shown otherwise than they were written."""
-    return bool(request.draft.strip()) and request.draft in "".join(token.text for token in request.doubt)
+    return bool(request.draft.strip()) and request.draft in "".join(token.text for token in request.tokens)
 
 
 def scores(request: ReviewRequest) -> dict[str, float]:
     """Name the scores of a draft that are one number."""
-    plain = {} if request.scores is None else request.scores.model_dump(exclude={"length"})
+    plain = {} if request.verdict.scores is None else request.verdict.scores.model_dump(exclude={"length"})
     return {name.replace("_", " "): value for name, value in plain.items() if isinstance(value, float)}
 
 
