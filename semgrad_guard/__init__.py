@@ -25,7 +25,7 @@ from semgrad_guard.langchain.guard import SemGradGuard, get_confidence
 from semgrad_guard.langchain.judge import judged_by
 from semgrad_guard.langchain.passages import BM25Retriever
 from semgrad_guard.langchain.routes import Escalate, Retrieve, Search
-from semgrad_guard.records import Decision, Generation, LongScore, Score, Source, Step, TokenDoubt, Verdict
+from semgrad_guard.records import Decision, Generation, LongScore, Score, Source, Step, TokenUncertainty, Verdict
 from semgrad_guard.routing.grounding import grounded_question
 from semgrad_guard.routing.ladder import Answer, Outcome, Route, Situation
 from semgrad_guard.routing.limits import AtMost
@@ -74,8 +74,8 @@ __all__ = [
     "Situation",
     "Source",
     "Step",
-    "TokenDoubt",
     "TokenPositionError",
+    "TokenUncertainty",
     "UnsupportedModelError",
     "Verdict",
     "__version__",

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 FinishReason = Literal["stop", "length"]
 # The decisions of the package itself; a route of a user's own may name others.
 DECISIONS = ("pass", "retrieve", "escalate", "review", "abstain")
-Path = Literal["upper", "cache", "prefix", "full"]
+ReplayPath = Literal["upper", "cache", "prefix", "full"]
 AnswerKind = Literal["answer", "grounded", "tool_call", "argument"]
 
 
@@ -92,7 +92,7 @@ class Score(BaseModel):
     mean_entropy: float
     max_entropy: float
     length: int
-    path: Path
+    path: ReplayPath
     span: tuple[int, ...]
     layers: tuple[float, ...]
     semgrad_unweighted: float | None = None
@@ -166,7 +166,7 @@ class LongScore(BaseModel):
         return max(self.sentences, key=doubt)
 
 
-class TokenDoubt(BaseModel):
+class TokenUncertainty(BaseModel):
     """Where the doubt sits: one response token's log-probability and entropy, in nats, and its share of SemGrad.
 
     Shares add up to 1 over the response; a negative one pulls against the rest.

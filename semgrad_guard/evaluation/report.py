@@ -18,7 +18,7 @@ from semgrad_guard.evaluation.compare import Method, compare, uncertainties
 from semgrad_guard.evaluation.figures import heatmap, histogram, reliability, risk_coverage_curves, roc_curves, scatter
 from semgrad_guard.evaluation.run import Result
 from semgrad_guard.evaluation.study import Study
-from semgrad_guard.records import TokenDoubt
+from semgrad_guard.records import TokenUncertainty
 
 WHOLE = "All questions"
 
@@ -145,7 +145,7 @@ def _figures(results: Sequence[Result], methods: Sequence[Method], profile: Prof
     return [{"svg": Markup(svg), "caption": caption} for svg, caption in drawn]
 
 
-def _shaded(tokens: Sequence[TokenDoubt]) -> list[dict[str, Any]]:
+def _shaded(tokens: Sequence[TokenUncertainty]) -> list[dict[str, Any]]:
     most = max((token.share for token in tokens), default=0.0)
     return [
         {**token.model_dump(), "shade": max(0.0, 0.7 * token.share / most) if most > 0 else 0.0} for token in tokens

@@ -21,7 +21,7 @@ from semgrad_guard.evaluation.metrics import peak_bytes
 from semgrad_guard.evaluation.polygraph import Polygraph
 from semgrad_guard.evaluation.sampling import Attempts, p_true
 from semgrad_guard.model.chat_template import encode_chat
-from semgrad_guard.records import Generation, Score, TokenDoubt
+from semgrad_guard.records import Generation, Score, TokenUncertainty
 from semgrad_guard.scoring.scorer import SemGradScorer
 
 _PAPER = "Please directly answer the following question with one or few words:\n{query}"
@@ -143,7 +143,7 @@ def read_results(path: Path) -> list[Result]:
 
 def token_doubts(
     scorer: SemGradScorer, results: Sequence[Result], prompt: str | PromptForm
-) -> dict[str, list[TokenDoubt]]:
+) -> dict[str, list[TokenUncertainty]]:
     """Give, for each result where that works, which tokens of the answer the doubt sits in."""
     attempt, found = Attempts(), {}
     for result in results:

@@ -25,7 +25,7 @@ from semgrad_guard.errors import DataError
 from semgrad_guard.evaluation import metrics
 from semgrad_guard.evaluation.compare import Method, surest_errors, uncertainties
 from semgrad_guard.evaluation.run import Result, peak_memory, prompt_form, prompt_ids, token_doubts
-from semgrad_guard.records import Score, TokenDoubt
+from semgrad_guard.records import Score, TokenUncertainty
 from semgrad_guard.scoring.preservation import Preservation, preservation
 from semgrad_guard.scoring.scorer import SemGradScorer, resolved_span
 
@@ -294,7 +294,7 @@ class Study:
     """What was found: `doubts` by question, of the surest errors; None what could not be looked into."""
 
     memory: Mapping[str, Any]
-    doubts: Mapping[str, Sequence[TokenDoubt]]
+    doubts: Mapping[str, Sequence[TokenUncertainty]]
     ablation: Mapping[str, Any]
     placement: Placement | None
     preservation: Preservation | None

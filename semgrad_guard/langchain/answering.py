@@ -33,7 +33,7 @@ from semgrad_guard.langchain.scored_messages import judged, watched_score
 from semgrad_guard.langchain.streaming import joined, last_chunk
 from semgrad_guard.model.fingerprint import precision, template_fingerprint
 from semgrad_guard.model.text_spans import is_blank
-from semgrad_guard.records import Decision, Score, Source, TokenDoubt
+from semgrad_guard.records import Decision, Score, Source, TokenUncertainty
 from semgrad_guard.routing.attempts import aattempted, attempted
 from semgrad_guard.routing.ladder import Answer, Outcome, Resolution, Route, Situation, climb
 from semgrad_guard.routing.routes import Abstain, Raise
@@ -185,7 +185,7 @@ class Asking:
             return self._failed(error)
         return await self._ascored(message, grounded)
 
-    def _doubt(self, draft: Answer) -> tuple[TokenDoubt, ...]:
+    def _doubt(self, draft: Answer) -> tuple[TokenUncertainty, ...]:
         """Tell where the doubt of a draft sits; a reviewer who cannot be shown it must still get the draft."""
         if draft.message is None:
             return ()

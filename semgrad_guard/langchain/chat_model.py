@@ -38,7 +38,7 @@ from semgrad_guard.model.fingerprint import fingerprint, template_fingerprint
 from semgrad_guard.model.forcing import forced_call
 from semgrad_guard.model.generate import check_prompt
 from semgrad_guard.model.load import revision
-from semgrad_guard.records import Generation, TokenDoubt
+from semgrad_guard.records import Generation, TokenUncertainty
 from semgrad_guard.scoring.budget import Budget
 from semgrad_guard.scoring.scorer import SemGradScorer
 from semgrad_guard.scoring.semgrad import Norm, Reduction
@@ -304,7 +304,7 @@ class ChatSemGrad(ConfiguredChatModel):
         """
         return self.bind(**offered(tools, tool_choice), **kwargs)
 
-    def doubt(self, message: AIMessage, messages: list[BaseMessage], **settings: Any) -> tuple[TokenDoubt, ...]:
+    def doubt(self, message: AIMessage, messages: list[BaseMessage], **settings: Any) -> tuple[TokenUncertainty, ...]:
         """Tell of an answer it gave where the doubt sits, token by token; nothing of one without tokens.
 
         Costs a pass and one backward per token.

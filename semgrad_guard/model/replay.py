@@ -14,7 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 from semgrad_guard._compat import cache_argument, cache_of, linear_layers, plain_keys_and_values
 from semgrad_guard.errors import UnsupportedModelError
 from semgrad_guard.model.mirror import PassThrough, decoder_layers, mirror
-from semgrad_guard.records import GenerationBatch, Path
+from semgrad_guard.records import GenerationBatch, ReplayPath
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Replay:
 
     hidden: tuple[Tensor, ...]
     anchor: int
-    path: Path
+    path: ReplayPath
 
 
 def replay(
@@ -125,7 +125,7 @@ def replay(
     if any(linear_layers(model)):
         return Replay(_forward(model, layout, 0, None, lowest), layout.start, "full")
     past = None if batch is None else _sliced(batch, rows, layout.start)
-    path: Path = "cache"
+    path: ReplayPath = "cache"
     if past is None:
         past, path = DynamicCache(), "prefix"
         if layout.start > 0:

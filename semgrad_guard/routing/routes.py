@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from semgrad_guard.errors import ConfigurationError
-from semgrad_guard.records import CallConfidence, Score, Source, TokenDoubt
+from semgrad_guard.records import CallConfidence, Score, Source, TokenUncertainty
 from semgrad_guard.routing.ladder import DEFAULT_ABSTENTION, Outcome, Situation
 from semgrad_guard.routing.limits import await_within, call_within
 from semgrad_guard.settings import SecondsOrNone, SecondsOrZero, Settings
@@ -74,7 +74,7 @@ class ReviewRequest(BaseModel):
     sources: tuple[Source, ...] = ()
     tool_calls: dict[str, CallConfidence] = Field(default_factory=dict)
     conversation: tuple[str, ...] = ()
-    doubt: tuple[TokenDoubt, ...] = ()
+    doubt: tuple[TokenUncertainty, ...] = ()
     policy: str = ""
     threshold: float | None = None
 
@@ -218,7 +218,7 @@ class HumanReview(Settings):
         return replace(review_outcome(answer, situation), review_id=id_)
 
 
-def review_request(situation: Situation, doubt: tuple[TokenDoubt, ...] = ()) -> ReviewRequest:
+def review_request(situation: Situation, doubt: tuple[TokenUncertainty, ...] = ()) -> ReviewRequest:
     """Tell of a situation what a reviewer needs."""
     verdict = situation.draft.verdict
     return ReviewRequest(

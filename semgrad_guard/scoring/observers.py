@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 
 from semgrad_guard.errors import described
-from semgrad_guard.records import Generation, Path, Score
+from semgrad_guard.records import Generation, ReplayPath, Score
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class ScoringPass:
     seconds: float
     rows: int
     tokens: int
-    path: Path | None
+    path: ReplayPath | None
     failure: PassFailure | None = None
 
 

@@ -18,7 +18,7 @@ from semgrad_guard.model.generate import generate
 from semgrad_guard.model.load import without_adapter_shell
 from semgrad_guard.model.replay import Head, Layout
 from semgrad_guard.model.text_spans import pieces
-from semgrad_guard.records import Generation, Score, TokenDoubt
+from semgrad_guard.records import Generation, Score, TokenUncertainty
 from semgrad_guard.scoring.budget import Budget
 from semgrad_guard.scoring.observers import observed
 from semgrad_guard.scoring.semgrad import Norm, Pass, Reduction, as_score, shares
@@ -279,7 +279,7 @@ class SemGradScorer:
         generations = [Generation(tuple(prompt), tuple(response), "", "stop") for prompt, response in pairs]
         return self.score(generations, parameters=parameters)
 
-    def attribute(self, generation: Generation, start: int = 0) -> list[TokenDoubt]:
+    def attribute(self, generation: Generation, start: int = 0) -> list[TokenUncertainty]:
         """Tell where the doubt sits: the share of each response token, from token `start` on, in SemGrad of those.
 
         Costs one backward per token, so ask for it where somebody is going to look.
@@ -291,7 +291,7 @@ class SemGradScorer:
         parts, terms = shares(gradients, self.norm), replayed.terms
         texts = pieces(self.tokenizer, generation.response_ids[start:])
         return [
-            TokenDoubt(
+            TokenUncertainty(
                 token=generation.response_ids[token],
                 text=text,
                 log_prob=float(terms.log_probs[0, token]),

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from semgrad_guard.model.replay import Head, Layout, Replay, replay
-from semgrad_guard.records import GenerationBatch, Path, Score
+from semgrad_guard.records import GenerationBatch, ReplayPath, Score
 
 Reduction = Literal["mean", "sum"]
 
@@ -153,7 +153,7 @@ class Measured:
     layers_unweighted: Tensor | None
     paragrad: Tensor | None
     exgrad: Tensor | None
-    path: Path
+    path: ReplayPath
 
 
 class Pass:

@@ -23,7 +23,7 @@ from semgrad_guard.langchain.messages import EMPTY_QUESTION, asks_nothing, to_te
 from semgrad_guard.model.chat_template import encode_answer, encode_chat
 from semgrad_guard.model.check import check_sequences
 from semgrad_guard.model.generate import end_ids
-from semgrad_guard.records import Decision, Generation, Score, TokenDoubt, Verdict
+from semgrad_guard.records import Decision, Generation, Score, TokenUncertainty, Verdict
 from semgrad_guard.scoring.scorer import SemGradScorer
 from semgrad_guard.serving.work import Judgement, Limits, ScoreAnswer, ScoreJob, Usage
 from semgrad_guard.version import VERSION
@@ -147,7 +147,7 @@ def _judgement(guard: SemGradGuard, verdict: Verdict) -> Judgement:
     )
 
 
-def _doubts(scorer: SemGradScorer, generation: Generation) -> tuple[TokenDoubt, ...] | None:
+def _doubts(scorer: SemGradScorer, generation: Generation) -> tuple[TokenUncertainty, ...] | None:
     try:
         return tuple(scorer.attribute(generation))
     except Exception as error:  # the answer is judged already; where its doubt sits is an extra

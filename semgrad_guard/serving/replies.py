@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from semgrad_guard.records import TokenDoubt
+from semgrad_guard.records import TokenUncertainty
 from semgrad_guard.serving.work import Called, ChatAnswer, Judgement, ModelCard, PolicyName, ScoreAnswer
 
 FinishReason = Literal["stop", "length", "tool_calls"]
@@ -114,7 +114,7 @@ class Scored(BaseModel):
     model: str
     semgrad: Judgement
     scores: dict[str, Any] | None
-    tokens: list[TokenDoubt] | None
+    tokens: list[TokenUncertainty] | None
     usage: Usage
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol, overload
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from semgrad_guard.records import CallConfidence, Source, TokenDoubt
+from semgrad_guard.records import CallConfidence, Source, TokenUncertainty
 
 PolicyName = Literal["abstain", "annotate", "review"]
 
@@ -134,7 +134,7 @@ class ScoreAnswer(Record):
 
     judgement: Judgement
     scores: dict[str, Any] | None
-    tokens: tuple[TokenDoubt, ...] | None = None
+    tokens: tuple[TokenUncertainty, ...] | None = None
     usage: Usage = Usage()
 
 

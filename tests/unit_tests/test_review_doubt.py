@@ -17,7 +17,7 @@ from semgrad_guard.calibration.verdict import Standard
 from semgrad_guard.langchain.routes import Escalate
 from semgrad_guard.model.chat_template import encode_chat
 from semgrad_guard.model.text_spans import pieces
-from semgrad_guard.records import Generation, TokenDoubt
+from semgrad_guard.records import Generation, TokenUncertainty
 from semgrad_guard.review import ReviewQueue
 from semgrad_guard.review.database import _MIGRATIONS
 
@@ -140,7 +140,7 @@ def test_the_policy_is_put_in_words():
 
 def test_policy_and_doubt_are_kept_by_the_queue(tmp_path):
     queue = ReviewQueue(f"sqlite:///{tmp_path / 'reviews.db'}")
-    doubt = (TokenDoubt(token=7, text=" x", log_prob=-1.0, entropy=0.5, share=1.0),)
+    doubt = (TokenUncertainty(token=7, text=" x", log_prob=-1.0, entropy=0.5, share=1.0),)
     asked = ReviewRequest(
         question="?", draft="x", confidence=0.1, scores=None, reason="", doubt=doubt, policy="strict", threshold=0.9
     )
