@@ -58,7 +58,7 @@ def main(
         if seen[example.stratum] <= most * (5 if example.stratum == "invented" else 1):
             asked.append(example)
     chat = ChatSemGrad.of(
-        load_model(model, quiet=True), temperature=0, max_tokens=12, batch_size=_BATCH, **loaded.bound_to.settings()
+        load_model(model, quiet=True), temperature=0, max_tokens=12, batch_size=_BATCH, scoring=loaded.bound_to.scoring
     )
     guard = SemGradGuard(chat, profile=loaded, prompt=loaded.bound_to.prompt)
     confidences = []

@@ -87,13 +87,15 @@ def calibrated_profile(
     _check_enough(first, answers.counts, risk, delta, seed)
     candidates: list[Candidate] = []
     if search:
-        also = () if preservation is None else (preservation.position(scorer.span),)
+        also = () if preservation is None else (preservation.position(scorer.layers),)
         scorer, first, candidates = searched(scorer, first, method=method, also=also, only=position, seed=seed)
         source = "labels" if position is None else source
     else:
         first = rescored(scorer, first)
-    tau, beta = tuned_hybrid(first, seed) if method in ("auto", "hybridgrad") else (scorer.tau, scorer.beta)
-    scorer = scorer.adjusted(tau=tau, beta=beta)
+    tau, beta = scorer.scoring.tau, scorer.scoring.beta
+    if method in ("auto", "hybridgrad"):
+        tau, beta = tuned_hybrid(first, seed)
+        scorer = scorer.adjusted(tau=tau, beta=beta)
     found = _calibrated(with_hybrid(first, tau, beta), method, risk, delta, seed)
     grounded, asked_again = None, None
     if retry is not None:
@@ -161,14 +163,10 @@ def bind(scorer: SemGradScorer, model: str, *sections: Section | None, prompt: P
         model=model,
         fingerprint=fingerprint(scorer.model),
         template=template_fingerprint(scorer.tokenizer),
-        token_position=scorer.token_position or 0,
-        span=scorer.span,
-        reduction=scorer.reduction,
-        norm=scorer.norm,
-        tau=scorer.tau,
-        beta=scorer.beta,
-        unweighted=any("unweighted" in name for name in features),
-        later=any(name.startswith("later.") for name in features),
+        scoring=scorer.scoring.changed(
+            unweighted=any("unweighted" in name for name in features),
+            later=any(name.startswith("later.") for name in features),
+        ),
         precision=precision(scorer.model),
         prompt=prompt,
     )
@@ -180,8 +178,8 @@ def _placed(
     """Move to the preservation score's token, if there is one; a fused score needs all layers and the tokens after."""
     position, source = scorer.token_position, _source(scorer)
     if preservation is not None:
-        position, source = preservation.position(scorer.span), "preservation"
-    wanted = {"token_position": position} | ({"span": "all", "later": True} if wide else {})
+        position, source = preservation.position(scorer.layers), "preservation"
+    wanted = {"token_position": position} | ({"layers": "all", "later": True} if wide else {})
     return scorer.adjusted(**wanted), source
 
 

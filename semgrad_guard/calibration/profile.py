@@ -18,13 +18,14 @@ from pydantic import (
     model_validator,
 )
 
-from semgrad_guard.calibration.checked import Checked, Count, Flag, Number, OneOrMore, Positive, read_json, write_text
+from semgrad_guard.calibration.checked import Checked, read_json, write_text
 from semgrad_guard.calibration.prompts import BARE, PromptForm
 from semgrad_guard.calibration.section import Feature, Section, feature_values
 from semgrad_guard.errors import ConfigurationError, ProfileError
 from semgrad_guard.model.fingerprint import Precision
 from semgrad_guard.records import AnswerKind
 from semgrad_guard.scoring.preservation import Preservation
+from semgrad_guard.scoring.settings import ScoringSettings
 
 __all__ = ["NO_LABELS", "Binding", "PositionSource", "Profile", "Section", "feature_values", "seal_of"]
 
@@ -42,7 +43,8 @@ def _meaning(given: dict[str, Any]) -> Literal["probability", "ordering"]:
 class Binding(Checked):
     """What a profile belongs to: a model's weights and chat template, and how its scores are computed.
 
-    `prompt` is how the questions of the calibration were put, texts included; None for the questions by themselves.
+    `scoring` has the layers by index, ascending, and t*. `prompt` is how the questions of the calibration were put,
+    texts included; None stands for the questions by themselves.
 
     Raises:
         ValidationError: (of pydantic) a setting is out of range.
@@ -51,32 +53,38 @@ class Binding(Checked):
     model: str
     fingerprint: str = Field(min_length=1)
     template: str = Field(min_length=1)
-    token_position: OneOrMore
-    span: tuple[Count, ...] = Field(min_length=1)
-    reduction: Literal["mean", "sum"]
-    norm: Literal["l1", "l2"]
-    tau: Positive = 1.0
-    beta: Number = Field(default=1.0, ge=0)
-    unweighted: Flag = False
-    later: Flag = False
+    scoring: ScoringSettings
     precision: Precision | None = None
     prompt: PromptForm | None = None
 
-    @field_validator("span")
+    @model_validator(mode="before")
     @classmethod
-    def _ascends(cls, span: tuple[int, ...]) -> tuple[int, ...]:
-        if list(span) != sorted(set(span)):
-            raise ValueError(f"{list(span)}: expected hidden states in ascending order, each once")
-        return span
+    def _as_before_1_0(cls, plain: Any) -> Any:
+        """Read files from before 1.0: there the settings stand beside the fingerprints, and the layers as `span`."""
+        if not isinstance(plain, dict) or "scoring" in plain:
+            return plain
+        scoring = {name: plain[name] for name in ScoringSettings.model_fields if name in plain}
+        scoring |= {"layers": plain["span"]} if "span" in plain else {}
+        rest = {name: value for name, value in plain.items() if name not in scoring and name != "span"}
+        return {**rest, "scoring": scoring}
 
-    def settings(self) -> dict[str, Any]:
-        """Give the keywords of `SemGradScorer` that score as the profile was fitted."""
-        return self.model_dump(exclude={"model", "fingerprint", "template", "precision", "prompt"})
+    @field_validator("scoring")
+    @classmethod
+    def _is_resolved(cls, scoring: ScoringSettings) -> ScoringSettings:
+        if scoring.token_position is None or isinstance(scoring.layers, str):
+            raise ValueError(
+                f"token_position {scoring.token_position!r}, layers {scoring.layers!r}; expected t* as a number, and "
+                "the layers by index"
+            )
+        if list(scoring.layers) != sorted(set(scoring.layers)):
+            raise ValueError(f"{list(scoring.layers)}: expected layers in ascending order, each once")
+        return scoring
 
     def lacks(self, name: str) -> str:
         """Say why scores computed in this way lack a feature; "" if they have it."""
-        later = self.token_position - 1 if self.later else 0
-        return Feature.of(name).missing(layers=len(self.span), later=later, unweighted=self.unweighted)
+        scoring = self.scoring
+        later = (scoring.token_position or 1) - 1 if scoring.later else 0
+        return Feature.of(name).missing(layers=len(scoring.layers), later=later, unweighted=scoring.unweighted)
 
 
 class Profile(Checked):
@@ -251,10 +259,18 @@ def seal_of(section: Section, kind: str, bound: Binding) -> str:
         "section": section.model_dump(
             mode="json", exclude_defaults=True, exclude={**without, "guarantee": {"seal", "threshold"}}
         ),
-        "bound_to": bound.model_dump(mode="json", exclude_defaults=True, exclude={"model", "precision"}),
+        "bound_to": _sealed_binding(bound),
     }
     canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+
+
+def _sealed_binding(bound: Binding) -> dict[str, Any]:
+    """Give what is sealed of a binding, in the form of the first seals: on one level, with the layers as `span`."""
+    plain = bound.model_dump(mode="json", exclude_defaults=True, exclude={"model", "precision", "scoring"})
+    scoring = bound.scoring.model_dump(mode="json", exclude_defaults=True, exclude={"layers"})
+    always = {"span": list(bound.scoring.layers), "reduction": bound.scoring.reduction, "norm": bound.scoring.norm}
+    return plain | scoring | always
 
 
 def _void(section: Section, kind: str, bound: Binding, *, sealed: bool) -> str:
@@ -293,22 +309,22 @@ def agreed_prompt(profile: Profile | None, wanted: PromptForm | None) -> PromptF
     return calibrated
 
 
-def agreed_scoring(profile: Profile | None, token_position: int | None) -> dict[str, Any]:
-    """Give the keywords of `SemGradScorer`: the profile's, or the caller's t* without one.
+def agreed_scoring(profile: Profile | None, token_position: int | None) -> ScoringSettings:
+    """Give how scores are computed: as the profile says, or at the caller's t* without one.
 
     Args:
         profile: None leaves the choice to the caller.
-        token_position: t* that the caller asks for; None for whatever the profile, or the chat template, says.
+        token_position: the caller's t*; None for that of the profile, or of the chat template.
 
     Raises:
         ConfigurationError: it is not the profile's.
     """
     if profile is None:
-        return {"token_position": token_position}
-    calibrated = profile.bound_to.token_position
+        return ScoringSettings(token_position=token_position)
+    calibrated = profile.bound_to.scoring.token_position
     if token_position not in (None, calibrated):
         raise ConfigurationError(
             f"The profile was calibrated with t* = {calibrated}, and token_position={token_position} is given. Leave "
             "it out, or calibrate a profile there."
         )
-    return profile.bound_to.settings()
+    return profile.bound_to.scoring

@@ -19,12 +19,13 @@ from semgrad_guard.calibration.answers import Answered, rescored
 from semgrad_guard.calibration.fit import SCALARS, Method, later_features, layer_features, out_of_fold, part_of
 from semgrad_guard.errors import DataError
 from semgrad_guard.records import Score
-from semgrad_guard.scoring.scorer import SemGradScorer, Span, resolved_span
-from semgrad_guard.scoring.semgrad import Reduction, hybridgrad
+from semgrad_guard.scoring.scorer import SemGradScorer
+from semgrad_guard.scoring.semgrad import hybridgrad
+from semgrad_guard.scoring.settings import Layers, Reduction, layer_indices
 
 _TAUS = (0.1, 0.3, 1.0, 3.0, 10.0)
 _BETAS = (0.1, 1.0, 10.0)  # times the ratio of the two scores' medians
-_SPANS: tuple[Span, ...] = ("upper-half", "all")
+_LAYERS: tuple[Layers, ...] = ("upper-half", "all")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Candidate:
     """
 
     position: int
-    span: tuple[int, ...]
+    layers: tuple[int, ...]
     reduction: Reduction
     weighted: bool
     auroc: float
@@ -51,7 +52,7 @@ def compare_candidates(
     scorer: SemGradScorer,
     answers: Sequence[Answered],
     positions: Sequence[int],
-    spans: Sequence[Span] = _SPANS,
+    layers: Sequence[Layers] = _LAYERS,
     *,
     fused: bool = False,
 ) -> list[Candidate]:
@@ -64,7 +65,7 @@ def compare_candidates(
         scorer: its model and tokenizer are used.
         answers: labelled answers; those without a label are left out.
         positions: t* candidates, counted from the prompt's end. Those that reach beyond a prompt are left out.
-        spans: layers to take gradients at.
+        layers: choices of layers to take gradients at.
         fused: also compare the fused score at every position.
 
     Raises:
@@ -81,17 +82,17 @@ def compare_candidates(
     lengths = np.array([len(item.response_ids) for item in labelled])
     found = []
     for position in tqdm([place for place in positions if place <= shortest], desc="comparing positions"):
-        own = scorer.adjusted(token_position=position, span="all", reduction="mean", unweighted=True, later=True)
+        own = scorer.adjusted(token_position=position, layers="all", reduction="mean", unweighted=True, later=True)
         scores = [item.score for item in rescored(own, labelled)]
         by_layer = {
             True: np.array([score.layers for score in scores]),
             False: np.array([score.layers_unweighted for score in scores]),
         }
-        for span, weighted in product((resolved_span(wanted, count) for wanted in spans), (True, False)):
-            mean = by_layer[weighted][:, list(span)].mean(1)
+        for indices, weighted in product((layer_indices(choice, count) for choice in layers), (True, False)):
+            mean = by_layer[weighted][:, list(indices)].mean(1)
             found += [
-                Candidate(position, span, "mean", weighted, float(roc_auc_score(~correct, mean))),
-                Candidate(position, span, "sum", weighted, float(roc_auc_score(~correct, mean * lengths))),
+                Candidate(position, indices, "mean", weighted, float(roc_auc_score(~correct, mean))),
+                Candidate(position, indices, "sum", weighted, float(roc_auc_score(~correct, mean * lengths))),
             ]
         if fused:
             features = (*SCALARS, *layer_features(scores[0]), *later_features(scores[0]))
@@ -133,7 +134,7 @@ def searched(
     best = next(candidate for candidate in candidates if candidate.fused is fused)
     moved = scorer.adjusted(
         token_position=best.position,
-        span=best.span,
+        layers=best.layers,
         reduction=best.reduction,
         unweighted=not best.weighted,
         later=fused,

@@ -84,7 +84,7 @@ class Feature:
         if self.field in _SCALARS:
             return ""
         if self.end > layers:
-            return f"{self.name!r} reaches beyond the {layers} layers of the span"
+            return f"{self.name!r} reaches beyond the {layers} layers that are scored"
         if self.token is not None and self.token >= later:
             return f"{self.name!r} needs more prompt tokens after t* than the {later} that are scored"
         return ""

@@ -177,7 +177,7 @@ def _told(found: Calibration) -> dict[str, Any]:
         "prompt": None if profile.bound_to.prompt is None else profile.bound_to.prompt.fingerprint,
         "method": profile.method,
         "confidence_is": profile.confidence_is,
-        "position": profile.bound_to.token_position,
+        "position": profile.bound_to.scoring.token_position,
         "position_from": profile.position_from,
         **sections,
         "compared": found.compared,
@@ -197,7 +197,7 @@ def _journal_told(journal: Path) -> Iterator[None]:
 
 
 def _range(candidate: Candidate) -> str:
-    return f"{candidate.span[0]} to {candidate.span[-1]}"
+    return f"{candidate.layers[0]} to {candidate.layers[-1]}"
 
 
 @app.command()
@@ -273,17 +273,17 @@ def sps(
             groups = written_paraphrases(scorer, [example.query for example in asked], write, seed=seed)
         found = preservation(*source, groups, last=last)
         if plot is not None:
-            draw_preservation(found, scorer.span, plot)
-    best = found.position(scorer.span)
+            draw_preservation(found, scorer.layers, plot)
+    best = found.position(scorer.layers)
     if as_json:
-        told = {"span": scorer.span, "position": best, "rule": scorer.token_position}
+        told = {"layers": scorer.layers, "position": best, "rule": scorer.token_position}
         print(json.dumps({**asdict(found), **told, **({"dropped": len(asked) - len(groups)} if asked else {})}))
         return
     if asked:
         print(f"{len(asked) - len(groups)} of {len(asked)} questions dropped: the model gave no other wording")
     table = Table("hidden state", *(f"{text!r}\n{place}" for place, text in enumerate(found.tokens, 1)))
     for layer, row in enumerate(found.scores):
-        table.add_row(f"{layer}{' *' if layer in scorer.span else ''}", *(f"{value:.3f}" for value in row))
+        table.add_row(f"{layer}{' *' if layer in scorer.layers else ''}", *(f"{value:.3f}" for value in row))
     Console(width=220).print(table)
     rule = scorer.token_position
-    print(f"highest over the span (*): t = {best}, {found.tokens[best - 1]!r}; by the template's rule: {rule}")
+    print(f"highest over the layers (*): t = {best}, {found.tokens[best - 1]!r}; by the template's rule: {rule}")

@@ -40,7 +40,7 @@ def _score(field: str, result: Result) -> float | None:
 def _upper_half(result: Result) -> float | None:
     """Give SemGrad over the paper's layers where it was taken at all of them."""
     score = result.score
-    if score is None or score.span[0] != 0:
+    if score is None or score.layer_indices[0] != 0:
         return _score("semgrad", result)
     upper = score.layers[len(score.layers) // 2 :]
     return sum(upper) / len(upper)

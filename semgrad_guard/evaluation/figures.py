@@ -44,8 +44,8 @@ def draw_overhead(rows: Sequence[Overhead], path: Path) -> None:
     figure.savefig(path, format="svg", metadata={"Date": None})
 
 
-def draw_preservation(found: Preservation, span: Sequence[int], path: Path) -> None:
-    """Draw SPS as a heatmap, layers by prompt tokens, t* and the span framed.
+def draw_preservation(found: Preservation, layers: Sequence[int], path: Path) -> None:
+    """Draw SPS as a heatmap, layers by prompt tokens, t* and the layers framed.
 
     Raises:
         ConfigurationError: matplotlib is not installed.
@@ -59,10 +59,10 @@ def draw_preservation(found: Preservation, span: Sequence[int], path: Path) -> N
     axes.set_yticks(range(len(found.scores)))
     axes.set_xlabel("prompt token, from the end")
     axes.set_ylabel("hidden state")
-    left = count - found.position(span) - 0.5
+    left = count - found.position(layers) - 0.5
     axes.plot(
         [left, left + 1, left + 1, left, left],
-        [min(span) - 0.5, min(span) - 0.5, max(span) + 0.5, max(span) + 0.5, min(span) - 0.5],
+        [min(layers) - 0.5, min(layers) - 0.5, max(layers) + 0.5, max(layers) + 0.5, min(layers) - 0.5],
         color="red",
     )
     figure.colorbar(image, label="SPS")

@@ -102,7 +102,7 @@ def measure_overhead(
 ) -> Overhead:
     """Time plain generation, ours, and the baselines on random prompts of one length."""
     half = SemGradScorer(model, tokenizer, token_position=_POSITION, upper_replay=True)
-    every = SemGradScorer(model, tokenizer, token_position=_POSITION, span="all")
+    every = SemGradScorer(model, tokenizer, token_position=_POSITION, layers="all")
     draw = torch.Generator().manual_seed(seed)
     settings = {"max_new_tokens": response, "min_new_tokens": response}
 
@@ -122,8 +122,8 @@ def measure_overhead(
             "upper_semgrad": partial(half.score, generations, parameters=False),
             "upper_scores": partial(half.score, generations),
             "all_layers": partial(every.score, plainly),
-            "official": lambda: [official_style(model, row, _POSITION, half.span) for row in generations],
-            "competent": lambda: [competent(model, row, _POSITION, half.span) for row in generations],
+            "official": lambda: [official_style(model, row, _POSITION, half.layers) for row in generations],
+            "competent": lambda: [competent(model, row, _POSITION, half.layers) for row in generations],
         }
 
     timed: list[dict[str, float]] = []

@@ -56,7 +56,7 @@ def p_true(scorer: SemGradScorer, question: str, answer: str) -> float:
     return float(torch.softmax(logits[first].float(), dim=-1)[0])
 
 
-def official_style(model: PreTrainedModel, generation: Generation, position: int, span: tuple[int, ...]) -> float:
+def official_style(model: PreTrainedModel, generation: Generation, position: int, layers: tuple[int, ...]) -> float:
     """Compute SemGrad as the paper describes it: all hidden states, one backward over all layers and positions.
 
     The whole sequence is read again with logits at every position, and autograd goes through the output head.
@@ -65,14 +65,14 @@ def official_style(model: PreTrainedModel, generation: Generation, position: int
     objective = _objective(logits, generation)
     gradients = torch.autograd.grad(objective, hidden[:-1], materialize_grads=True)
     anchor = len(generation.prompt_ids) - position
-    return float(torch.stack([gradients[layer][0, anchor].abs().mean() for layer in span]).mean())
+    return float(torch.stack([gradients[layer][0, anchor].abs().mean() for layer in layers]).mean())
 
 
-def competent(model: PreTrainedModel, generation: Generation, position: int, span: tuple[int, ...]) -> float:
-    """Compute SemGrad with one full re-forward that keeps the response's logits, and one backward to the span."""
+def competent(model: PreTrainedModel, generation: Generation, position: int, layers: tuple[int, ...]) -> float:
+    """Compute SemGrad with one full re-forward that keeps the response's logits, and one backward to the layers."""
     hidden, logits = _forward(model, generation, keep=len(generation.response_ids) + 1)
     objective = _objective(logits, generation)
-    gradients = torch.autograd.grad(objective, [hidden[layer] for layer in span])
+    gradients = torch.autograd.grad(objective, [hidden[layer] for layer in layers])
     anchor = len(generation.prompt_ids) - position
     return float(torch.stack([gradient[0, anchor].abs().mean() for gradient in gradients]).mean())
 

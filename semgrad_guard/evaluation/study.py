@@ -27,7 +27,8 @@ from semgrad_guard.evaluation.compare import Method, surest_errors, uncertaintie
 from semgrad_guard.evaluation.run import Result, peak_memory, prompt_form, prompt_ids, token_doubts
 from semgrad_guard.records import Score, TokenUncertainty
 from semgrad_guard.scoring.preservation import Preservation, preservation
-from semgrad_guard.scoring.scorer import SemGradScorer, resolved_span
+from semgrad_guard.scoring.scorer import SemGradScorer
+from semgrad_guard.scoring.settings import layer_indices
 
 _FEWEST = 10
 
@@ -157,7 +158,7 @@ def placement(
         return None
 
     count = scorer.model.config.get_text_config(decoder=True).num_hidden_layers
-    upper = list(resolved_span("upper-half", count))
+    upper = list(layer_indices("upper-half", count))
     wanted = {"by the template": scorer.token_position or 1, "the last token": 1}
     if preservation is not None:
         wanted["by the preservation score"] = preservation.position(upper)
@@ -173,8 +174,8 @@ def placement(
     cut = np.array([tokens[:shortest] for tokens in states])
     groups = [result.about for result in drawn]
 
-    def found(rows: list[metrics.Numbers], span: list[int]) -> tuple[float, float, float]:
-        doubt = np.array(rows)[:, span].mean(1)
+    def found(rows: list[metrics.Numbers], layers: list[int]) -> tuple[float, float, float]:
+        doubt = np.array(rows)[:, layers].mean(1)
         low, high = metrics.bootstrap(metrics.auroc, doubt, correct, groups=groups, repeats=repeats, seed=seed)
         return metrics.auroc(doubt, correct), low, high
 
@@ -201,7 +202,7 @@ def _states(scorer: SemGradScorer, results: Sequence[Result], prompt: str | Prom
     found: dict[int, metrics.Numbers] = {}
     with tqdm(total=len(results), desc="scoring at every prompt token") as bar:
         for length in sorted({len(ids) for ids in prompts}):
-            whole = scorer.adjusted(token_position=length, span="all", later=True, unweighted=False)
+            whole = scorer.adjusted(token_position=length, layers="all", later=True, unweighted=False)
             members = [index for index, ids in enumerate(prompts) if len(ids) == length]
             for start in range(0, len(members), _BATCH):
                 batch = members[start : start + _BATCH]

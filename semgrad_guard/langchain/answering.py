@@ -88,11 +88,9 @@ def chat_model_for(llm: Any, profile: Profile | None) -> ChatSemGrad:
     """Wrap the model; with a profile, score exactly as the profile was fitted, and refuse another model."""
     if profile is None:
         return llm if isinstance(llm, ChatSemGrad) else ChatSemGrad.of(llm)
-    settings = profile.bound_to.settings()
-    if isinstance(llm, ChatSemGrad) and all(getattr(llm, name) == value for name, value in settings.items()):
-        chat = llm
-    else:
-        chat = ChatSemGrad.of(llm, **settings)
+    scoring = profile.bound_to.scoring
+    same = isinstance(llm, ChatSemGrad) and llm.scoring == scoring
+    chat = llm if same else ChatSemGrad.of(llm, scoring=scoring)
     profile.check(chat.fingerprint, template_fingerprint(chat.tokenizer), precision(chat.model))
     return chat
 

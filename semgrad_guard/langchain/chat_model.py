@@ -41,7 +41,7 @@ from semgrad_guard.model.load import revision
 from semgrad_guard.records import Generation, TokenUncertainty
 from semgrad_guard.scoring.budget import Budget
 from semgrad_guard.scoring.scorer import SemGradScorer
-from semgrad_guard.scoring.semgrad import Norm, Reduction
+from semgrad_guard.scoring.settings import ScoringSettings, gathered
 from semgrad_guard.settings import checked, shown
 
 # Of LangChain's standard settings, those that only models behind a network have a use for.
@@ -137,10 +137,6 @@ class ConfiguredChatModel(BatchedChatModel):
         return ChatPromptValue(messages=to_messages(model_input))
 
 
-# How scores are computed: what a profile is bound to, and two chat models of the same weights may differ in.
-SCORING = ("token_position", "span", "reduction", "norm", "tau", "beta", "unweighted", "later")
-
-
 class ChatSemGrad(ConfiguredChatModel):
     """A local chat model whose messages carry their uncertainty.
 
@@ -149,7 +145,8 @@ class ChatSemGrad(ConfiguredChatModel):
     it may), and by their ids the tool calls, with scores of each over its name and values, and of each argument.
     `tokens` holds the response ids beside them, and `answer_from` the place where reasoning ends among them.
     `logprobs=True` and `top_logprobs=k`, bound or with a call, add `response_metadata["logprobs"]` in OpenAI's shape.
-    `scored=False` leaves scores out, and no answer passes.
+    `scored=False` leaves scores out, and no answer passes. `scoring` says how scores are computed; its settings,
+    such as `token_position` and `layers`, are taken by their names too.
 
     Rows of a batch go through the model together, at most `batch_size` at a time. What a model thinks before it answers
     is in `additional_kwargs["reasoning_content"]`; only the answer is scored.
@@ -161,18 +158,25 @@ class ChatSemGrad(ConfiguredChatModel):
 
     model: Any = Field(repr=False, exclude=True)
     tokenizer: Any = Field(repr=False, exclude=True)
-    token_position: int | None = None
-    span: Any = "upper-half"
-    reduction: Reduction = "mean"
-    norm: Norm = "l1"
-    tau: float = 1.0
-    beta: float = 1.0
-    unweighted: bool = False
-    later: bool = False
+    scoring: ScoringSettings = ScoringSettings()
     scored: bool = True
     budget: Budget | None = Field(default=None, exclude=True)
     _scorer: SemGradScorer = PrivateAttr()
     _fingerprint: str = PrivateAttr()
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        """Check the settings, and the model; those of scoring are gathered in `scoring`.
+
+        Raises:
+            ConfigurationError: a setting is unknown, wrong, or contradicts another.
+            UnsupportedModelError: the model cannot be scored exactly.
+        """
+        super().__init__(*args, **gathered(settings))
+
+    @classmethod
+    def setting_names(cls) -> list[str]:
+        """Name the settings, those of scoring by themselves."""
+        return [*super().setting_names(), *ScoringSettings.model_fields]
 
     @classmethod
     def of(
@@ -197,8 +201,7 @@ class ChatSemGrad(ConfiguredChatModel):
             device: where such a model is put, such as "cuda"; None: on the CPU.
             generation: keywords of `model.generate`; what is not given is the source's own setting.
             settings: the class's settings: of the answers `temperature`, `max_tokens`, `top_p`, `top_k`, `stop`, `seed`
-                and `timeout`; of scoring `token_position`, `span`, `reduction`, `norm`, `tau`, `beta`, `unweighted`,
-                `later` and `budget`, as in `SemGradScorer`; `batch_size`.
+                and `timeout`; of scoring those of `ScoringSettings` and `budget`, as in `SemGradScorer`; `batch_size`.
 
         Raises:
             ConfigurationError: a setting is unknown, wrong, or contradicts another; or it says how to load a model that
@@ -226,13 +229,10 @@ class ChatSemGrad(ConfiguredChatModel):
         """Build the scorer, which checks the model."""
         super().model_post_init(context)
         check_pair(self.model, self.tokenizer)
-        position = self.token_position if self.token_position is not None else semantic_position(self.tokenizer)
-        self._scorer = SemGradScorer(
-            self.model,
-            self.tokenizer,
-            budget=self.budget,
-            **self._scoring() | {"token_position": position},
-        )
+        scoring = self.scoring
+        if scoring.token_position is None:
+            scoring = scoring.changed(token_position=semantic_position(self.tokenizer))
+        self._scorer = SemGradScorer(self.model, self.tokenizer, budget=self.budget, scoring=scoring)
         self._fingerprint = fingerprint(self.model)
 
     @property
@@ -266,11 +266,8 @@ class ChatSemGrad(ConfiguredChatModel):
             "generation": _plain(self._layer()),
             "scored": self.scored,
             "budget": str(self.budget),
-            **self._scoring() | {"span": str(self.span)},
+            **dict(self.scoring) | {"layers": str(self.scoring.layers)},
         }
-
-    def _scoring(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in SCORING}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         name = str(kwargs.get("model") or self.model.config.name_or_path)

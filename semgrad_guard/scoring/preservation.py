@@ -36,9 +36,9 @@ class Preservation:
     questions: int
     prompts: int
 
-    def position(self, span: Sequence[int]) -> int:
-        """Give t*: the token with the highest SPS on average over the hidden states of a span."""
-        means = [sum(self.scores[layer][place] for layer in span) for place in range(len(self.tokens))]
+    def position(self, layers: Sequence[int]) -> int:
+        """Give t*: the token with the highest SPS on average over these layers."""
+        means = [sum(self.scores[layer][place] for layer in layers) for place in range(len(self.tokens))]
         return 1 + max(range(len(means)), key=means.__getitem__)
 
 

@@ -92,7 +92,7 @@ class Setup(Record):
             )
         generation = {} if self.max_new_tokens is None else {"max_new_tokens": self.max_new_tokens}
         chat = ChatSemGrad.of(
-            source, batch_size=self.limits.batch_size, scored=self.scored, generation=generation, **scoring
+            source, batch_size=self.limits.batch_size, scored=self.scored, generation=generation, scoring=scoring
         )
         reviews: Queue | None = None
         if self.reviews is not None:

@@ -146,7 +146,7 @@ def test_the_demo_tells_all_its_stories():
 
 @pytest.fixture(scope="module")
 def scorer():
-    return SemGradScorer(*embedded_model(), span="all", later=True)
+    return SemGradScorer(*embedded_model(), layers="all", later=True)
 
 
 @pytest.mark.slow
@@ -327,12 +327,12 @@ def test_the_prompt_token_can_be_searched_for(labelled_questions, tmp_path):
     candidates = json.loads(out)["candidates"]
     assert {candidate["position"] for candidate in candidates} == {1, 2, 3, 4}
     assert [c["auroc"] for c in candidates] == sorted((c["auroc"] for c in candidates), reverse=True)
-    assert {(c["reduction"], c["weighted"], len(c["span"])) for c in candidates} == set(
+    assert {(c["reduction"], c["weighted"], len(c["layers"])) for c in candidates} == set(
         itertools.product(("mean", "sum"), (True, False), (3, 6))
     )
-    bound, best = Profile.load(tmp_path / "p.json").bound_to, candidates[0]
+    bound, best = Profile.load(tmp_path / "p.json").bound_to.scoring, candidates[0]
     assert (bound.token_position, bound.reduction) == (best["position"], best["reduction"])
-    assert (bound.span, bound.unweighted) == (tuple(best["span"]), not best["weighted"])
+    assert (bound.layers, bound.unweighted) == (tuple(best["layers"]), not best["weighted"])
     SemGradGuard(embedded_model(), profile=tmp_path / "p.json").invoke("What is the capital of France?")
 
 
@@ -347,11 +347,11 @@ def test_the_preservation_score_is_saved_and_places_where_labels_do_not(labelled
     assert code == 0, err
     profile = Profile.load(tmp_path / "p.json")
     chosen = profile.preservation.position((3, 4, 5))
-    assert (profile.position_from, profile.bound_to.token_position) == ("preservation", chosen)
+    assert (profile.position_from, profile.bound_to.scoring.token_position) == ("preservation", chosen)
     assert json.loads(out)["position"] == chosen
     assert calibrate(tmp_path / "d.jsonl", tmp_path / "q.json", "--coverage", "0.5")[0] == 0
     plain = Profile.load(tmp_path / "q.json")
-    assert (plain.position_from, plain.bound_to.token_position, plain.preservation) == ("template", 3, None)
+    assert (plain.position_from, plain.bound_to.scoring.token_position, plain.preservation) == ("template", 3, None)
 
 
 def test_hybridgrad_is_tuned_and_bound(labelled_questions, tmp_path):
@@ -361,9 +361,9 @@ def test_hybridgrad_is_tuned_and_bound(labelled_questions, tmp_path):
     assert code == 0, err
     profile = Profile.load(tmp_path / "p.json")
     assert (profile.method, profile.answer.features) == ("hybridgrad", ("hybridgrad",))
-    bound = profile.bound_to
+    bound = profile.bound_to.scoring
     guard = SemGradGuard(embedded_model(), profile=profile)
-    assert (guard.llm.scorer.tau, guard.llm.scorer.beta) == (bound.tau, bound.beta)
+    assert guard.llm.scorer.scoring == bound
     record = guard.invoke("Name a city in Germany.").response_metadata["semgrad"]
     scores = Score.model_validate(record["scores"])
     mixed = hybridgrad(scores.semgrad, scores.paragrad, scores.mean_entropy, tau=bound.tau, beta=bound.beta)

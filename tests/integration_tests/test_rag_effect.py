@@ -13,8 +13,8 @@ from tools.embedded.rag_effect import given, hopeless, table, untold, ways
 
 @pytest.fixture(scope="module")
 def llm():
-    settings = embedded_profile().bound_to.settings()
-    return ChatSemGrad.of(embedded_model(), generation={"max_new_tokens": 64, "do_sample": False}, **settings)
+    scoring = embedded_profile().bound_to.scoring
+    return ChatSemGrad.of(embedded_model(), generation={"max_new_tokens": 64, "do_sample": False}, scoring=scoring)
 
 
 def test_where_passages_tell_more_is_right_than_from_memory(llm):

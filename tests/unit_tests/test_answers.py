@@ -278,7 +278,7 @@ def test_a_template_without_a_generation_prompt_can_be_calibrated(monkeypatch):
     assert found.scored[0].response_ids == tuple(source[1](" x")["input_ids"] + [source[1].eos_token_id])
     for own, source in ((scorer, "template"), (scorer.adjusted(token_position=3), "caller")):
         profile = covering_profile(own, found, model="m", coverage=0.5).profile
-        assert (profile.position_from, profile.bound_to.token_position) == (source, own.token_position)
+        assert (profile.position_from, profile.bound_to.scoring.token_position) == (source, own.token_position)
 
 
 def test_a_guard_keeps_a_journal_and_what_its_chain_asks(tmp_path, monkeypatch):

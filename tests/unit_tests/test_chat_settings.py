@@ -55,7 +55,7 @@ OTHERS = {
     "generation": lambda: chat_of(generation=GREEDY | {"max_new_tokens": 7}),
     "own generation": lambda: stated({"repetition_penalty": 2.0}),
     "stop": lambda: chat_of(stop=["a"]),
-    "span": lambda: chat_of(span="all"),
+    "layers": lambda: chat_of(layers="all"),
     "token": lambda: chat_of(token_position=2),
     "reduction": lambda: chat_of(reduction="sum"),
     "norm": lambda: chat_of(norm="l2"),

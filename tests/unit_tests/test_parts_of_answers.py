@@ -162,7 +162,7 @@ def test_an_answer_over_the_budget_is_not_to_be_trusted():
 @pytest.mark.parametrize(("length", "response", "vocabulary"), [(64, 16, 2000), (256, 8, 500), (16, 32, 8000)])
 def test_the_estimate_of_memory_is_good_to_a_factor_of_two(length, response, vocabulary):
     model = random_llama(128, 4, vocabulary)
-    scorer = SemGradScorer(model, numbered_tokenizer(vocabulary), token_position=3, span="all")
+    scorer = SemGradScorer(model, numbered_tokenizer(vocabulary), token_position=3, layers="all")
     (generation,) = scorer.generate([list(range(5, 5 + length))], max_new_tokens=response, min_new_tokens=response)
     layout = Layout.of([generation.prompt_ids], [generation.response_ids], 3, model.device)
     taken = peak_bytes(model.device, lambda: scorer.score([generation]))
@@ -172,8 +172,8 @@ def test_the_estimate_of_memory_is_good_to_a_factor_of_two(length, response, voc
 def test_the_graph_begins_where_a_gradient_is_wanted():
     model = random_llama(128, 8, 500)
     taken = []
-    for span in ("all", "upper-half", (7,)):
-        scorer = SemGradScorer(model, numbered_tokenizer(500), token_position=3, span=span)
+    for layers in ("all", "upper-half", (7,)):
+        scorer = SemGradScorer(model, numbered_tokenizer(500), token_position=3, layers=layers)
         (generation,) = scorer.generate([PROMPT], max_new_tokens=32, min_new_tokens=32)
         taken.append(peak_bytes(model.device, lambda s=scorer, g=generation: s.score([g], parameters=False)))
     assert taken[0] > taken[1] > taken[2]
@@ -245,7 +245,7 @@ def test_a_token_before_what_was_kept_is_scored_on_the_plain_path(position):
 def test_upper_half_replay_says_why_it_is_off():
     model = tiny_model()
     assert SemGradScorer(model, tiny_tokenizer()).upper_replay_refusal == "it was not asked for"
-    every = SemGradScorer(model, tiny_tokenizer(), span="all", upper_replay=True)
+    every = SemGradScorer(model, tiny_tokenizer(), layers="all", upper_replay=True)
     assert "no layer to leave out" in every.upper_replay_refusal
     beams = SemGradScorer(model, tiny_tokenizer(), token_position=3, upper_replay=True)
     assert beams.upper_replay_refusal == ""

@@ -165,7 +165,7 @@ def test_under_a_profile_questions_are_put_as_they_were_calibrated(tmp_path):
     for calibrated, wanted in ((loaded, BARE), (profile(), form)):
         with pytest.raises(ConfigurationError, match=f"the prompt given is {wanted.fingerprint}"):
             agreed_prompt(calibrated, wanted)
-    assert agreed_scoring(loaded, 3) == agreed_scoring(loaded, None) == loaded.bound_to.settings()
+    assert agreed_scoring(loaded, 3) == agreed_scoring(loaded, None) == loaded.bound_to.scoring
     assert agreed_scoring(None, 5) == {"token_position": 5}
     with pytest.raises(ConfigurationError, match=r"t\* = 3, and token_position=5"):
         agreed_scoring(loaded, 5)

@@ -165,7 +165,7 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="Print the measurements as JSON.")] = False,
 ) -> None:
     """Measure, per stratum, how often the embedded model is right and how often its answers pass."""
-    scorer = SemGradScorer(*embedded_model(), span="all", later=True)
+    scorer = SemGradScorer(*embedded_model(), layers="all", later=True)
     if fit:
         fit_profile(scorer).save(PROFILE)
     profile = embedded_profile()

@@ -110,7 +110,7 @@ def main(
     """Ask every way everything, and write the page."""
     profile = embedded_profile()
     llm = ChatSemGrad.of(
-        embedded_model(), generation={"max_new_tokens": 64, "do_sample": False}, **profile.bound_to.settings()
+        embedded_model(), generation={"max_new_tokens": 64, "do_sample": False}, scoring=profile.bound_to.scoring
     )
     parts = {_TELLING: (questions("withheld", "report"), corpus()), _SILENT: (list(hopeless()), untold())}
     tables = [
