@@ -79,7 +79,8 @@ class Score(BaseModel):
     Gradient scores are > 0; log-probabilities and entropies are in nats, >= 0. `layers` holds the mean absolute
     gradient at the semantic preserving token for each hidden state l of `layer_indices`; `semgrad` is their mean.
     `later` holds the same at each prompt token after that one, `layers_unweighted` the same as `layers` with w_t = 1.
-    None, or empty, stands for what was not computed.
+    None, or empty, stands for what was not computed. `more` holds registered scores
+    by name, None where the computation failed.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -99,6 +100,7 @@ class Score(BaseModel):
     semgrad_unweighted: float | None = None
     layers_unweighted: tuple[float, ...] = ()
     later: tuple[tuple[float, ...], ...] = ()
+    more: dict[str, float | None] = Field(default_factory=dict)
 
     @property
     def span(self) -> tuple[int, ...]:
@@ -127,7 +129,7 @@ class Score(BaseModel):
     def _values(self) -> Iterator[tuple[str, float]]:
         """Give every value under a name to tell it by."""
         by_layer = ("layers", "layers_unweighted", "later")
-        fields = self.model_dump(exclude={"length", "path", "layer_indices", *by_layer})
+        fields = self.model_dump(exclude={"length", "path", "layer_indices", "more", *by_layer})
         yield from ((name, value) for name, value in fields.items() if value is not None)
         rows = {"the gradient": self.layers, "the unweighted gradient": self.layers_unweighted}
         indices = self.layer_indices

@@ -14,6 +14,7 @@ from scipy.stats import kstest, kstwobign
 from semgrad_guard.calibration.profile import Profile, Section
 from semgrad_guard.errors import ConfigurationError, DataError, ProfileError
 from semgrad_guard.records import Score
+from semgrad_guard.scoring.registry import known_score
 
 logger = logging.getLogger(__name__)
 
@@ -162,8 +163,8 @@ class RawWatch:
         """Take a first answer's finite raw score into account.
 
         Args:
-            value: score of the answer, >= 0; *higher = more uncertain*.
-            threshold: largest that passes, at present.
+            value: score of the answer, >= 0.
+            threshold: the score that just passes, at present.
             method: name of the score.
         """
         with self._lock:
@@ -174,7 +175,8 @@ class RawWatch:
             if len(self._values) < _FIRST or self._sides not in ({"above"}, {"below"}):
                 return
         side = next(iter(self._sides))
-        effect = "none of them passes" if side == "above" else "all of them pass"
+        unsure = "above" if known_score(method).direction == "uncertainty" else "below"
+        effect = "none of them passes" if side == unsure else "all of them pass"
         warnings.warn(
             f"The first {_FIRST} answers lie far {side} score_threshold={threshold:g}, and {effect}: their {method} is "
             f"{min(self._values):.3g} to {max(self._values):.3g}. Raw scores differ from model to model. Let "

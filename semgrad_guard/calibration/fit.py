@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from sklearn.isotonic import IsotonicRegression
@@ -21,6 +21,7 @@ from semgrad_guard.calibration.guarantee import guaranteed_threshold, labels_nee
 from semgrad_guard.calibration.profile import Section, feature_values
 from semgrad_guard.errors import ConfigurationError, DataError
 from semgrad_guard.records import Score
+from semgrad_guard.scoring.registry import known_score, known_scores, names_of
 
 _PARTS = ("fit on", "choose thresholds from", "test on")
 _SHARES = (0.5, 0.15, 0.35)
@@ -81,8 +82,12 @@ _FOLDS = FEWEST
 _QUANTILES = 101
 _PENALTIES = (0.1, 1.0, 10.0, 100.0)  # inverse strengths of the l2 penalty
 _ENOUGH_FOR_STEPS = 1000  # labels from which on isotonic regression beats the two parameters of Platt scaling
-WITHOUT_GRADIENTS = ("nll", "mean_nll", "mean_entropy", "max_entropy", "length")
-SCALARS = (*WITHOUT_GRADIENTS, "paragrad", "exgrad")
+
+
+def scalar_features(*, gradients: bool = True) -> tuple[str, ...]:
+    """Name the scores that are features of a fused score, those without gradients first."""
+    kinds = sorted(known_scores("fused"), key=lambda kind: kind.gradient)
+    return tuple(kind.name for kind in kinds if gradients or not kind.gradient)
 
 
 def layer_features(score: Score) -> tuple[str, ...]:
@@ -189,9 +194,23 @@ def threshold_passing(confidences: Sequence[float], share: float) -> float:
     return float(np.nextafter(ordered[allowed], 2.0)) if allowed < len(ordered) else 0.0
 
 
-Method = Literal["auto", "fused", "semgrad", "hybridgrad", "paragrad"]
-_SINGLES: tuple[Method, ...] = ("semgrad", "hybridgrad", "paragrad")
+Method = str  # "auto", "fused", or the name of a score
 _PER_FEATURE = 10  # right and wrong answers that each feature needs
+
+
+def methods() -> tuple[Method, ...]:
+    """Name what a confidence can be made from."""
+    return ("auto", "fused", *names_of("alone"))
+
+
+def check_method(method: Method) -> None:
+    """Refuse what no confidence can be made from.
+
+    Raises:
+        ConfigurationError: naming what is expected.
+    """
+    if method not in methods():
+        raise ConfigurationError(f"method={method!r}: expected one of {', '.join(methods())}.")
 
 
 @dataclass(frozen=True)
@@ -224,7 +243,9 @@ def calibrate_section(
 
     Raises:
         DataError: there are too few labels to fit anything, or all are alike.
+        ConfigurationError: there is no such method.
     """
+    check_method(method)
     fitting, choosing, testing = _split(labelled, seed)
     chosen, features, compared = _features(fitting, method)
     fitted = fit_section(
@@ -263,13 +284,15 @@ def cover_section(scores: Sequence[Score], *, coverage: float, method: Method = 
     The confidence is only an ordering: the place of the log score among these, brought into (0, 1).
 
     Raises:
-        ConfigurationError: coverage is not in (0, 1], or the method needs labels.
+        ConfigurationError: coverage is not in (0, 1], there is no such method, or it needs labels.
         DataError: there are no scores.
     """
+    check_method(method)
     if not 0 < coverage <= 1:
         raise ConfigurationError(f"coverage={coverage}: expected a share in (0, 1].")
     if method in ("auto", "fused"):
-        raise ConfigurationError(f"method={method!r} needs labels; without them, use one of {', '.join(_SINGLES)}.")
+        singles = ", ".join(names_of("alone"))
+        raise ConfigurationError(f"method={method!r} needs labels; without them, use one of {singles}.")
     if not scores:
         raise DataError("There are no answers to set a threshold from.")
     values = np.array([feature_values(score, (method,)) for score in scores])
@@ -279,7 +302,7 @@ def cover_section(scores: Sequence[Score], *, coverage: float, method: Method = 
         highest=tuple(values.max(0).tolist()),
         center=tuple(values.mean(0).tolist()),
         scale=tuple(np.maximum(values.std(0), 1e-9).tolist()),
-        coefficients=(-1.0,),
+        coefficients=(-1.0 if known_score(method).direction == "uncertainty" else 1.0,),
         intercept=0.0,
         questions=len(scores),
         threshold=0.0,
@@ -320,7 +343,8 @@ def fused_features(fitting: Sequence[Labelled]) -> tuple[str, ...] | None:
     """
     first, rarer = fitting[0].score, min(sum(i.correct for i in fitting), sum(not i.correct for i in fitting))
     layers, later = layer_features(first), later_features(first)
-    sets = [(*SCALARS, *layers, *later), (*SCALARS, *layers), SCALARS]
+    scalars = scalar_features()
+    sets = [(*scalars, *layers, *later), (*scalars, *layers), scalars]
     return next((features for features in sets if rarer >= _PER_FEATURE * len(features)), None)
 
 
@@ -330,14 +354,14 @@ def _features(fitting: Sequence[Labelled], method: Method) -> tuple[str, tuple[s
     "auto" takes the fused score unless a single one separates right from wrong better, out of fold.
     """
     first = fitting[0].score
-    singles: dict[str, tuple[str, ...]] = {name: (name,) for name in _SINGLES}
     if method == "semgrad" and first.semgrad_unweighted is not None:
         return method, ("semgrad_unweighted",), {}  # computed only where it is wanted
-    if method in singles:
-        return method, singles[method], {}
+    if method not in ("auto", "fused"):
+        return method, (method,), {}
     fused = fused_features(fitting)
     if method == "fused":
         return ("semgrad", ("semgrad",), {}) if fused is None else ("fused", fused, {})
+    singles = {kind.name: (kind.name,) for kind in known_scores("auto")}
     if first.semgrad_unweighted is not None:
         singles["semgrad_unweighted"] = ("semgrad_unweighted",)
     candidates = singles if fused is None else {"fused": fused, **singles}

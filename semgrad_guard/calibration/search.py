@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 from tqdm.auto import tqdm
 
 from semgrad_guard.calibration.answers import Answered, rescored
-from semgrad_guard.calibration.fit import SCALARS, Method, later_features, layer_features, out_of_fold, part_of
+from semgrad_guard.calibration.fit import Method, later_features, layer_features, out_of_fold, part_of, scalar_features
 from semgrad_guard.errors import DataError
 from semgrad_guard.records import Score
 from semgrad_guard.scoring.scorer import SemGradScorer
@@ -95,7 +95,7 @@ def compare_candidates(
                 Candidate(position, indices, "sum", weighted, float(roc_auc_score(~correct, mean * lengths))),
             ]
         if fused:
-            features = (*SCALARS, *layer_features(scores[0]), *later_features(scores[0]))
+            features = (*scalar_features(), *layer_features(scores[0]), *later_features(scores[0]))
             groups = [item.example.about for item in labelled]
             auroc = float(roc_auc_score(correct, out_of_fold(scores, correct.tolist(), features, groups)))
             found.append(Candidate(position, tuple(range(count)), "mean", True, auroc, fused=True))

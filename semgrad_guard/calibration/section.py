@@ -15,20 +15,9 @@ from semgrad_guard.calibration.checked import Checked, Count, Number, OneOrMore,
 from semgrad_guard.calibration.guarantee import Guarantee
 from semgrad_guard.errors import ProfileError
 from semgrad_guard.records import Score
+from semgrad_guard.scoring.registry import known_score, names_of
 
 _FLOOR = 1e-30  # scores are >= 0; a logarithm needs more
-_SCALARS = (
-    "semgrad",
-    "semgrad_unweighted",
-    "paragrad",
-    "exgrad",
-    "hybridgrad",
-    "nll",
-    "mean_nll",
-    "mean_entropy",
-    "max_entropy",
-    "length",
-)
 _INDEX = "(?:0|[1-9][0-9]{0,5})"
 _BY_LAYER = re.compile(
     rf"(?P<field>layers|layers_unweighted|later\.(?P<token>{_INDEX}))\.(?P<first>{_INDEX})(?::(?P<end>{_INDEX}))?"
@@ -40,15 +29,15 @@ class Feature:
     """A feature's name, taken apart.
 
     `layers.2` is the third value of `layers`, `layers.2:4` the mean of the third and fourth, and `later.0.2` the third
-    at the first prompt token after t*. `first` and `end` are such places, and 0 and 1 for plain fields of a score;
-    `token` is None but for `later`.
+    at the first prompt token after t*. `first` and `end` are such places, `token` is that of `later`; scores that are
+    known by name have none of them.
     """
 
     name: str
     field: str
     token: int | None = None
     first: int = 0
-    end: int = 1
+    end: int | None = None
 
     @classmethod
     def of(cls, name: str) -> Feature:
@@ -57,13 +46,14 @@ class Feature:
         Raises:
             ValueError: no score has such a feature.
         """
-        if name in _SCALARS:
+        known = names_of()
+        if name in known:
             return cls(name, name)
         match = _BY_LAYER.fullmatch(name)
         if match is None:
             raise ValueError(
-                f"{name!r} is no feature; expected {', '.join(_SCALARS)}, layers.L, layers.L:M, layers_unweighted.L or "
-                "later.T.L"
+                f"{name!r} is no feature; expected {', '.join(known)}, layers.L, layers.L:M, layers_unweighted.L, "
+                "later.T.L, or a score that was added by register_score"
             )
         first, token = int(match["first"]), match["token"]
         end = first + 1 if match["end"] is None else int(match["end"])
@@ -81,7 +71,7 @@ class Feature:
         """
         if "unweighted" in self.field and not unweighted:
             return f"{self.name!r} needs unweighted, which the profile does not bind"
-        if self.field in _SCALARS:
+        if self.end is None:
             return ""
         if self.end > layers:
             return f"{self.name!r} reaches beyond the {layers} layers that are scored"
@@ -95,19 +85,19 @@ class Feature:
         Raises:
             ProfileError: it was not computed.
         """
-        values = getattr(score, self.field)
-        try:
-            if self.field in _SCALARS:
-                return float(values)
-            row = values if self.token is None else values[self.token]
-            if self.end > len(row):
-                raise IndexError(self.end)
-            return float(np.mean(row[self.first : self.end]))
-        except (IndexError, TypeError) as error:
+        if self.end is None:
+            value = known_score(self.name).value(score)
+        else:
+            rows = getattr(score, self.field)
+            if self.token is not None:
+                rows = rows[self.token] if self.token < len(rows) else ()
+            value = float(np.mean(rows[self.first : self.end])) if self.end <= len(rows) else None
+        if value is None:
             raise ProfileError(
                 f"The profile needs {self.name!r}, which was not computed: score as the profile is bound, with its "
                 "parameters."
-            ) from error
+            )
+        return value
 
 
 def feature_values(score: Score, features: tuple[str, ...]) -> list[float]:

@@ -7,9 +7,7 @@ import math
 from semgrad_guard.calibration.profile import Profile, Section
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.records import AnswerKind, Score, Verdict, as_number, checked_confidence
-
-RAW_METHODS = ("semgrad", "hybridgrad", "paragrad", "exgrad", "nll", "mean_nll", "mean_entropy", "max_entropy")
-
+from semgrad_guard.scoring.registry import known_score, names_of
 
 # The most that an answer's improbability may exceed the entropy met on its way, in nats per square root of a token: it
 # grows as a sum of chances does. For whatever the model finds likeliest, token by token, it is below 0.
@@ -31,8 +29,10 @@ class Standard:
         Args:
             profile: gives confidence, and the default of `threshold`, for answers from passages another.
             threshold: least confidence that passes, in [0, 1].
-            score_threshold: largest raw score of `method` that passes, >= 0. Raw scores differ from model to model.
-            method: raw score that `score_threshold` is on, "semgrad" by default; with a profile, it is the profile's.
+            score_threshold: largest raw score of `method` that passes, >= 0; the least one where the direction of the
+                score is certainty. Raw scores differ from model to model.
+            method: name of the score that `score_threshold` is on, "semgrad" by default; with a profile, it is the
+                profile's.
 
         Raises:
             ConfigurationError: no threshold, or both, or one out of range.
@@ -55,8 +55,9 @@ class Standard:
             raise ConfigurationError(f"method={method!r}, but the profile's is {profile.method!r}. Leave method out.")
         self.profile = profile
         self.method = profile.method if profile is not None else method or "semgrad"
-        if profile is None and self.method not in RAW_METHODS:
-            raise ConfigurationError(f"method={self.method!r}: expected one of {', '.join(RAW_METHODS)}.")
+        known = names_of("alone")
+        if profile is None and self.method not in known:
+            raise ConfigurationError(f"method={self.method!r}: expected one of {', '.join(known)}.")
         self.score_threshold = score_threshold
         self._threshold = threshold
 
@@ -71,6 +72,10 @@ class Standard:
             return self._threshold
         section = self.profile.section(kind)
         return None if section is None else section.threshold
+
+    def raw(self, score: Score) -> float | None:
+        """Give the score that the method names; None where it was not computed, or it is the fused one."""
+        return None if self.method == "fused" else known_score(self.method).value(score)
 
     def confidence(self, score: Score | None, kind: AnswerKind = "answer") -> float | None:
         """Give the confidence of a score, in [0, 1]; None where the profile does not say.
@@ -102,10 +107,9 @@ class Standard:
         elif score.failure():
             reason = score.failure()
         elif self.profile is None and threshold is not None:
-            value = getattr(score, self.method)
-            if value is None:
-                value = math.nan  # not computed
-            passed = value <= threshold
+            kind_of_score, value = known_score(self.method), self.raw(score)
+            value = math.nan if value is None else value  # not computed
+            passed = kind_of_score.reaches(value, threshold)
             comparison = "is within" if passed else "is not within"
             reason = f"{self.method} {value:.4g} {comparison} the threshold {threshold:.4g}"
         elif confidence is None:
@@ -137,7 +141,8 @@ class Standard:
         if threshold is None:
             return "nothing passes: there is no threshold"
         if self.profile is None:
-            return f"{self.method} of at most {threshold:.4g}, a raw score, which promises nothing"
+            bound = "at most" if known_score(self.method).direction == "uncertainty" else "at least"
+            return f"{self.method} of {bound} {threshold:.4g}, a raw score, which promises nothing"
         promise, void = self._promise(kind), self._void(kind)
         if promise is None:
             promised = "nothing is promised of what passes" + (f": {void}" if void else "")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,7 +14,7 @@ from rich.table import Table
 from semgrad_guard.calibration.answers import answered, to_stderr
 from semgrad_guard.calibration.drift import drift
 from semgrad_guard.calibration.examples import calibrated_prompt, read_examples, read_paraphrases
-from semgrad_guard.calibration.fit import Method
+from semgrad_guard.calibration.fit import check_method
 from semgrad_guard.calibration.from_examples import Calibration, calibrated_profile, covering_profile
 from semgrad_guard.calibration.labels import labeler, same
 from semgrad_guard.calibration.paraphrases import written_paraphrases
@@ -42,6 +42,7 @@ from semgrad_guard.evaluation.figures import draw_preservation
 from semgrad_guard.langchain.passages import BM25Retriever
 from semgrad_guard.langchain.routes import Retrieve, retry_with
 from semgrad_guard.scoring.preservation import preservation
+from semgrad_guard.scoring.registry import names_of
 from semgrad_guard.scoring.scorer import SemGradScorer
 
 _SHOWN = 8  # candidates in the table
@@ -64,7 +65,10 @@ def calibrate(
     coverage: Annotated[
         float | None, typer.Option(help="Without labels: let this share of the answers pass, and promise nothing.")
     ] = None,
-    method: Annotated[str, typer.Option(help="auto, fused, semgrad, hybridgrad or paragrad.")] = "auto",
+    method: Annotated[
+        str,
+        typer.Option(help=f"Score that confidence is made from: {', '.join(['auto', 'fused', *names_of('alone')])}."),
+    ] = "auto",
     labels: Annotated[
         str, typer.Option(help="How an answer is compared: match, contains, f1, or similar:FOLDER_OR_ID[@0.8].")
     ] = "match",
@@ -89,8 +93,7 @@ def calibrate(
     them, with another method, risk or way to label too; answers to another prompt, or of another length, are made anew.
     """
     with plain_errors():
-        if method not in get_args(Method):
-            raise ConfigurationError(f"method={method!r}: expected one of {', '.join(get_args(Method))}.")
+        check_method(method)
         examples, label = read_examples(data), labeler(labels)
         form = calibrated_prompt(examples, prompt_of(prompt, system))
         source = model_of(model, revision, dtype, quiet=as_json)
@@ -104,7 +107,7 @@ def calibrate(
         asked: dict[str, Any] = {"prompt": form or BARE, "journal": journal}
         with _journal_told(journal):
             answers = answered(scorer, examples, label, settings, **asked)
-            name, chosen = model or "semgrad-guard embedded model", cast(Method, method)
+            name, chosen = model or "semgrad-guard embedded model", method
             if coverage is not None:
                 found = covering_profile(
                     scorer,

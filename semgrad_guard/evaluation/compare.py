@@ -14,6 +14,7 @@ from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.evaluation import metrics
 from semgrad_guard.evaluation.run import Result
 from semgrad_guard.evaluation.sampling import inconsistency, semantic_entropy
+from semgrad_guard.scoring.registry import ScoreKind, known_scores
 
 
 @dataclass(frozen=True)
@@ -32,18 +33,8 @@ class Method:
     drawn: bool = False
 
 
-def _score(field: str, result: Result) -> float | None:
-    value = None if result.score is None else getattr(result.score, field)
-    return None if value is None else float(value)
-
-
-def _upper_half(result: Result) -> float | None:
-    """Give SemGrad over the paper's layers where it was taken at all of them."""
-    score = result.score
-    if score is None or score.layer_indices[0] != 0:
-        return _score("semgrad", result)
-    upper = score.layers[len(score.layers) // 2 :]
-    return sum(upper) / len(upper)
+def _score(kind: ScoreKind, result: Result) -> float | None:
+    return None if result.score is None else kind.uncertainty(result.score)
 
 
 def _confidence(profile: Profile, result: Result) -> float | None:
@@ -54,18 +45,24 @@ def _polygraph(name: str, result: Result) -> float | None:
     return result.polygraph.get(name)
 
 
-_ONE_PASS = {
-    "semgrad": Method("SemGrad", partial(_score, "semgrad"), ours=True, drawn=True),
-    "semgrad-upper": Method("SemGrad, upper half", _upper_half, ours=True),
-    "hybridgrad": Method("HybridGrad", partial(_score, "hybridgrad")),
-    "paragrad": Method("ParaGrad", partial(_score, "paragrad")),
-    "exgrad": Method("ExGrad", partial(_score, "exgrad")),
-    "g-nll": Method("G-NLL", partial(_score, "nll"), drawn=True),
-    "ln-nll": Method("LN-NLL", partial(_score, "mean_nll")),
-    "mean-entropy": Method("mean entropy", partial(_score, "mean_entropy"), drawn=True),
-    "max-entropy": Method("max entropy", partial(_score, "max_entropy")),
-    "length": Method("length", partial(_score, "length"), spends=()),
-}
+_OURS = ("semgrad", "semgrad_upper")
+_DRAWN = ("semgrad", "nll", "mean_entropy")
+
+
+def _one_pass() -> dict[str, Method]:
+    """Give the scores that are known by name, as methods."""
+    return {
+        kind.option: Method(
+            kind.title,
+            partial(_score, kind),
+            spends=() if kind.name == "length" else ("scoring",),
+            ours=kind.name in _OURS,
+            drawn=kind.name in _DRAWN,
+        )
+        for kind in known_scores()
+    }
+
+
 _SAMPLING = {
     "self-consistency": Method(
         "self-consistency", lambda result: inconsistency(result.answer, result.samples), ("sampling",), drawn=True
@@ -92,11 +89,13 @@ def choose(names: Sequence[str], profile: Profile | None, *, sampling: bool = Fa
     Raises:
         ConfigurationError: there is no method of a name, or "confidence" is asked for without a profile.
     """
-    once = dict(_ONE_PASS)
+    once = _one_pass()
     if profile is not None:
         shown = f"confidence ({profile.method})"
         once = {"confidence": Method(shown, partial(_confidence, profile), ours=True, drawn=True), **once}
     if not names:
+        unasked = {kind.option for kind in known_scores() if "report" not in kind.uses}
+        once = {name: method for name, method in once.items() if name not in unasked}
         return {**once, **(_SAMPLING if sampling else {})}
     known = {**once, **_SAMPLING, **POLYGRAPH}
     for name in names:

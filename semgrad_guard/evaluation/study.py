@@ -19,7 +19,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from semgrad_guard.calibration.fit import SCALARS, WITHOUT_GRADIENTS, later_features, layer_features, out_of_fold
+from semgrad_guard.calibration.fit import later_features, layer_features, out_of_fold, scalar_features
 from semgrad_guard.calibration.prompts import PromptForm
 from semgrad_guard.errors import DataError
 from semgrad_guard.evaluation import metrics
@@ -265,13 +265,13 @@ def ablation(
 
 
 def _sets(score: Score) -> dict[str, tuple[str, ...]]:
-    layers, later = layer_features(score), later_features(score)
+    layers, later, scalars = layer_features(score), later_features(score), scalar_features()
     sets = {
-        "everything": (*SCALARS, *layers, *later),
-        "without the tokens after t*": (*SCALARS, *layers),
-        "SemGrad's mean instead of its layers": (*SCALARS, "semgrad"),
-        "without gradients at hidden states": SCALARS,
-        "without gradients": WITHOUT_GRADIENTS,
+        "everything": (*scalars, *layers, *later),
+        "without the tokens after t*": (*scalars, *layers),
+        "SemGrad's mean instead of its layers": (*scalars, "semgrad"),
+        "without gradients at hidden states": scalars,
+        "without gradients": scalar_features(gradients=False),
         "SemGrad by layer, at all tokens, alone": (*layers, *later),
     }
     return {name: features for name, features in sets.items() if later or name != "without the tokens after t*"}

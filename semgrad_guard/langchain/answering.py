@@ -221,7 +221,7 @@ class Asking:
         standard, watch = self._manner.standard, self._manner.raw_watch
         if watch is None or standard.score_threshold is None or score is None or not score.finite():
             return
-        if (value := getattr(score, standard.method)) is not None:
+        if (value := standard.raw(score)) is not None:
             watch.see(value, standard.score_threshold, standard.method)
 
     def _failed(self, error: BaseException) -> Answer:

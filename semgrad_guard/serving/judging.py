@@ -24,6 +24,7 @@ from semgrad_guard.model.chat_template import encode_answer, encode_chat
 from semgrad_guard.model.check import check_sequences
 from semgrad_guard.model.generate import end_ids
 from semgrad_guard.records import Decision, Generation, Score, TokenUncertainty, Verdict
+from semgrad_guard.scoring.registry import known_scores
 from semgrad_guard.scoring.scorer import SemGradScorer
 from semgrad_guard.serving.work import Judgement, Limits, ScoreAnswer, ScoreJob, Usage
 from semgrad_guard.version import VERSION
@@ -157,5 +158,7 @@ def _doubts(scorer: SemGradScorer, generation: Generation) -> tuple[TokenUncerta
 
 def _score(scores: Score | None, method: str) -> float | None:
     """Give the raw score that a method names, or SemGrad; None where there is none, or it counts as not scored."""
-    value: float | None = None if scores is None or scores.failure() else getattr(scores, method, scores.semgrad)
-    return value
+    if scores is None or scores.failure():
+        return None
+    kinds = {kind.name: kind for kind in known_scores()}
+    return kinds.get(method, kinds["semgrad"]).uncertainty(scores)

@@ -371,7 +371,7 @@ def test_the_scorer_refuses_unknown_settings_too():
         ({"norm": "l3"}, "norm='l3'"),
         ({"token_position": 0}, "token_position=0"),
         ({"tau": -1.0}, "tau=-1"),
-        ({"spann": "all"}, "Did you mean 'span'?"),
+        ({"layer": "all"}, "Did you mean 'layers'?"),
         (
             {"max_new_tokens": 2, "max_tokens": 3},
             "max_new_tokens=2 and max_tokens=3 contradict|max_tokens=3 and max_new",

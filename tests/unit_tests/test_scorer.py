@@ -43,7 +43,7 @@ BY_LAYER = ("layers", "layers_unweighted", "later")
 def numbers(score):
     return [
         value
-        for key, value in score.model_dump(exclude={"path", "layer_indices", *BY_LAYER}).items()
+        for key, value in score.model_dump(exclude={"path", "layer_indices", "more", *BY_LAYER}).items()
         if value is not None
     ]
 
