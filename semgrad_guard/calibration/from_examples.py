@@ -1,4 +1,4 @@
-"""From answered questions to a profile: where SemGrad is taken, what confidence is made from, and what passes."""
+"""From answered questions to a profile: the place of SemGrad, the score behind the confidence, and the threshold."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ Retry = Callable[[Sequence[Example]], Answers]
 
 @dataclass(frozen=True)
 class Calibration:
-    """A profile, what became of the questions, and what was compared on the fitting part: ways to compute, methods.
+    """A profile, the counts of the questions, and the settings and methods compared on the fitting part.
 
-    `again` counts the questions that were asked once more, None if none were.
+    `again` counts the questions that were asked once more; None if none were.
     """
 
     profile: Profile
@@ -67,11 +67,11 @@ def calibrated_profile(
         delta: probability that the promise does not hold.
         preservation: where the meaning gathers; saved, and t* unless the search finds a better one.
         search: also try other prompt tokens, spans, sums and weights, and take what tells most on the fitting part.
-        position: t* that the caller has settled on, the scorer's own; no other is tried then.
-        retry: also calibrate answers to questions that are asked again, such as with passages. Then one half of what
+        position: t* of the caller's choice; no other is tried then.
+        retry: also calibrate second answers to the same questions, such as with passages. Then one half of what
             the questions are about serves first answers, and the questions of the other half whose first answers do
             not pass serve second ones: neither half has seen the other.
-        seed: of the splits.
+        seed: random seed of the splits.
 
     Raises:
         DataError: there are too few labels, or all are alike.
@@ -96,21 +96,21 @@ def calibrated_profile(
     if method in ("auto", "hybridgrad"):
         tau, beta = tuned_hybrid(first, seed)
         scorer = scorer.adjusted(tau=tau, beta=beta)
-    found = _calibrated(with_hybrid(first, tau, beta), method, risk, delta, seed)
-    grounded, asked_again = None, None
+    fitted = _calibrated(with_hybrid(first, tau, beta), method, risk, delta, seed)
+    grounded, counts_again = None, None
     if retry is not None:
         second = with_hybrid(rescored(scorer, second), tau, beta)
-        held = [item.example for item in second if not found.section.passes(item.score)]
+        held = [item.example for item in second if not fitted.section.passes(item.score)]
         answers_again = retry(held)
-        asked_again = answers_again.counts
+        counts_again = answers_again.counts
         again = with_hybrid(rescored(scorer, answers_again.scored), tau, beta)
-        same: Method = "fused" if found.method == "fused" else method
+        same: Method = "fused" if fitted.method == "fused" else method
         grounded = _calibrated(again, same, risk, delta, seed).section
     profile = Profile(
         package=VERSION,
-        method=found.method,
-        bound_to=bind(scorer, model, found.section, grounded, prompt=prompt),
-        answer=found.section,
+        method=fitted.method,
+        bound_to=bind(scorer, model, fitted.section, grounded, prompt=prompt),
+        answer=fitted.section,
         grounded=grounded,
         label_source=labels,
         position_from=source,
@@ -118,7 +118,7 @@ def calibrated_profile(
         seed=seed,
         created=date.today(),
     )
-    return Calibration(profile, answers.counts, asked_again, candidates, found.compared)
+    return Calibration(profile, answers.counts, counts_again, candidates, fitted.compared)
 
 
 def covering_profile(
@@ -131,7 +131,7 @@ def covering_profile(
     method: Method = "auto",
     preservation: Preservation | None = None,
 ) -> Calibration:
-    """Build a profile, without labels, that lets a share of these answers pass and promises nothing about errors.
+    """Build a profile without labels: a share of these answers passes, and nothing is promised about errors.
 
     Raises:
         DataError: there are no answers.
@@ -157,7 +157,7 @@ def covering_profile(
 
 
 def bind(scorer: SemGradScorer, model: str, *sections: Section | None, prompt: PromptForm | None = None) -> Binding:
-    """Describe what a profile of this scorer belongs to; what its sections do not need is not computed."""
+    """Bind a profile to this scorer; the profile computes only what its sections need."""
     features = {name for section in sections if section is not None for name in section.features}
     return Binding(
         model=model,
@@ -175,7 +175,10 @@ def bind(scorer: SemGradScorer, model: str, *sections: Section | None, prompt: P
 def _placed(
     scorer: SemGradScorer, preservation: Preservation | None, *, wide: bool
 ) -> tuple[SemGradScorer, PositionSource]:
-    """Move to the preservation score's token, if there is one; a fused score needs all layers and the tokens after."""
+    """Move to the token of the preservation score, if there is one.
+
+    With `wide`, as for a fused score, all layers and the tokens after t* are scored too.
+    """
     position, source = scorer.token_position, _source(scorer)
     if preservation is not None:
         position, source = preservation.position(scorer.layers), "preservation"
@@ -194,7 +197,7 @@ def _none_labelled(counts: Counts) -> str:
 
 
 def _check_enough(answers: Sequence[Answered], counts: Counts, risk: float, delta: float, seed: int) -> None:
-    """Refuse too few labels before anything is compared on them, which takes long.
+    """Refuse too few labels before the long comparisons.
 
     Raises:
         DataError: saying how many more questions it takes.

@@ -35,9 +35,9 @@ NO_LABELS = "none: confidence is only an ordering"  # the label source of a prof
 _VERSION = 1
 
 
-def _meaning(given: dict[str, Any]) -> Literal["probability", "ordering"]:
-    """Tell by the label source what confidence is, for files from before it stood there."""
-    return "ordering" if given.get("label_source") == NO_LABELS else "probability"
+def _meaning(fields: dict[str, Any]) -> Literal["probability", "ordering"]:
+    """Tell from the label source what confidence means, for files without `confidence_is`."""
+    return "ordering" if fields.get("label_source") == NO_LABELS else "probability"
 
 
 class Binding(Checked):
@@ -91,13 +91,13 @@ class Profile(Checked):
     """Confidence for one model: a section for each kind of answer that it was fitted on.
 
     `answer` judges answers from memory, `grounded` those from passages or from the results of tools, `tool_call` whole
-    tool calls and `argument` single arguments of them. `position_from` says how t* was found: by the chat template's
-    generation prompt, by the `preservation` score, by labels, or by the caller. `confidence_is` says what a confidence
-    means: the "probability" that an answer is right, fitted on labels, or only its place in an "ordering".
+    tool calls and `argument` single arguments of them. `position_from` says where t* comes from: the chat template's
+    generation prompt, the `preservation` score, labels, or the caller. `confidence_is` says what a confidence means:
+    the "probability" that an answer is right, fitted on labels, or only its place in an "ordering".
 
-    A guarantee holds for what it was proved for. It is sealed when a section that was made in Python becomes part of a
-    profile. Where the seal does not fit any more, because the threshold or whatever makes the confidence was changed,
-    in a file or in a copy, the profile has no guarantee, and the section's `void` says why.
+    A guarantee is sealed when a section that was made in Python becomes part of a profile. The seal breaks when the
+    threshold, or anything that makes the confidence, changes in a file or in a copy. The profile then has no guarantee,
+    and the section's `void` says why.
 
     Raises:
         ValidationError: (of pydantic) a value is invalid, or values contradict each other.
@@ -126,8 +126,8 @@ class Profile(Checked):
     def section(self, kind: AnswerKind = "answer") -> Section | None:
         """Give the section that judges answers of a kind.
 
-        Where none was fitted for answers from passages, the one for answers from memory stands in; for tool calls and
-        arguments, whose scores are about other tokens, nothing does.
+        The section for answers from memory stands in where none was fitted for answers from passages. Nothing stands in
+        for tool calls and arguments, whose scores are about other tokens.
         """
         if kind == "grounded":
             return self.grounded or self.answer
@@ -142,16 +142,16 @@ class Profile(Checked):
             ProfileError: the file cannot be read, or it is not a valid profile of this version; it says what is wrong
                 and where.
         """
-        given = read_json(path)
+        content = read_json(path)
         try:
-            return cls.model_validate(given)
+            return cls.model_validate(content)
         except ValidationError as error:
             first, *more = error.errors(include_url=False, include_input=False)
             place = ".".join(map(str, first["loc"])).encode(errors="replace").decode() or "the file"
-            others = f" (and {len(more)} more)" if more else ""
+            rest = f" (and {len(more)} more)" if more else ""
             raise ProfileError(
                 f"{path} is not a profile of version {_VERSION}: {place}: {first['msg'].removeprefix('Value error, ')}"
-                f"{others}. Calibrate again to get one."
+                f"{rest}. Calibrate again to get one."
             ) from error
 
     def save(self, path: str | Path) -> None:
@@ -165,7 +165,7 @@ class Profile(Checked):
     def check(self, fingerprint: str, template: str, precision: Precision | None = None) -> None:
         """Refuse a model or chat template other than the one the profile was fitted on.
 
-        With the model's precision, the error tells where nothing else differs.
+        With the model's precision, the error says if only the precision differs.
 
         Raises:
             ProfileError: naming what differs.
@@ -178,14 +178,14 @@ class Profile(Checked):
                 f"weights in {precision.held_in}. Scores move with the precision: load the model in "
                 f"{fitted.held_in}, or calibrate a profile in {precision.held_in}."
             )
-        for what, given, expected in (
+        for what, actual, expected in (
             ("weights", fingerprint, self.bound_to.fingerprint),
             ("chat template", template, self.bound_to.template),
         ):
-            if given != expected:
+            if actual != expected:
                 raise ProfileError(
                     f"This profile was fitted on {self.bound_to.model} with {what} {expected}; the model given has "
-                    f"{given}. Confidence does not carry over: calibrate a profile for this model. It needs labelled "
+                    f"{actual}. Confidence does not carry over: calibrate a profile for this model. It needs labelled "
                     "questions, or with --coverage only questions."
                 )
 
@@ -198,9 +198,9 @@ class Profile(Checked):
 
     @field_validator("answer", "grounded", "tool_call", "argument", mode="wrap")
     @classmethod
-    def _belongs(cls, given: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+    def _belongs(cls, value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
         """Check that scores have the features, and that the guarantee was proved for this section."""
-        section, bound, kind = handler(given), info.data.get("bound_to"), str(info.field_name)
+        section, bound, kind = handler(value), info.data.get("bound_to"), str(info.field_name)
         if section is None or bound is None:
             return section
         for name in section.features:
@@ -208,7 +208,7 @@ class Profile(Checked):
                 raise ValueError(lacking)
         if section.guarantee is None:
             return section
-        if void := _void(section, kind, bound, sealed=not isinstance(given, Section)):
+        if void := _void(section, kind, bound, sealed=not isinstance(value, Section)):
             return section.model_copy(update={"guarantee": None, "void": void})
         seal = seal_of(section, kind, bound)
         proved = section.guarantee.model_copy(update={"threshold": section.threshold, "seal": seal})
@@ -216,19 +216,19 @@ class Profile(Checked):
 
     @field_validator("preservation")
     @classmethod
-    def _is_a_table(cls, found: Preservation | None) -> Preservation | None:
-        if found is None:
+    def _is_a_table(cls, table: Preservation | None) -> Preservation | None:
+        if table is None:
             return None
-        if not 0 < found.questions <= found.prompts < 10**12:
+        if not 0 < table.questions <= table.prompts < 10**12:
             raise ValueError(
-                f"{found.questions} questions in {found.prompts} prompts; expected at least one prompt each"
+                f"{table.questions} questions in {table.prompts} prompts; expected at least one prompt each"
             )
-        for row in found.scores:
-            if len(row) != len(found.tokens) or not all(-2.001 <= value <= 2.001 for value in row):
+        for row in table.scores:
+            if len(row) != len(table.tokens) or not all(-2.001 <= value <= 2.001 for value in row):
                 raise ValueError(
-                    f"scores: expected rows of {len(found.tokens)} numbers from -2 to 2, one for each token"
+                    f"scores: expected rows of {len(table.tokens)} numbers from -2 to 2, one for each token"
                 )
-        return found
+        return table
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
@@ -250,8 +250,8 @@ class Profile(Checked):
 def seal_of(section: Section, kind: str, bound: Binding) -> str:
     """Digest all that a guarantee rests on: the test, the threshold, and what makes the confidence of this kind.
 
-    Values at their defaults are left out, so that fields which later versions add do not break seals. A seal shows that
-    something was changed; it is no signature.
+    Values at their defaults are left out, so that fields of later versions do not break seals. A seal shows that
+    something changed; it is no signature.
     """
     without = {"threshold_rule": True, "void": True, "questions": True, "quantiles": True, "spread_of": True}
     parts = {
@@ -288,11 +288,11 @@ def _void(section: Section, kind: str, bound: Binding, *, sealed: bool) -> str:
 
 
 def agreed_prompt(profile: Profile | None, wanted: PromptForm | None) -> PromptForm | None:
-    """Give the prompt to ask with: the profile's, which the caller may only repeat; None for the question by itself.
+    """Give the prompt to ask with: the profile's, which the caller may only repeat; None for the bare question.
 
     Args:
         profile: None leaves the choice to the caller.
-        wanted: what the caller asks for; None for whatever the profile says.
+        wanted: the caller's prompt; None for the profile's.
 
     Raises:
         ConfigurationError: they differ.

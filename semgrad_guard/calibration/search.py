@@ -1,4 +1,4 @@
-"""Which prompt token, which layers, mean or sum, weighted or not: tried out on labelled answers.
+"""The search for the prompt token, the layers, mean or sum, and the weights, on labelled answers.
 
 The Semantic Preservation Score can mislead: it favours tokens whose hidden states feed the first word of the answer.
 Where there are labels, they decide.
@@ -44,7 +44,7 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """What is computed there, in words."""
+        """The computation there, in words."""
         return "fused" if self.fused else f"SemGrad, {self.reduction}{'' if self.weighted else ', unweighted'}"
 
 
@@ -58,8 +58,8 @@ def compare_candidates(
 ) -> list[Candidate]:
     """Score the same answers at every candidate position, and rank all candidates, the best first.
 
-    SemGrad has no parameters to fit, so its AUROC on these answers is not flattered by fitting; choosing the best of
-    many still is, so give none of the answers that a threshold is to be tested on.
+    SemGrad has no parameters to fit, so fitting does not flatter its AUROC on these answers. Choosing the best of many
+    does: give none of the answers that a threshold is to be tested on.
 
     Args:
         scorer: its model and tokenizer are used.
@@ -80,17 +80,17 @@ def compare_candidates(
     shortest = min(len(item.prompt_ids) for item in labelled)
     count = scorer.model.config.get_text_config(decoder=True).num_hidden_layers
     lengths = np.array([len(item.response_ids) for item in labelled])
-    found = []
+    candidates = []
     for position in tqdm([place for place in positions if place <= shortest], desc="comparing positions"):
-        own = scorer.adjusted(token_position=position, layers="all", reduction="mean", unweighted=True, later=True)
-        scores = [item.score for item in rescored(own, labelled)]
+        moved = scorer.adjusted(token_position=position, layers="all", reduction="mean", unweighted=True, later=True)
+        scores = [item.score for item in rescored(moved, labelled)]
         by_layer = {
             True: np.array([score.layers for score in scores]),
             False: np.array([score.layers_unweighted for score in scores]),
         }
         for indices, weighted in product((layer_indices(choice, count) for choice in layers), (True, False)):
             mean = by_layer[weighted][:, list(indices)].mean(1)
-            found += [
+            candidates += [
                 Candidate(position, indices, "mean", weighted, float(roc_auc_score(~correct, mean))),
                 Candidate(position, indices, "sum", weighted, float(roc_auc_score(~correct, mean * lengths))),
             ]
@@ -98,8 +98,8 @@ def compare_candidates(
             features = (*scalar_features(), *layer_features(scores[0]), *later_features(scores[0]))
             groups = [item.example.about for item in labelled]
             auroc = float(roc_auc_score(correct, out_of_fold(scores, correct.tolist(), features, groups)))
-            found.append(Candidate(position, tuple(range(count)), "mean", True, auroc, fused=True))
-    return sorted(found, key=lambda candidate: -candidate.auroc)
+            candidates.append(Candidate(position, tuple(range(count)), "mean", True, auroc, fused=True))
+    return sorted(candidates, key=lambda candidate: -candidate.auroc)
 
 
 def searched(
@@ -111,18 +111,18 @@ def searched(
     only: int | None = None,
     seed: int = 0,
 ) -> tuple[SemGradScorer, list[Answered], list[Candidate]]:
-    """Move to the prompt token and the settings that tell most on the fitting part, and score all answers there.
+    """Move to the prompt token and the settings with the best AUROC on the fitting part, and score all answers there.
 
-    Tried are the last token, the scorer's own and its neighbours. Labels of the other parts are not looked at. For a
-    fused score the prompt token counts alone, since it takes in layers, length and entropies by itself.
+    The last token, the scorer's own and its neighbours are tried. Labels of the other parts are not used. For a fused
+    score the prompt token counts alone, since it takes in layers, length and entropies by itself.
 
     Args:
-        scorer: with its own position, to start from.
+        scorer: its position is the first candidate.
         answers: what it has answered.
         method: what confidence is to be made from.
         also: further positions to try, such as the one of the preservation score.
-        only: the position that the caller has settled on; None to try several.
-        seed: of the split into parts.
+        only: position of the caller's choice; None to try several.
+        seed: random seed of the split into parts.
 
     Returns:
         The scorer to bind a profile to, the answers with its scores, and all candidates, the best first.
@@ -162,7 +162,7 @@ def with_hybrid(answers: Sequence[Answered], tau: float, beta: float) -> list[An
 
 
 def fitting_part(answers: Sequence[Answered], seed: int) -> list[Answered]:
-    """Give the labelled answers that a profile is fitted on, and nothing is tested on."""
+    """Give the labelled answers that a profile is fitted on; nothing is tested on them."""
     labelled = [item for item in answers if item.correct is not None]
     part = part_of(((item.example.about, item.correct is True) for item in labelled), seed)
     return [item for item in labelled if part[item.example.about] == 0]

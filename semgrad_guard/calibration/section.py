@@ -1,4 +1,4 @@
-"""The features that confidence is made from: their names, and their values in a score."""
+"""A section of a profile: its features, read off a score, and the regression that makes them a confidence."""
 
 from __future__ import annotations
 
@@ -116,15 +116,14 @@ _KEPT = 1e-3
 
 
 class Section(Checked):
-    """A logistic regression on log scores, and the confidence that passes unless the user says otherwise.
+    """A logistic regression on log scores, and the least confidence that passes unless the user sets another.
 
     With one feature it is Platt scaling, with several a fused score. `steps`, where there are any, map the regression's
-    probabilities to isotonic ones: pairs of both, ascending. A `threshold` of None lets nothing pass: none was found
-    that keeps what was to be promised. `guarantee` is the promise that goes with the threshold; where there was one
-    that does not hold any more, `void` says why. `quantiles` are evenly spaced ones of the confidences of `spread_of`
-    answers, from least to greatest; empty if they were not kept.
+    probabilities to isotonic ones: pairs of both, ascending. A `threshold` of None lets nothing pass, since none keeps
+    the promise. `guarantee` is the promise of the threshold; `void` says why a former one does not hold any more.
+    `quantiles` are evenly spaced ones of the confidences of `spread_of` answers, from least to greatest, or empty.
 
-    A value outside the range met in fitting counts as the nearest one met, so that no answer is confident by
+    A value outside the range of the fitting counts as the nearest inside it, so that no answer is confident by
     extrapolation.
 
     Raises:
@@ -192,7 +191,7 @@ class Section(Checked):
     def confidence(self, score: Score) -> float:
         """Give the probability that the answer is right, in [0, 1], or its place where a profile only orders.
 
-        It is 0 for a score, or anything made from it, that is not a finite number, and for nothing else.
+        It is 0 exactly where the score, or a number made from it, is not finite.
         """
         if not score.finite():
             return 0.0

@@ -1,4 +1,4 @@
-"""From a score to a verdict: is this answer sure enough? Whatever cannot be judged is not."""
+"""From a score to a verdict: is this answer sure enough? An answer that cannot be judged is not."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SURPRISE = 2.0
 
 
 class Standard:
-    """What an answer must reach: a threshold on confidence (with a profile), or one on a raw score (without)."""
+    """The standard for answers: a threshold on confidence (with a profile), or one on a raw score (without)."""
 
     def __init__(
         self,
@@ -78,9 +78,9 @@ class Standard:
         return None if self.method == "fused" else known_score(self.method).value(score)
 
     def confidence(self, score: Score | None, kind: AnswerKind = "answer") -> float | None:
-        """Give the confidence of a score, in [0, 1]; None where the profile does not say.
+        """Give the confidence of a score, in [0, 1]; None where the profile has no section for it.
 
-        It is 0 without a score, and where a score or what is made from it is not a finite number.
+        It is 0 without a score, and where the score, or a number made from it, is not finite.
         """
         section = None if self.profile is None else self.profile.section(kind)
         if section is None:
@@ -90,12 +90,12 @@ class Standard:
     def judge(self, score: Score | None, failure: str, kind: AnswerKind = "answer") -> Verdict:
         """Judge an answer; without a finite score, or with a failure, it never passes.
 
-        Nor does one that the model would hardly give itself: gradients tell whether the model knows an answer, not
-        whether this is it, so that one drawn at a high temperature, or written by others, could look sure.
+        Nor does one that the model would hardly give itself. Gradients show whether the model knows an answer, not
+        whether this is it: one drawn at a high temperature, or written by someone else, could look sure.
 
         Args:
             score: the answer's score, None where scoring failed.
-            failure: why the answer cannot be trusted whatever its score; empty if nothing went wrong.
+            failure: why the answer cannot be trusted, whatever its score; "" if nothing went wrong.
             kind: what the score is of; the profile has a section for each kind.
         """
         threshold, confidence = self.threshold(kind), self.confidence(score, kind)
@@ -137,7 +137,7 @@ class Standard:
         )
 
     def _policy(self, kind: AnswerKind, threshold: float | None) -> str:
-        """Say in words what an answer must reach, and what that promises of those that do."""
+        """Say in words what an answer must reach, and what is promised of answers that reach it."""
         if threshold is None:
             return "nothing passes: there is no threshold"
         if self.profile is None:
@@ -174,7 +174,7 @@ class Standard:
         return "" if section is None else section.void
 
     def _promising(self, kind: AnswerKind) -> Section | None:
-        """Give the section whose promise counts: the one fitted on this very kind, not one that stands in."""
+        """Give the section whose promise counts: the one fitted on this very kind of answer."""
         if self.profile is None or self._threshold is not None:
             return None
         section: Section | None = getattr(self.profile, kind)

@@ -1,7 +1,7 @@
-"""What a score costs on top of generation: everything timed side by side in one process, as ratios.
+"""The cost of a score on top of generation: everything timed side by side in one process, as ratios.
 
-Each repeat times every contender once, one after the other, so that a machine that slows down slows all of them; the
-median of the ratios within a repeat is what counts.
+Each repeat times every contender once, one after the other, so that a machine that slows down slows all of them. The
+median of the ratios within a repeat counts.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ def inconsistency(answer: str, samples: Sequence[str]) -> float:
 
     NaN without samples.
     """
-    given = words(answer)
-    return sum(words(sample) != given for sample in samples) / len(samples) if samples else math.nan
+    answer_words = words(answer)
+    return sum(words(sample) != answer_words for sample in samples) / len(samples) if samples else math.nan
 
 
 def semantic_entropy(samples: Sequence[str]) -> float:
@@ -104,7 +104,7 @@ _FAILURES = (SemGradError, RuntimeError, MemoryError, ArithmeticError)
 
 
 class Attempts:
-    """Does pieces of work by name; `seconds` holds what the finished ones took, `failures` why the others failed."""
+    """Runs pieces of work by name; `seconds` holds the times of the finished ones, `failures` why others failed."""
 
     def __init__(self) -> None:
         """Begin with nothing done."""
@@ -112,12 +112,12 @@ class Attempts:
         self.failures: dict[str, str] = {}
 
     def __call__(self, name: str, work: Callable[[], _Made]) -> _Made | None:
-        """Do a piece of work and give what it made; None if it failed."""
-        begun = time.perf_counter()
+        """Run a piece of work and give its result; None if it failed."""
+        start = time.perf_counter()
         try:
             made = work()
         except _FAILURES as error:
             self.failures[name] = f"{type(error).__name__}: {error}"
             return None
-        self.seconds[name] = time.perf_counter() - begun
+        self.seconds[name] = time.perf_counter() - start
         return made

@@ -1,4 +1,4 @@
-"""What a model must be like so that its scores are exact; everything else is refused with cause and remedy."""
+"""The checks of a model before it is scored: one whose scores would not be exact is refused, with cause and remedy."""
 
 from __future__ import annotations
 
@@ -80,11 +80,11 @@ def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
 
 def _end_ids(model: PreTrainedModel) -> set[int]:
     """Collect the end tokens of both configurations."""
-    found: set[int] = set()
+    ids: set[int] = set()
     for config in (model.config.get_text_config(decoder=True), model.generation_config):
         ends = getattr(config, "eos_token_id", None)
-        found |= set(ends) if isinstance(ends, list | tuple) else set() if ends is None else {ends}
-    return found
+        ids |= set(ends) if isinstance(ends, list | tuple) else set() if ends is None else {ends}
+    return ids
 
 
 _PROBE_TOKENS = 4
@@ -100,7 +100,7 @@ def check_scorable(model: PreTrainedModel) -> None:
 def check_sequences(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
 ) -> None:
-    """Refuse what cannot be scored with this model: an empty response, too many tokens, ids it does not know."""
+    """Refuse what cannot be scored with this model: an empty response, too many tokens, or unknown ids."""
     check_scorable(model)
     limit = context_length(model)
     vocabulary = model.config.get_text_config(decoder=True).vocab_size

@@ -20,9 +20,9 @@ M = TypeVar("M", bound=nn.Module)
 def mirror(module: M, *, leaves: bool = False) -> M:
     """Copy the module objects of a tree, not their weights.
 
-    transformers answers `output_hidden_states=True` by setting forward hooks that stay. On a mirror they are set and
-    thrown away with it, and the user's modules stay free of them. The user's own hooks are kept. A mirror takes
-    microseconds per module, so it is made afresh for each pass and is never out of date.
+    transformers answers `output_hidden_states=True` by setting forward hooks that stay. A mirror takes these hooks and
+    is thrown away, and the user's modules stay free of them. The user's own hooks go along. A mirror takes microseconds
+    per module, so each pass makes its own, which is never out of date.
 
     Modules without children are shared, since nothing sets hooks on them; with `leaves` they are copied as well.
     """
@@ -55,29 +55,29 @@ def decoder_layers(model: PreTrainedModel, decoder: nn.Module) -> nn.ModuleList:
 
 
 class Boundary:
-    """A mirror of the model to generate with, and what comes to the input of a layer meanwhile."""
+    """A mirror of the model to generate with; it records the inputs of one layer meanwhile."""
 
     def __init__(self, model: PreTrainedModel, layer: int, tail: int) -> None:
         """Watch a layer's input: its last `tail` columns of the prompt, and every column after it."""
         self.model = mirror(model)
         self._tail = tail
-        self._kept: list[Tensor] = []
+        self._parts: list[Tensor] = []
         watched = decoder_layers(model, self.model.get_decoder())[layer]
-        watched.register_forward_pre_hook(self._keep, with_kwargs=True)
+        watched.register_forward_pre_hook(self._record, with_kwargs=True)
 
-    def _keep(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = args[0] if args else kwargs["hidden_states"]
-        self._kept.append(given[:, -self._tail :].clone() if not self._kept else given)
+    def _record(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs = args[0] if args else kwargs["hidden_states"]
+        self._parts.append(inputs[:, -self._tail :].clone() if not self._parts else inputs)
 
     def states(self, columns: int) -> Tensor | None:
-        """Give what was kept, [B, columns, D]; None where generation did not go token by token."""
-        if not self._kept or sum(part.shape[1] for part in self._kept) != columns:
+        """Give the recorded inputs, [B, columns, D]; None where generation did not go token by token."""
+        if not self._parts or sum(part.shape[1] for part in self._parts) != columns:
             return None
-        return torch.cat(self._kept, dim=1)
+        return torch.cat(self._parts, dim=1)
 
 
 class PassThrough(nn.Module):
-    """Stands in for a layer below the boundary: gives back what it is given."""
+    """Stands in for a layer below the boundary: gives its input back."""
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Do nothing."""

@@ -1,4 +1,4 @@
-"""Running a sequence's end again, with gradients, on the generation's cache where that is exact; the output head."""
+"""The replay: the end of a sequence is run again, with gradients, on the generation's cache where that is exact."""
 
 from __future__ import annotations
 
@@ -116,11 +116,11 @@ def replay(
 ) -> Replay:
     """Run the suffix again on the best path that is exact for this model.
 
-    `lowest` is the first hidden state a gradient is wanted for; what lies below it is no part of the graph. Where the
-    generation kept the hidden states there, the layers below are not even run ("upper").
+    `lowest` is the first hidden state with a gradient; the graph begins there. Where the generation kept the hidden
+    states of that layer's input, the layers below are not even run ("upper").
 
-    "cache": on the generation's key-value cache; "prefix": the positions before t* are run again first, without
-    gradients; "full": everything is run again, for models that keep a running state instead of keys and values.
+    "cache" runs on the generation's key-value cache. "prefix" first runs the positions before t* again, without
+    gradients. "full" runs everything again, for models that keep a running state instead of keys and values.
     """
     if any(linear_layers(model)):
         return Replay(_forward(model, layout, 0, None, lowest), layout.start, "full")
@@ -131,14 +131,14 @@ def replay(
         if layout.start > 0:
             with torch.no_grad():
                 _decode(model, model.get_decoder(), layout, slice(0, layout.start), past)
-    boundary = _kept(batch, rows, layout, lowest) if path == "cache" and batch is not None else None
+    boundary = _boundary_states(batch, rows, layout, lowest) if path == "cache" and batch is not None else None
     if boundary is not None:
         path = "upper"
     return Replay(_forward(model, layout, layout.start, past, lowest, boundary), 0, path)
 
 
-def _kept(batch: GenerationBatch, rows: Sequence[int], layout: Layout, lowest: int) -> Tensor | None:
-    """Give the boundary for the rows and columns that are run again; None where it was not kept for this layer."""
+def _boundary_states(batch: GenerationBatch, rows: Sequence[int], layout: Layout, lowest: int) -> Tensor | None:
+    """Give the boundary for the rows and columns that are run again; None if this layer has none."""
     if batch.boundary is None or batch.boundary_layer != lowest:
         return None
     columns = layout.ids.shape[1] - 1 - layout.start
@@ -149,12 +149,12 @@ def _kept(batch: GenerationBatch, rows: Sequence[int], layout: Layout, lowest: i
 
 
 def _sliced(batch: GenerationBatch, rows: Sequence[int], length: int) -> DynamicCache | None:
-    """View the first positions of a generation's cache; None where it does not hold them as plain keys and values."""
-    held = plain_keys_and_values(batch.cache, batch.sequence_width - 1)
-    if held is None:
+    """View the first positions of a generation's cache; None if it does not hold them as plain keys and values."""
+    layers = plain_keys_and_values(batch.cache, batch.sequence_width - 1)
+    if layers is None:
         return None
     views = []
-    for keys, values in held:
+    for keys, values in layers:
         if len(rows) != keys.shape[0] or list(rows) != list(range(len(rows))):
             index = torch.tensor(rows, device=keys.device)
             keys, values = keys[index], values[index]
@@ -176,22 +176,22 @@ def _forward(
     """
     decoder = mirror(model.get_decoder())
     layers = decoder_layers(model, decoder)
-    begun: list[Tensor] = []
+    entries: list[Tensor] = []
 
-    def begin(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def enter(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         torch.set_grad_enabled(True)
-        given = boundary if boundary is not None else args[0] if args else kwargs["hidden_states"]
-        begun.append(given.detach().requires_grad_())
-        return ((begun[0], *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": begun[0]})
+        inputs = boundary if boundary is not None else args[0] if args else kwargs["hidden_states"]
+        entries.append(inputs.detach().requires_grad_())
+        return ((entries[0], *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": entries[0]})
 
-    layers[lowest].register_forward_pre_hook(begin, with_kwargs=True)
+    layers[lowest].register_forward_pre_hook(enter, with_kwargs=True)
     for layer in range(lowest if boundary is not None else 0):
         layers[layer] = PassThrough()
     with torch.no_grad():  # until the hook
         upper = _decode(model, decoder, layout, slice(start, layout.ids.shape[1] - 1), past).hidden_states
     missing = len(layers) + 1 - len(upper)  # a layer that was passed through is not recorded
-    hidden = [begun[0]] * missing + list(upper)
-    hidden[lowest] = begun[0]
+    hidden = [entries[0]] * missing + list(upper)
+    hidden[lowest] = entries[0]
     return tuple(hidden)
 
 

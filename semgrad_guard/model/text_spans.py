@@ -37,7 +37,7 @@ def sentence_spans(text: str) -> list[TextSpan]:
 
     It goes by punctuation alone; an abbreviation in the middle of a sentence may split it.
     """
-    ends = [found.end() for found in _SENTENCE_END.finditer(text)]
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
     spans = []
     for start, stop in zip([0, *ends], [*ends, len(text)], strict=True):
         part = text[start:stop]
@@ -100,7 +100,7 @@ def _starts(decode: Callable[[Sequence[int]], str], ids: Sequence[int], text: st
 
 
 def _common(first: str, second: str) -> int:
-    """Count the characters two texts begin with alike: half a character at the end of the first is not one yet."""
+    """Count the characters that two texts share at the beginning; half a character does not count."""
     length = 0
     for ours, theirs in zip(first, second, strict=False):
         if ours != theirs:

@@ -1,6 +1,6 @@
-"""Scoring as it happens, for whoever wants to hear of it: how long each pass took, and over how much.
+"""Listeners to scoring: they hear how long each pass took, and over how many rows and tokens.
 
-Without listeners nothing is measured. Nobody gets to see what was scored.
+Without listeners nothing is measured. A listener never sees what was scored.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ PassFailure = Literal["scoring", "out_of_memory"]
 class ScoringPass:
     """One forward over the rows of a batch, and the backwards after it.
 
-    `seconds` is wall-clock time, `tokens` the number of response tokens over all rows. `path` tells how the prompt was
-    replayed: from what the generation kept ("upper", "cache"), or anew ("prefix", "full"); None if the pass failed.
+    `seconds` is wall-clock time, and `tokens` counts the response tokens of all rows. `path` says how the prompt was
+    replayed: from the generation's own states ("upper", "cache") or anew ("prefix", "full"). It is None if the pass
+    failed, and `failure` says why.
     """
 
     seconds: float
@@ -46,7 +47,7 @@ _listeners: tuple[Listener, ...] = ()
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Have a listener told of every pass in this process, in the thread that scored; one that raises is not heeded."""
+    """Call a listener after every pass in this process, in the thread that scored; its errors are logged."""
     global _listeners
     with _LOCK:
         _listeners = (*_listeners, listener)
@@ -59,19 +60,19 @@ def listening(listener: Listener) -> Iterator[None]:
 
 
 def observed(generations: Sequence[Generation], work: Callable[[], list[list[Score]]]) -> list[list[Score]]:
-    """Score generations, and tell the listeners how that went; what it raises is raised."""
+    """Score generations, and notify the listeners of how it went; an error of scoring is raised again."""
     if not _listeners:
         return work()
     rows, tokens = len(generations), sum(len(generation.response_ids) for generation in generations)
-    begun = perf_counter()
+    start = perf_counter()
     try:
-        found = work()
+        scores_by_row = work()
     except Exception as error:
-        _tell(ScoringPass(perf_counter() - begun, rows, tokens, None, _kind(error)))
+        _notify(ScoringPass(perf_counter() - start, rows, tokens, None, _kind(error)))
         raise
-    path = next((score.path for scores in found for score in scores), None)
-    _tell(ScoringPass(perf_counter() - begun, rows, tokens, path))
-    return found
+    path = next((score.path for scores in scores_by_row for score in scores), None)
+    _notify(ScoringPass(perf_counter() - start, rows, tokens, path))
+    return scores_by_row
 
 
 def _kind(error: Exception) -> PassFailure:
@@ -80,9 +81,9 @@ def _kind(error: Exception) -> PassFailure:
     return "out_of_memory" if exhausted else "scoring"
 
 
-def _tell(happened: ScoringPass) -> None:
+def _notify(scoring_pass: ScoringPass) -> None:
     for listener in _listeners:
         try:
-            listener(happened)
+            listener(scoring_pass)
         except Exception as error:  # whoever listens must not break scoring
             logger.warning("A listener to scoring failed: %s", described(error))

@@ -86,7 +86,7 @@ class ScoreKind:
         return -value if value is not None and self.direction == "certainty" else value
 
     def reaches(self, value: float, threshold: float) -> bool:
-        """Tell whether a value is at least as sure as a threshold; one that is no number is not."""
+        """Tell whether a value is at least as sure as a threshold; NaN is not."""
         return value <= threshold if self.direction == "uncertainty" else value >= threshold
 
 
@@ -147,7 +147,7 @@ def measured_scores(log_probs: Tensor, entropies: Tensor) -> dict[str, float | N
 
 
 def _attempt(name: str, work: Callable[[], float | None]) -> float | None:
-    """Do what a user has written; a failure is NaN, with which nothing passes."""
+    """Run a user's computation; a failure is logged and gives NaN, which passes nothing."""
     try:
         return work()
     except Exception as error:

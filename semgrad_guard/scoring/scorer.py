@@ -50,7 +50,7 @@ _ROUGH = 0.05
 
 
 def refusal(scorer: SemGradScorer) -> str:
-    """Say why the layers below the scorer's cannot be left out when this model is scored; empty if they can.
+    """Say why the layers below the scored ones cannot be left out with this model; "" if they can.
 
     A few tokens are generated and scored both ways.
     """
@@ -61,13 +61,13 @@ def refusal(scorer: SemGradScorer) -> str:
     prompts = [[1 + token % (vocabulary - 1) for token in range(length)] for length in (keep[1] + 2, keep[1] + 5)]
     settings: dict[str, Any] = {"max_new_tokens": _TOKENS, "min_new_tokens": _TOKENS, "do_sample": False}
     try:
-        kept = generate(scorer.model, scorer.tokenizer, prompts, keep=keep, **settings)
-        upper = scorer.score(kept)
+        generations = generate(scorer.model, scorer.tokenizer, prompts, keep=keep, **settings)
+        upper = scorer.score(generations)
     except Exception as error:  # a model built in a way that this was not made for
         return f"it fails on this model: {type(error).__name__}: {error}"
     if upper[0].path != "upper":
         return f"this model takes the path {upper[0].path!r}"
-    plain = scorer.score(without_boundary(kept))
+    plain = scorer.score(without_boundary(generations))
     tolerance = _TOLERANCES.get(scorer.model.dtype, _ROUGH)
     for one, other in zip(upper, plain, strict=True):
         for ours, theirs in zip(one.layers, other.layers, strict=True):
@@ -77,7 +77,7 @@ def refusal(scorer: SemGradScorer) -> str:
 
 
 def without_boundary(generations: Sequence[Generation]) -> list[Generation]:
-    """Give the generations of one batch as if no hidden states had been kept."""
+    """Give the generations of one batch without their hidden states, as if they had not been kept."""
     batch = generations[0].batch
     bare = None if batch is None else replace(batch, boundary=None)
     return [replace(generation, batch=bare) for generation in generations]
@@ -90,11 +90,12 @@ class SemGradScorer:
     """Scores of a local model's responses, from one pass and without sampling.
 
     SemGrad is the mean absolute gradient of the entropy-weighted log-likelihood of the response with respect to the
-    hidden states at the *semantic preserving token* t*, where the prompt's meaning gathers (arXiv 2605.04638,
-    equation 4); ParaGrad and ExGrad are the same at the output head's weights, with and without the entropy weights
-    (equation 5); HybridGrad mixes SemGrad and ParaGrad (equation 6). *Higher = more uncertain*, all of them.
+    hidden states at the *semantic preserving token* t*, where the prompt's meaning gathers (arXiv 2605.04638, equation
+    4). ParaGrad and ExGrad are the same at the output head's weights, with and without the entropy weights (equation
+    5). HybridGrad mixes SemGrad and ParaGrad (equation 6). *Higher = more uncertain*, all of them.
 
-    The model is left as it is: no hooks, no parameter gradients, no mode change.
+    `scoring` holds the settings with the layers by index. The model stays as it is: no hooks, no parameter gradients,
+    no mode change.
     """
 
     def __init__(
@@ -161,7 +162,7 @@ class SemGradScorer:
 
         Args:
             prompts: prompt ids, chat template and generation prompt included.
-            settings: keywords of `model.generate`; what is not given is the model's own generation configuration.
+            settings: keywords of `model.generate`; the model's generation configuration holds for all others.
 
         Raises:
             PromptTooLongError: a prompt with its answer does not fit into the model's context.
@@ -172,7 +173,7 @@ class SemGradScorer:
 
     @property
     def keep(self) -> tuple[int, int] | None:
-        """The layer, and the last prompt columns, whose states upper-half replay keeps; None if there are none."""
+        """The layer, and the last prompt columns, whose states upper-half replay needs; None if it has no use here."""
         return None if self.layers[0] == 0 or self.token_position is None else (self.layers[0], self.token_position)
 
     @overload

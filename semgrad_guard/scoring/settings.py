@@ -102,7 +102,7 @@ class ScoringSettings(Settings):
 
 
 def gathered(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Gather the keywords that are settings of scoring under "scoring"; those named stand over what is there already.
+    """Gather the keywords that are settings of scoring under "scoring"; a keyword wins over what is there already.
 
     Raises:
         ConfigurationError: a setting of scoring has a wrong type or value.

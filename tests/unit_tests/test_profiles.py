@@ -19,7 +19,7 @@ from semgrad_guard.calibration.profile import NO_LABELS, Section
 from semgrad_guard.calibration.section import Section as SectionItself
 from semgrad_guard.calibration.verdict import Standard
 from semgrad_guard.demo import embedded_profile
-from semgrad_guard.evaluation.compare import choose, kept_promise
+from semgrad_guard.evaluation.compare import choose, promise_figures
 from semgrad_guard.evaluation.report import parts_of, report
 from semgrad_guard.evaluation.run import Result
 from semgrad_guard.evaluation.study import Study
@@ -486,7 +486,7 @@ def test_an_evaluation_gives_an_ordering_no_calibration_error():
         for value, right in answers
     ]
     for found, calibrated in ((ordering(), False), (promising(), True)):
-        kept = kept_promise(results, found)
+        kept = promise_figures(results, found)
         assert kept["calibrated"] is calibrated
         assert all((kept[name] is not None) is calibrated for name in ("brier", "ece_15_bins", "smooth_ece"))
         methods = list(choose((), found).values())

@@ -14,6 +14,7 @@ from semgrad_guard.calibration.profile import agreed_prompt, agreed_scoring
 from semgrad_guard.calibration.prompts import BARE, PromptForm
 from semgrad_guard.langchain.messages import labelled_example, prompt_form
 from semgrad_guard.model.chat_template import encode_chat
+from semgrad_guard.scoring.settings import ScoringSettings
 
 SHOTS = [
     {"role": "system", "content": "Be brief."},
@@ -166,7 +167,7 @@ def test_under_a_profile_questions_are_put_as_they_were_calibrated(tmp_path):
         with pytest.raises(ConfigurationError, match=f"the prompt given is {wanted.fingerprint}"):
             agreed_prompt(calibrated, wanted)
     assert agreed_scoring(loaded, 3) == agreed_scoring(loaded, None) == loaded.bound_to.scoring
-    assert agreed_scoring(None, 5) == {"token_position": 5}
+    assert agreed_scoring(None, 5) == ScoringSettings(token_position=5)
     with pytest.raises(ConfigurationError, match=r"t\* = 3, and token_position=5"):
         agreed_scoring(loaded, 5)
 

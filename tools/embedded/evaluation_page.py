@@ -12,7 +12,7 @@ import typer
 
 from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.demo.embedded import PROFILE
-from semgrad_guard.evaluation.compare import kept_promise
+from semgrad_guard.evaluation.compare import promise_figures
 from semgrad_guard.evaluation.report import WHOLE
 from semgrad_guard.evaluation.run import read_results
 
@@ -79,7 +79,7 @@ def main(
     """Write the page about both evaluations."""
     metrics, other = (json.loads((folder / "metrics.json").read_text("utf-8")) for folder in (first, second))
     results = read_results(first / "results.jsonl")
-    promises = [kept_promise(results, Profile.load(path)) for path in (PROFILE, looser)]
+    promises = [promise_figures(results, Profile.load(path)) for path in (PROFILE, looser)]
     environment = jinja2.Environment(trim_blocks=True, undefined=jinja2.StrictUndefined, autoescape=False)
     template = environment.from_string(files(__package__).joinpath("evaluation.md.jinja").read_text("utf-8"))
     page = template.render(
