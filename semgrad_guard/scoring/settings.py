@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field
 
 from semgrad_guard.errors import ConfigurationError
-from semgrad_guard.settings import Settings
+from semgrad_guard.settings import Settings, shown
 
 Reduction = Literal["mean", "sum"]
 Norm = Literal["l1", "l2"]
@@ -113,4 +113,6 @@ def gathered(settings: Mapping[str, Any]) -> dict[str, Any]:
         rest["layers"] = rest.pop("span")
     named = {name: rest.pop(name) for name in ScoringSettings.model_fields if name in rest}
     base = rest.pop("scoring", None) or ScoringSettings()
+    if not isinstance(base, ScoringSettings):
+        raise ConfigurationError(f"scoring={shown(base)}: expected a ScoringSettings, or its settings by their names.")
     return rest | {"scoring": base.changed(**named) if named else base}

@@ -223,6 +223,7 @@ def test_semgrad_is_the_mean_of_its_layers_and_none_unless_asked(scorer):
         ({"token_position": True}, "token_position=True"),
         ({"beta": -0.5}, "beta=-0.5"),
         ({"tau": float("nan")}, "tau=nan"),
+        ({"scoring": {"tau": 2.0}}, "scoring=.*expected a ScoringSettings"),
         ({"layer": "all"}, "SemGradScorer has no setting 'layer'. Did you mean 'layers'"),
         ({"reduction": "max"}, "reduction='max'"),
         ({"norm": "l3"}, "norm='l3'"),
