@@ -149,7 +149,8 @@ def measured_scores(log_probs: Tensor, entropies: Tensor) -> dict[str, float | N
 def _attempt(name: str, work: Callable[[], float | None]) -> float | None:
     """Run a user's computation; a failure is logged and gives NaN, which passes nothing."""
     try:
-        return work()
+        value = work()
+        return None if value is None else float(value)
     except Exception as error:
         logger.warning("The score %s cannot be computed: %s", name, described(error))
         return math.nan

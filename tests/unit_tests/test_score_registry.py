@@ -30,7 +30,7 @@ TOP_LAYER = ScoreKind("top_layer", "SemGrad at the topmost layer.", read=lambda 
 LEAST = ScoreKind(
     "least_probability",
     "The probability of the least probable token.",
-    measure=lambda log_probs, entropies: math.exp(float(log_probs.min())),
+    measure=lambda log_probs, entropies: log_probs.min().exp(),
     direction="certainty",
 )
 
