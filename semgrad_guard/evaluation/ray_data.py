@@ -124,9 +124,8 @@ Prepare = Callable[[torch.device], Answerer]
 class RayPool:
     """Processes that answer in place of this one; an `Elsewhere` of `evaluate`.
 
-    Each loads the model once and writes what it has answered part by part into `folder`, which all machines must see.
-    A part that is there is not answered again, whoever is killed; a process that dies is replaced and its part begun
-    anew.
+    Each loads the model once and writes its answers part by part into `folder`, which all machines must see. A finished
+    part is never answered again. A process that dies is replaced, and its part is done anew.
 
     Args:
         prepare: loads what answers.

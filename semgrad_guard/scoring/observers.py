@@ -85,5 +85,5 @@ def _notify(scoring_pass: ScoringPass) -> None:
     for listener in _listeners:
         try:
             listener(scoring_pass)
-        except Exception as error:  # whoever listens must not break scoring
+        except Exception as error:  # a listener must not break scoring
             logger.warning("A listener to scoring failed: %s", described(error))
