@@ -57,8 +57,8 @@ def main(
         seen[example.stratum] += 1
         if seen[example.stratum] <= most * (5 if example.stratum == "invented" else 1):
             selected.append(example)
-    chat = ChatSemGrad.of(
-        load_model(model, quiet=True), temperature=0, max_tokens=12, batch_size=_BATCH, scoring=loaded.bound_to.scoring
+    chat = ChatSemGrad.from_model(
+        *load_model(model, quiet=True), temperature=0, max_tokens=12, batch_size=_BATCH, scoring=loaded.bound_to.scoring
     )
     guard = SemGradGuard(chat, profile=loaded, prompt=loaded.bound_to.prompt)
     confidences = []

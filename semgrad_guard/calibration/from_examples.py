@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from pathlib import Path
+from typing import Any
 
-from semgrad_guard.calibration.answers import Answered, Answers, rescored
+from semgrad_guard.calibration.answers import Answered, Answers, answered, rescored
 from semgrad_guard.calibration.counts import FEWEST, Counts, questions_needed
 from semgrad_guard.calibration.examples import Example
 from semgrad_guard.calibration.fit import Calibrated, Labelled, Method, calibrate_section, cover_section, first_half
+from semgrad_guard.calibration.labels import Labeler, labeler, tolerant
 from semgrad_guard.calibration.profile import NO_LABELS, Binding, PositionSource, Profile, Section
-from semgrad_guard.calibration.prompts import PromptForm
+from semgrad_guard.calibration.prompts import BARE, PromptForm
 from semgrad_guard.calibration.search import Candidate, fitting_part, searched, tuned_hybrid, with_hybrid
 from semgrad_guard.errors import DataError
 from semgrad_guard.model.chat_template import semantic_position
@@ -22,6 +25,8 @@ from semgrad_guard.version import VERSION
 
 Retry = Callable[[Sequence[Example]], Answers]
 """Asks questions once more, as a route does, and scores and labels the answers."""
+
+_OWN_LABELS = "a function of the caller's"  # the label source where labels have no name
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,49 @@ class Calibration:
     again: Counts | None = None
     candidates: list[Candidate] = field(default_factory=list)
     compared: dict[str, float] = field(default_factory=dict)
+
+
+def calibrated_on(
+    scorer: SemGradScorer,
+    examples: Sequence[Example],
+    generation: dict[str, Any],
+    *,
+    labels: str | Labeler = "match",
+    prompt: PromptForm | None = None,
+    stop: Sequence[str] = (),
+    journal: str | Path | None = None,
+    retry: Callable[..., Retry] | None = None,
+    **calibration: Any,
+) -> Calibration:
+    """Let the model answer labelled questions, and calibrate on its answers.
+
+    Args:
+        scorer: generates and scores.
+        examples: questions with their right answers.
+        generation: keywords of `model.generate`.
+        labels: how an answer is compared with the right ones: a name that `labeler` knows, or a function. Where a
+            function fails now and then, the answer has no label.
+        prompt: how the questions are put, which the profile is bound to; None for the questions by themselves.
+        stop: texts that an answer is cut before.
+        journal: a file that remembers answers.
+        retry: builds, of the scorer, the labeler, `generation` and the further keywords of `answered`, what asks
+            questions again; None: no second answers are calibrated.
+        calibration: further keywords of `calibrated_profile`.
+
+    Raises:
+        DataError: there are too few labels, all are alike, or labelling keeps failing.
+    """
+    label = labeler(labels) if isinstance(labels, str) else tolerant(labels)
+    settings: dict[str, Any] = {"prompt": prompt or BARE, "stop": stop, "journal": journal}
+    return calibrated_profile(
+        scorer,
+        answered(scorer, examples, label, generation, **settings),
+        model=str(scorer.model.config.name_or_path),
+        labels=labels if isinstance(labels, str) else _OWN_LABELS,
+        prompt=prompt,
+        retry=None if retry is None else retry(scorer, label, generation, **settings),
+        **calibration,
+    )
 
 
 def calibrated_profile(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Iterable
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     Field,
@@ -26,6 +27,11 @@ from semgrad_guard.model.fingerprint import Precision
 from semgrad_guard.records import AnswerKind
 from semgrad_guard.scoring.preservation import Preservation
 from semgrad_guard.scoring.settings import ScoringSettings
+from semgrad_guard.settings import shown
+
+if TYPE_CHECKING:
+    from semgrad_guard.calibration.fit import Method
+    from semgrad_guard.calibration.labels import Labeler
 
 __all__ = ["NO_LABELS", "Binding", "PositionSource", "Profile", "Section", "feature_values", "seal_of"]
 
@@ -133,6 +139,75 @@ class Profile(Checked):
             return self.grounded or self.answer
         section: Section | None = getattr(self, kind)
         return section
+
+    @classmethod
+    def fit(
+        cls,
+        llm: Any,
+        examples: Iterable[Any],
+        *,
+        risk: float = 0.05,
+        delta: float = 0.05,
+        labels: str | Labeler = "match",
+        method: Method = "auto",
+        search: bool = True,
+        prompt: PromptForm | str | None = None,
+        generation: dict[str, Any] | None = None,
+        journal: str | Path | None = None,
+        retry: Callable[..., Any] | None = None,
+        seed: int = 0,
+    ) -> Profile:
+        """Let a model answer labelled questions, and fit a profile whose threshold keeps a promise.
+
+        Args:
+            llm: a `ChatSemGrad`, or a `SemGradScorer`.
+            examples: `Example`s, or dicts like the lines of a data file: questions with their right answers, or with an
+                answer that is scored as it is, and whether it is right.
+            risk: largest share of wrong answers among those that pass.
+            delta: probability that the promise does not hold.
+            labels: how an answer is compared with the right ones: a name that `labeler` knows, or a function such as
+                an `LLMJudge`; where that fails now and then, the answer has no label.
+            method: the score that confidence is made from; "auto" takes the best out of fold.
+            search: also try other prompt tokens and ways to compute SemGrad, and take what tells most.
+            prompt: how questions are put, for the profile to remember: a text with `{query}`, or a `PromptForm`; None:
+                the questions by themselves, or the messages of the examples.
+            generation: keywords of `model.generate`, over those of the chat model.
+            journal: a file that remembers answers, so that another run, with other labels or another method too, goes
+                on from them. It is left there.
+            retry: builds what asks questions again (see `calibrated_on`), to calibrate those answers too; one half of
+                the questions serves first answers then, the other second ones.
+            seed: of the split into questions to fit on and to test on.
+
+        Raises:
+            DataError: there are too few labels, all are alike, or labelling keeps failing; or an example is malformed.
+            ConfigurationError: the model is something else; or there is a prompt beside messages of an example.
+        """
+        from semgrad_guard.calibration.examples import calibrated_prompt, examples_of
+        from semgrad_guard.calibration.from_examples import calibrated_on  # they build on profiles
+        from semgrad_guard.scoring.scorer import SemGradScorer
+
+        scorer = getattr(llm, "scorer", llm)
+        if not isinstance(scorer, SemGradScorer):
+            raise ConfigurationError(f"Profile.fit({shown(llm)}): expected a ChatSemGrad or a SemGradScorer.")
+        questions = examples_of(examples)
+        form = PromptForm.of_text(prompt) if isinstance(prompt, str) else prompt
+        settings = getattr(llm, "generation_settings", {}) | (generation or {})
+        stop = settings.get("stop_strings") or ()
+        return calibrated_on(
+            scorer,
+            questions,
+            settings,
+            labels=labels,
+            prompt=calibrated_prompt(questions, form),
+            stop=[stop] if isinstance(stop, str) else stop,
+            journal=journal,
+            retry=retry,
+            method=method,
+            search=search,
+            risk=risk,
+            delta=delta,
+            seed=seed,
+        ).profile
 
     @classmethod
     def load(cls, path: str | Path) -> Profile:

@@ -80,7 +80,8 @@ def ask(
         loaded = None if profile is None else Profile.load(profile)
         form, scoring = agreed_prompt(loaded, prompt_of(prompt, system)), agreed_scoring(loaded, token_position)
         generation = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
-        llm = ChatSemGrad.of(model_of(model, revision, dtype, quiet=as_json), generation=generation, scoring=scoring)
+        source = model_of(model, revision, dtype, quiet=as_json)
+        llm = ChatSemGrad.from_model(*source, generation=generation, scoring=scoring)
         own = embedded_corpus() if model is None else ()
         passages = own if corpus is None else read_passages(corpus)
         if loaded is None and threshold is None and score_threshold is None:

@@ -26,7 +26,7 @@ from semgrad_guard.errors import (
     described,
     named,
 )
-from semgrad_guard.langchain.chat_model import ChatSemGrad
+from semgrad_guard.langchain.chat_model import ChatSemGrad, chat_model
 from semgrad_guard.langchain.drafts import Draft, astep, step, without_text
 from semgrad_guard.langchain.messages import EMPTY_QUESTION, asked_with, last_question, reads_tool_results
 from semgrad_guard.langchain.scored_messages import judged, watched_score
@@ -41,7 +41,7 @@ from semgrad_guard.settings import checked, shown
 
 logger = logging.getLogger(__name__)
 
-Context = Literal["none", "given", "retrieved"]
+Passages = Literal["optional", "in_prompt", "required"]
 
 # What may go wrong while answering and means "not sure" rather than a mistake of the caller: the prompt does not fit,
 # or memory runs out, which torch reports as a RuntimeError.
@@ -51,7 +51,7 @@ _GENERATE = RunnableConfig(run_name="generate")
 
 @dataclass(frozen=True)
 class Manner:
-    """How a guard asks: which model, against which standard, with whose context, and whether traces see drafts.
+    """How a guard asks: which model, against which standard, where passages come from, and whether traces see drafts.
 
     `prompt` is what it puts around the question; None for nothing.
     """
@@ -60,7 +60,7 @@ class Manner:
     standard: Standard
     watch: Watch | None
     raw_watch: RawWatch | None
-    context: Context
+    passages: Passages
     record_drafts: bool
     prompt: PromptForm | None = None
 
@@ -87,10 +87,10 @@ def profile_of(profile: Any) -> Profile | None:
 def chat_model_for(llm: Any, profile: Profile | None) -> ChatSemGrad:
     """Wrap the model; with a profile, score exactly as the profile was fitted, and refuse another model."""
     if profile is None:
-        return llm if isinstance(llm, ChatSemGrad) else ChatSemGrad.of(llm)
+        return llm if isinstance(llm, ChatSemGrad) else chat_model(llm)
     scoring = profile.bound_to.scoring
     same = isinstance(llm, ChatSemGrad) and llm.scoring == scoring
-    chat = llm if same else ChatSemGrad.of(llm, scoring=scoring)
+    chat = llm if same else chat_model(llm, scoring=scoring)
     profile.check(chat.fingerprint, template_fingerprint(chat.tokenizer), precision(chat.model))
     return chat
 
@@ -102,7 +102,7 @@ class Asking:
         """Take the question from the messages; `settings` are those of the generation."""
         self._manner, self._messages, self._settings = manner, messages, settings
         self._index, self._question = last_question(messages)
-        self._grounded = manner.context == "given" or reads_tool_results(messages)
+        self._grounded = manner.passages == "in_prompt" or reads_tool_results(messages)
         self.blank = is_blank(self._question)
         self._first = messages if manner.prompt is None else self._with_question(self._question)
 
@@ -160,7 +160,7 @@ class Asking:
     def _unasked(self) -> Answer | None:
         if self.blank:
             return self._none(EMPTY_QUESTION)
-        return self._none("not asked without passages") if self._manner.context == "retrieved" else None
+        return self._none("not asked without passages") if self._manner.passages == "required" else None
 
     def _ask(self, text: str) -> Answer:
         return self._answer(self._with_question(text), grounded=True)

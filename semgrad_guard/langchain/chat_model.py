@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -23,6 +24,7 @@ from semgrad_guard.langchain.scored_messages import asked_for, scored_messages
 from semgrad_guard.langchain.source import (
     FIELDS,
     NAMES,
+    LocalModel,
     as_fields,
     check_pair,
     for_model,
@@ -42,7 +44,7 @@ from semgrad_guard.records import Generation, TokenUncertainty
 from semgrad_guard.scoring.budget import Budget
 from semgrad_guard.scoring.scorer import SemGradScorer
 from semgrad_guard.scoring.settings import ScoringSettings, gathered
-from semgrad_guard.settings import checked, shown
+from semgrad_guard.settings import checked, shown, warn_of_old
 
 # Of LangChain's standard settings, those that only models behind a network have a use for.
 _OF_NETWORKS = ("max_retries", "api_key")
@@ -71,7 +73,7 @@ class ConfiguredChatModel(BatchedChatModel):
     streaming: bool = False
 
     def __init__(self, *args: Any, **settings: Any) -> None:
-        """Check the settings, and the model; `of` wraps whatever the user has.
+        """Check the settings, and the model; `from_pretrained`, `from_model` and `from_llm` take what users have.
 
         `max_retries` and `api_key`, which LangChain's standard settings include, are accepted and have no use here.
 
@@ -81,7 +83,7 @@ class ConfiguredChatModel(BatchedChatModel):
         """
         if args:
             raise ConfigurationError(
-                f"{type(self).__name__} takes its settings by name; write ChatSemGrad.of((model, tokenizer))."
+                f"{type(self).__name__} takes its settings by name; write ChatSemGrad.from_model(model, tokenizer)."
             )
         for name in _OF_NETWORKS:
             settings.pop(name, None)
@@ -179,10 +181,9 @@ class ChatSemGrad(ConfiguredChatModel):
         return [*super().setting_names(), *ScoringSettings.model_fields]
 
     @classmethod
-    def of(
+    def from_pretrained(
         cls,
-        source: Any,
-        tokenizer: Any = None,
+        source: str | Path,
         *,
         revision: str | None = None,
         dtype: Any = None,
@@ -190,40 +191,91 @@ class ChatSemGrad(ConfiguredChatModel):
         generation: dict[str, Any] | None = None,
         **settings: Any,
     ) -> ChatSemGrad:
-        """Wrap whatever the user has.
+        """Load a model with its tokenizer.
 
         Args:
-            source: a hub id, a folder, a GGUF file, a `(model, tokenizer)` pair, a `HuggingFacePipeline`, a
-                `ChatHuggingFace`, a pipeline of transformers, or a `ChatSemGrad`, which is copied.
-            tokenizer: the tokenizer, where the source is a model alone.
-            revision: for a hub id: commit, tag or branch.
-            dtype: precision of a model that is loaded by name, such as "bfloat16"; None: as `load_model` chooses.
-            device: where such a model is put, such as "cuda"; None: on the CPU.
-            generation: keywords of `model.generate`; what is not given is the source's own setting.
-            settings: the class's settings: of the answers `temperature`, `max_tokens`, `top_p`, `top_k`, `stop`, `seed`
-                and `timeout`; of scoring those of `ScoringSettings` and `budget`, as in `SemGradScorer`; `batch_size`.
+            source: a hub id, a folder, or a GGUF file.
+            revision: commit, tag or branch of a hub id.
+            dtype: precision of the weights, such as "bfloat16"; None: as `load_model` chooses.
+            device: where the model is put, such as "cuda"; None: on the CPU.
+            generation: keywords of `model.generate`.
+            settings: fields of the class, such as `temperature`, `max_tokens` and `batch_size`, and those of
+                `ScoringSettings`.
 
         Raises:
-            ConfigurationError: a setting is unknown, wrong, or contradicts another; or it says how to load a model that
-                is loaded already.
-            UnsupportedModelError: there is no local model behind the source, or it cannot be scored exactly.
+            ConfigurationError: a setting is unknown, wrong, or contradicts another; or the source is something else.
+            UnsupportedModelError: the model cannot be scored exactly.
         """
+        if not isinstance(source, str | Path):
+            raise ConfigurationError(
+                f"{cls.__name__}.from_pretrained({shown(source)}): expected a hub id, a folder or a GGUF file. "
+                "from_model takes a model and its tokenizer, from_llm a chat model or a pipeline."
+            )
+        loading = {"revision": revision, "dtype": dtype, "device": device}
+        return cls._of(lambda: local_model(source, **loading), generation, settings)
+
+    @classmethod
+    def from_model(
+        cls, model: Any, tokenizer: Any, *, generation: dict[str, Any] | None = None, **settings: Any
+    ) -> ChatSemGrad:
+        """Wrap a model of transformers and its tokenizer; the settings are those of `from_pretrained`.
+
+        Raises:
+            ConfigurationError: a setting is unknown, wrong, or contradicts another; or one of the two is something
+                else.
+            UnsupportedModelError: the model cannot be scored exactly.
+        """
+        _refuse_loading(settings)
+        return cls._of(lambda: local_model((model, tokenizer)), generation, settings)
+
+    @classmethod
+    def from_llm(cls, llm: Any, *, generation: dict[str, Any] | None = None, **settings: Any) -> ChatSemGrad:
+        """Wrap what already answers; the settings are those of `from_pretrained`, and stand over its own.
+
+        Args:
+            llm: a `HuggingFacePipeline`, a `ChatHuggingFace`, a text-generation pipeline of transformers, or a
+                `ChatSemGrad`, which is copied.
+            generation: keywords of `model.generate`.
+            settings: fields of the class.
+
+        Raises:
+            ConfigurationError: a setting is unknown, wrong, or contradicts another.
+            UnsupportedModelError: there is no local model behind it, or it cannot be scored exactly.
+        """
+        _refuse_loading(settings)
+        if not isinstance(llm, ChatSemGrad):
+            return cls._of(lambda: local_model(llm), generation, settings)
+        written = _settings_of_generation(settings)
+        later = layer(cls._checked(generation), written, owner=cls, known=cls.setting_names())
+        fields = {name: getattr(llm, name) for name in cls.model_fields}
+        if later:
+            fields |= as_fields(over(llm._layer(), later))
+        return cls(**fields | settings)
+
+    @classmethod
+    def of(cls, source: Any, tokenizer: Any = None, **settings: Any) -> ChatSemGrad:
+        """Wrap whatever holds a model: the old name of `from_pretrained`, `from_model` and `from_llm`."""
+        names = f"{cls.__name__}.from_pretrained, from_model or from_llm"
+        warn_of_old(f"{cls.__name__}.of", names)
+        return chat_model(source, tokenizer, **settings)
+
+    @classmethod
+    def _of(
+        cls, load: Callable[[], LocalModel], generation: dict[str, Any] | None, settings: dict[str, Any]
+    ) -> ChatSemGrad:
+        """Build a chat model of what `load` gives; settings are checked before anything is loaded."""
+        written = _settings_of_generation(settings)
+        later = cls._checked(generation)
+        layer(later, written, owner=cls, known=cls.setting_names())
+        model, tokenizer, of_source = load()
+        earlier = over(layer(of_source, owner=cls), layer(later, owner=cls))
+        return cls(model=model, tokenizer=tokenizer, generation=earlier, **written, **settings)
+
+    @classmethod
+    def _checked(cls, generation: dict[str, Any] | None) -> dict[str, Any]:
         if generation is not None and not isinstance(generation, dict):
             raise ConfigurationError(f"{cls.__name__}(generation={shown(generation)}): expected a dict.")
-        loading = {"revision": revision, "dtype": dtype, "device": device}
-        written = {name: settings.pop(name) for name in [*settings] if name in NAMES}
-        known = cls.setting_names()
-        later = layer(generation or {}, written, owner=cls, known=known)
-        if isinstance(source, ChatSemGrad) and tokenizer is None:
-            refuse_loading(**loading)
-            whole = {name: getattr(source, name) for name in cls.model_fields}
-            if later:
-                whole |= as_fields(over(source._layer(), later))
-        else:
-            model, tokenizer, own = local_model(with_tokenizer(source, tokenizer), **loading)
-            earlier = over(layer(own, owner=cls), layer(generation or {}, owner=cls))
-            whole = {"model": model, "tokenizer": tokenizer, "generation": earlier} | written
-        return cls(**whole | settings)
+        return generation or {}
 
     def model_post_init(self, context: Any, /) -> None:
         """Build the scorer, which checks the model."""
@@ -380,6 +432,32 @@ class ChatSemGrad(ConfiguredChatModel):
         if choice is not None and schemas:
             forced = forced_call(self.model, self.tokenizer, turns, schemas, choice or None, prompt)
         return Request(prompt, marks, schemas, settings, forced, gone=gone_by_now())
+
+
+def chat_model(source: Any, tokenizer: Any = None, **settings: Any) -> ChatSemGrad:
+    """Wrap whatever a guard takes for its model, by the constructor that takes it.
+
+    Raises:
+        ConfigurationError: a setting is unknown, wrong, or contradicts another; or it says how to load a model that is
+            loaded already.
+        UnsupportedModelError: there is no local model behind the source, or it cannot be scored exactly.
+    """
+    source = with_tokenizer(source, tokenizer)
+    if isinstance(source, str | Path):
+        return ChatSemGrad.from_pretrained(source, **settings)
+    if isinstance(source, tuple | list) and len(source) == 2:
+        return ChatSemGrad.from_model(*source, **settings)
+    return ChatSemGrad.from_llm(source, **settings)
+
+
+def _refuse_loading(settings: dict[str, Any]) -> None:
+    """Refuse settings that say how a model is loaded, where it is loaded already."""
+    refuse_loading(**{name: settings.pop(name, None) for name in ("revision", "dtype", "device")})
+
+
+def _settings_of_generation(settings: dict[str, Any]) -> dict[str, Any]:
+    """Take the settings of the generation out of all settings."""
+    return {name: settings.pop(name) for name in [*settings] if name in NAMES}
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, str]:

@@ -16,13 +16,13 @@ from typer.testing import CliRunner
 from semgrad_guard import (
     BM25Retriever,
     ConfigurationError,
+    LLMJudge,
     Profile,
     Retrieve,
     Score,
     SemGradGuard,
     SemGradScorer,
     get_confidence,
-    judged_by,
 )
 from semgrad_guard.calibration.labels import contains
 from semgrad_guard.calibration.verdict import Standard
@@ -399,7 +399,7 @@ def test_second_answers_are_calibrated_apart(tmp_path):
     promised = {kind: {r["guarantee"]["n"] for r in records if r["decision"] == kind} for kind in ("pass", "retrieve")}
     assert promised == {"pass": {told["answer"]["guarantee"]["n"]}, "retrieve": {told["grounded"]["guarantee"]["n"]}}
     with pytest.raises(ConfigurationError, match="no Retrieve route"):
-        SemGradGuard(embedded_model(), score_threshold=1).calibrate(lines, retried=True)
+        SemGradGuard(embedded_model(), score_threshold=1).calibrated(lines, retried=True)
 
 
 def test_an_interrupted_calibration_goes_on(labelled_questions, tmp_path, monkeypatch):
@@ -432,7 +432,7 @@ def test_an_interrupted_calibration_goes_on(labelled_questions, tmp_path, monkey
 def test_a_guard_calibrates_itself(labelled_questions):
     bare = SemGradGuard(embedded_model(), score_threshold=1e9)
     lines = labelled_questions.read_text(encoding="utf-8").splitlines()
-    guard = bare.calibrate([json.loads(line) for line in lines[::2]], risk=0.2, delta=0.1, search=False)
+    guard = bare.calibrated([json.loads(line) for line in lines[::2]], risk=0.2, delta=0.1, search=False)
     message = guard.invoke("What is the capital of France?")
     assert message.response_metadata["semgrad"]["guarantee"]["risk"] == 0.2
     assert bare.profile is None
@@ -450,7 +450,7 @@ def test_a_judge_that_fails_now_and_then_does_not_lose_the_run(labelled_question
         return "Yes." if contains(question, answer, given[question]) else "No."
 
     bare = SemGradGuard(embedded_model(), score_threshold=1e9)
-    guard = bare.calibrate(lines, labels=judged_by(RunnableLambda(reply)), risk=0.3, delta=0.2, search=False)
+    guard = bare.calibrated(lines, labels=LLMJudge(RunnableLambda(reply)), risk=0.3, delta=0.2, search=False)
     assert guard.profile.answer.guarantee.risk == 0.3
     (told,) = [message for message in caplog.messages if "No label" in message]
     assert told.startswith("No label for answer 1: DataError")

@@ -13,8 +13,8 @@ from tools.embedded.rag_effect import hopeless, outcomes, table, unrelated_passa
 
 @pytest.fixture(scope="module")
 def llm():
-    scoring = embedded_profile().bound_to.scoring
-    return ChatSemGrad.of(embedded_model(), generation={"max_new_tokens": 64, "do_sample": False}, scoring=scoring)
+    settings = {"generation": {"max_new_tokens": 64, "do_sample": False}, "scoring": embedded_profile().bound_to.scoring}
+    return ChatSemGrad.from_model(*embedded_model(), **settings)
 
 
 def test_where_passages_tell_more_is_right_than_from_memory(llm):

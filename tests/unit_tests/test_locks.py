@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from scripted import profile, score_of
 
-from semgrad_guard import AtMost, ReviewRequest
+from semgrad_guard import RateLimit, ReviewRequest
 from semgrad_guard.calibration import drift
 from semgrad_guard.calibration.drift import RawWatch, Watch
 from semgrad_guard.langchain import batching
@@ -51,7 +51,7 @@ def test_a_watch_of_raw_scores_warns_once():
 
 
 def test_a_budget_for_one_more_call_allows_one():
-    budget = AtMost(1, per=60)
+    budget = RateLimit(1, per=60)
     assert sorted(lockstep(budget, budget, limits)) == [False, True]
 
 
@@ -59,7 +59,7 @@ def test_a_budget_for_one_more_call_allows_one():
 def test_a_budget_forgets_each_old_call_once(monkeypatch, ahead):
     now = [0.0]
     monkeypatch.setattr(limits.time, "monotonic", lambda: now[0])
-    budget = AtMost(1, per=60)
+    budget = RateLimit(1, per=60)
     assert budget()
     now[0] = 60.0
     assert sorted(lockstep(budget, budget, limits, ahead=ahead)) == [False, True]

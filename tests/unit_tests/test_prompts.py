@@ -208,7 +208,7 @@ def test_routes_see_the_question_and_ask_within_the_prompt():
 
 
 def test_the_doubt_of_a_draft_is_that_of_the_prompt_it_was_given_to():
-    chat = ChatSemGrad.of((tiny_model(), tiny_tokenizer()), generation={"max_new_tokens": 4})
+    chat = ChatSemGrad.from_model(tiny_model(), tiny_tokenizer(), generation={"max_new_tokens": 4})
     guard = SemGradGuard(chat, score_threshold=0.0, prompt="Q: {query}")
     prompt = encode_chat(chat.tokenizer, [{"role": "user", "content": "Q: x?"}])
     asking = guard._asking("x?", {})

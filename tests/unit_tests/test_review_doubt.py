@@ -40,7 +40,7 @@ def ask(request):
 def doubting(**settings):
     """A guard over a real model that holds everything back, and its reviewer."""
     reviewer = Asked()
-    chat = ChatSemGrad.of((tiny_model(), tiny_tokenizer()), token_position=3, generation={"max_new_tokens": 6})
+    chat = ChatSemGrad.from_model(tiny_model(), tiny_tokenizer(), token_position=3, generation={"max_new_tokens": 6})
     return SemGradGuard(chat, score_threshold=0.0, routes=[HumanReview(reviewer)], **settings), reviewer
 
 
@@ -60,7 +60,7 @@ def test_a_reviewer_sees_the_doubt_of_the_very_tokens_of_the_draft(ask):
 
 
 def test_the_doubt_is_that_of_a_streamed_draft_too():
-    guard, reviewer = doubting(streaming="verdict")
+    guard, reviewer = doubting(stream_drafts=True)
     list(guard.stream("Where is it?"))
     assert sum(doubt.share for doubt in reviewer.request.doubt) == pytest.approx(1)
 

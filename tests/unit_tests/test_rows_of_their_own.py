@@ -21,7 +21,7 @@ def chat(**settings):
     tokenizer = tiny_tokenizer()
     mute = [token for token in range(131) if not tokenizer.decode([token], skip_special_tokens=True).strip()]
     generation = {"max_new_tokens": 24, "do_sample": False, "suppress_tokens": mute, **settings}
-    return ChatSemGrad.of((tiny_model(), tokenizer), generation=generation)
+    return ChatSemGrad.from_model(tiny_model(), tokenizer, generation=generation)
 
 
 class Steps(StoppingCriteria):
@@ -97,7 +97,7 @@ async def test_async_rows_can_be_abandoned_too():
 
 
 def test_rows_can_be_streamed_in_a_batch(monkeypatch):
-    model, passes = ChatSemGrad.of(embedded_model()), []
+    model, passes = ChatSemGrad.from_model(*embedded_model()), []
     questions = ["Tell me a joke.", "What is the capital of France?", "Who are you?"]
     alone = [model.invoke(question).content for question in questions]
     generate = SemGradScorer.generate
@@ -145,7 +145,7 @@ def test_when_a_batch_is_tried_again_nothing_is_heard_twice(monkeypatch):
 
 def test_when_a_batch_breaks_in_the_middle_what_was_heard_is_not_heard_again():
     """The stream has shown words of the answer by then, and is not over."""
-    model, question = ChatSemGrad.of(embedded_model()), "Tell me a joke."
+    model, question = ChatSemGrad.from_model(*embedded_model()), "Tell me a joke."
     alone, rows = model.invoke(question).content, []
 
     class Breaks(StoppingCriteria):
@@ -182,5 +182,5 @@ def test_a_seed_gives_the_same_answer_again_whatever_is_asked_beside_it():
 def test_without_scoring_nothing_is_scored_and_the_message_says_so(monkeypatch):
     model = chat()
     monkeypatch.setattr(SemGradScorer, "score", None)
-    record = ChatSemGrad.of(model, scored=False).invoke("Why?").response_metadata["semgrad"]
+    record = ChatSemGrad.from_llm(model, scored=False).invoke("Why?").response_metadata["semgrad"]
     assert (record["scores"], record["failure"]) == (None, "scoring is switched off")

@@ -181,7 +181,7 @@ def test_positions_are_found_from_the_template():
     ids = encode_chat(instruct, [{"role": "user", "content": "abc"}])
     assert instruct.decode(ids[-2]) == "c"
     scorer = SemGradScorer(model, instruct)  # no generation prompt: the last token of the user's text
-    assert scorer.token_position == ChatSemGrad.of((model, instruct)).scorer.token_position == 2
+    assert scorer.token_position == ChatSemGrad.from_model(model, instruct).scorer.token_position == 2
     generations = scorer.generate([ids], max_new_tokens=3)
     assert scorer.score(generations) == SemGradScorer(model, instruct, token_position=2).score(generations)
     bare = SemGradScorer(model, tiny_tokenizer(None))

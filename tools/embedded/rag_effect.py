@@ -29,7 +29,7 @@ _HEAD = """# What the guard does to retrieval
 Written by `python -m tools.embedded.rag_effect --out docs/rag.md`, on the embedded model and the reporting side of
 its questions, with BM25 over short texts. *No retrieval* and *plain RAG* answer whatever comes, the first from memory,
 the second always from passages. *Guarded RAG* answers from memory where it is sure, else from passages where it is sure
-then, else not at all; *from passages only* is never asked without them (`context="retrieved"`). In brackets exact 95 %
+then, else not at all; *from passages only* is never asked without them (`passages="required"`). In brackets exact 95 %
 intervals, as if questions were independent.
 """
 _TELLING = "Facts the model was never told, and texts that tell them"
@@ -58,7 +58,7 @@ def ways(llm: ChatSemGrad, profile: Profile, passages: Sequence[str]) -> dict[st
         "no retrieval": plain,
         "plain RAG": plain_rag,
         "guarded RAG": by(SemGradGuard(llm, profile=profile, routes=routes)),
-        "guarded, from passages only": by(SemGradGuard(llm, profile=profile, routes=routes, context="retrieved")),
+        "guarded, from passages only": by(SemGradGuard(llm, profile=profile, routes=routes, passages="required")),
     }
 
 
@@ -109,8 +109,8 @@ def main(
 ) -> None:
     """Ask every way everything, and write the page."""
     profile = embedded_profile()
-    llm = ChatSemGrad.of(
-        embedded_model(), generation={"max_new_tokens": 64, "do_sample": False}, scoring=profile.bound_to.scoring
+    llm = ChatSemGrad.from_model(
+        *embedded_model(), generation={"max_new_tokens": 64, "do_sample": False}, scoring=profile.bound_to.scoring
     )
     parts = {_TELLING: (questions("withheld", "report"), corpus()), _SILENT: (list(hopeless()), unrelated_passages())}
     tables = [
