@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, cast, overload
 
 import torch
@@ -114,8 +114,8 @@ class SemGradScorer:
             tokenizer: its tokenizer.
             budget: the most that one pass may take; a batch that would take more is refused. None: no limit.
             upper_replay: keep hidden states during generation, so that scoring need not run the layers below those of
-                the settings. Where it does not give the plain path's scores it stays off, and `upper_replay_refusal`
-                says why.
+                the settings. It is tried out at the first generation; where it does not give the plain path's scores it
+                stays off, and `upper_replay_refusal` says why.
             settings: how scores are computed: `scoring`, a `ScoringSettings`, or its settings by their names, such as
                 `token_position` and `layers`.
 
@@ -140,7 +140,14 @@ class SemGradScorer:
         self.budget = budget or Budget()
         self._head = Head.of(model)
         self._upper_replay = upper_replay
-        self.upper_replay_refusal = refusal(self) if upper_replay else "it was not asked for"
+
+    @cached_property
+    def upper_replay_refusal(self) -> str:
+        """Why the lower layers are run again when scoring; "" where they are left out.
+
+        The first use tries that out: it generates and scores a few tokens.
+        """
+        return refusal(self) if self._upper_replay else "it was not asked for"
 
     @property
     def token_position(self) -> int | None:

@@ -26,9 +26,11 @@ from semgrad_guard.calibration.verdict import Standard
 from semgrad_guard.evaluation.metrics import operations, peak_bytes
 from semgrad_guard.evaluation.overhead import numbered_tokenizer, random_llama
 from semgrad_guard.model.chat_template import encode_chat
+from semgrad_guard.model.generate import generate
 from semgrad_guard.model.replay import Layout
 from semgrad_guard.model.text_spans import sentence_spans
 from semgrad_guard.records import Generation
+from semgrad_guard.scoring import scorer as scorer_module
 from semgrad_guard.scoring.budget import estimated_memory
 from semgrad_guard.scoring.scorer import without_boundary
 
@@ -153,7 +155,9 @@ def test_what_just_fits_the_budget_is_scored():
 
 
 def test_an_answer_over_the_budget_is_not_to_be_trusted():
-    chat = ChatSemGrad.of((tiny_model(), tiny_tokenizer()), budget=Budget(tokens=1), generation={"max_new_tokens": 4})
+    chat = ChatSemGrad.from_model(
+        tiny_model(), tiny_tokenizer(), budget=Budget(tokens=1), generation={"max_new_tokens": 4}
+    )
     record = chat.invoke("q?").response_metadata["semgrad"]
     assert record["scores"] is None
     assert record["failure"].startswith("scoring failed: BudgetError")
@@ -240,6 +244,21 @@ def test_a_token_before_what_was_kept_is_scored_on_the_plain_path(position):
     for one, other in zip(later.score(generations), later.score(without_boundary(generations)), strict=True):
         assert (one.path, other.path) == ("upper", "cache")
         assert one.layers == pytest.approx(other.layers, rel=1e-5)
+
+
+def test_upper_half_replay_is_tried_out_at_the_first_generation_and_not_before(monkeypatch):
+    calls = []
+
+    def counted(*args, **settings):
+        calls.append(args)
+        return generate(*args, **settings)
+
+    monkeypatch.setattr(scorer_module, "generate", counted)
+    keeper = SemGradScorer(tiny_model(), tiny_tokenizer(), token_position=3, upper_replay=True)
+    assert calls == []
+    for count in (2, 3):  # the trial comes with the first
+        keeper.generate([PROMPT], max_new_tokens=4)
+        assert len(calls) == count
 
 
 def test_upper_half_replay_says_why_it_is_off():
