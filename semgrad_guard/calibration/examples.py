@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from semgrad_guard.calibration.prompts import BARE, QUERY, PromptForm, Turn
 from semgrad_guard.errors import ConfigurationError, DataError, SemGradError, needs
-from semgrad_guard.model.text_spans import is_blank
+from semgrad_guard.model.responses import is_blank
 from semgrad_guard.settings import Settings, first_fault, shown
 
 HUB = "hub:"

@@ -33,7 +33,7 @@ from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.langchain.chat_model import ChatSemGrad
 from semgrad_guard.langchain.guard import SemGradGuard
 from semgrad_guard.langchain.messages import asked_with
-from semgrad_guard.model.text_spans import is_blank
+from semgrad_guard.model.responses import is_blank
 from semgrad_guard.routing.routes import ReviewAnswer, ReviewRequest
 
 _FIELDS = ("decision", "confidence", "calibrated", "scores", "threshold", "reason", "steps", "sources")

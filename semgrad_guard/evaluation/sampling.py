@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from semgrad_guard.calibration.labels import words
 from semgrad_guard.errors import SemGradError
 from semgrad_guard.model.chat_template import encode_chat
-from semgrad_guard.model.mirror import mirror
+from semgrad_guard.model.replay import mirror
 from semgrad_guard.records import Generation
 from semgrad_guard.scoring.scorer import SemGradScorer
 

@@ -21,7 +21,7 @@ from semgrad_guard.calibration.labels import Labeler
 from semgrad_guard.errors import ConfigurationError, RetrievalError
 from semgrad_guard.langchain.drafts import unseen, without_streams
 from semgrad_guard.langchain.passages import query_from, sources_from
-from semgrad_guard.model.text_spans import is_blank
+from semgrad_guard.model.responses import is_blank
 from semgrad_guard.records import Decision, Source, Verdict
 from semgrad_guard.routing.grounding import grounded_question, passages_used
 from semgrad_guard.routing.ladder import Answer, Outcome, Situation

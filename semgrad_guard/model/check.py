@@ -13,8 +13,7 @@ from semgrad_guard._compat import cache_argument, is_compiled, linear_layers
 from semgrad_guard.errors import ConfigurationError, EmptyResponseError, PromptTooLongError, UnsupportedModelError
 from semgrad_guard.model.generate import context_length
 from semgrad_guard.model.gradient_check import check_gradients
-from semgrad_guard.model.mirror import mirror
-from semgrad_guard.model.replay import Head
+from semgrad_guard.model.replay import Head, mirror
 
 _LEAST_SHARE = 0.5  # of the embedding's rows that a tokenizer uses; padding and reserved tokens are far fewer
 
@@ -166,7 +165,7 @@ def _check_head(model: PreTrainedModel) -> None:
             f"{type(model).__name__} does not give one hidden state per layer, so no gradient at a layer is defined."
         )
     with torch.no_grad():
-        ours = head.transform(head.raw(states[-1])).float()
+        ours = head.transform(head.module(states[-1])).float()
     if not torch.allclose(ours, theirs.float(), rtol=tolerance, atol=tolerance * float(theirs.abs().max())):
         raise UnsupportedModelError(
             f"The output head of {type(model).__name__} transforms its logits in a way that is not known here, so the "

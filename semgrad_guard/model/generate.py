@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from semgrad_guard._compat import generated_cache
 from semgrad_guard.errors import ConfigurationError, PromptTooLongError
-from semgrad_guard.model.mirror import Boundary
+from semgrad_guard.model.replay import Boundary
 from semgrad_guard.records import FinishReason, Generation, GenerationBatch, TokenLogProb
 from semgrad_guard.settings import unknown_name
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from semgrad_guard.errors import UnsupportedModelError
 from semgrad_guard.model.directional import Outcome, Stage, Trial
-from semgrad_guard.model.mirror import decoder_layers, mirror
+from semgrad_guard.model.replay import decoder_layers, mirror
 
 _ROWS, _COLUMNS = 8, 3
 _STRIDE = 7919  # a prime: the tokens of the probe lie all over the vocabulary

@@ -1,20 +1,101 @@
-"""The replay: the end of a sequence is run again, with gradients, on the generation's cache where that is exact."""
+"""The replay runs the end of a sequence again, with gradients, on a mirror of the model and the generation's cache."""
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from types import MethodType
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from semgrad_guard._compat import cache_argument, cache_of, linear_layers, plain_keys_and_values
+from semgrad_guard._compat import (
+    CHILDREN,
+    HOOK_TABLES,
+    cache_argument,
+    linear_layers,
+    sliced_cache,
+)
 from semgrad_guard.errors import UnsupportedModelError
-from semgrad_guard.model.mirror import PassThrough, decoder_layers, mirror
 from semgrad_guard.records import GenerationBatch, ReplayPath
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def mirror(module: M, *, leaves: bool = False) -> M:
+    """Copy the module objects of a tree, not their weights.
+
+    transformers answers `output_hidden_states=True` by setting forward hooks that stay. A mirror takes these hooks and
+    is thrown away, and the user's modules stay free of them. The user's own hooks go along. A mirror takes microseconds
+    per module, so each pass makes its own, which is never out of date.
+
+    Modules without children are shared, since nothing sets hooks on them; with `leaves` they are copied as well.
+    """
+    children = vars(module)[CHILDREN]
+    if not (children or leaves):
+        return module
+    twin = copy.copy(module)
+    for name, value in vars(module).items():  # a forward that was replaced on the object, as accelerate does
+        if isinstance(value, MethodType) and value.__self__ is module:
+            vars(twin)[name] = MethodType(value.__func__, twin)
+        elif isinstance(value, partial) and value.args and value.args[0] is module:
+            vars(twin)[name] = partial(value.func, twin, *value.args[1:], **value.keywords)
+    for name in HOOK_TABLES:  # `copy.copy` shares the dictionaries of both
+        vars(twin)[name] = vars(twin)[name].copy()
+    vars(twin)[CHILDREN] = {
+        name: None if child is None else mirror(child, leaves=leaves) for name, child in children.items()
+    }
+    return twin
+
+
+def decoder_layers(model: PreTrainedModel, decoder: nn.Module) -> nn.ModuleList:
+    """Find the decoder layers of a model in its decoder or a mirror of it: the list as long as the configuration says.
+
+    Raises:
+        UnsupportedModelError: there is none.
+    """
+    count = model.config.get_text_config(decoder=True).num_hidden_layers
+    for child in decoder.modules():
+        if isinstance(child, nn.ModuleList) and len(child) == count:
+            return child
+    raise UnsupportedModelError(
+        f"{type(model).__name__} has no list of {count} decoder layers, so no gradient at a layer can be taken."
+    )
+
+
+class Boundary:
+    """A mirror of the model to generate with; it records the inputs of one layer meanwhile."""
+
+    def __init__(self, model: PreTrainedModel, layer: int, tail: int) -> None:
+        """Watch a layer's input: its last `tail` columns of the prompt, and every column after it."""
+        self.model = mirror(model)
+        self._tail = tail
+        self._parts: list[Tensor] = []
+        watched = decoder_layers(model, self.model.get_decoder())[layer]
+        watched.register_forward_pre_hook(self._record, with_kwargs=True)
+
+    def _record(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs = args[0] if args else kwargs["hidden_states"]
+        self._parts.append(inputs[:, -self._tail :].clone() if not self._parts else inputs)
+
+    def states(self, columns: int) -> Tensor | None:
+        """Give the recorded inputs, [B, columns, D]; None where generation did not go token by token."""
+        if not self._parts or sum(part.shape[1] for part in self._parts) != columns:
+            return None
+        return torch.cat(self._parts, dim=1)
+
+
+class PassThrough(nn.Module):
+    """Stands in for a layer below the boundary: gives its input back."""
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Do nothing."""
+        return hidden_states
 
 
 @dataclass(frozen=True)
@@ -44,11 +125,6 @@ class Head:
         )
         cap = getattr(config, "final_logit_softcapping", None)
         return cls(module, scale, None if cap is None else float(cap))
-
-    def raw(self, hidden: Tensor) -> Tensor:
-        """Apply the linear part alone: W h, in the module's own precision."""
-        output: Tensor = self.module(hidden)
-        return output
 
     def transform(self, raw: Tensor) -> Tensor:
         """Turn W h into logits, in float32 or better."""
@@ -124,7 +200,7 @@ def replay(
     """
     if any(linear_layers(model)):
         return Replay(_forward(model, layout, 0, None, lowest), layout.start, "full")
-    past = None if batch is None else _sliced(batch, rows, layout.start)
+    past = None if batch is None else sliced_cache(batch.cache, batch.sequence_width - 1, rows, layout.start)
     path: ReplayPath = "cache"
     if past is None:
         past, path = DynamicCache(), "prefix"
@@ -146,20 +222,6 @@ def _boundary_states(batch: GenerationBatch, rows: Sequence[int], layout: Layout
     if ahead < 0:
         return None  # t* lies before what was kept
     return batch.boundary[torch.tensor(rows, device=batch.boundary.device), ahead : ahead + columns]
-
-
-def _sliced(batch: GenerationBatch, rows: Sequence[int], length: int) -> DynamicCache | None:
-    """View the first positions of a generation's cache; None if it does not hold them as plain keys and values."""
-    layers = plain_keys_and_values(batch.cache, batch.sequence_width - 1)
-    if layers is None:
-        return None
-    views = []
-    for keys, values in layers:
-        if len(rows) != keys.shape[0] or list(rows) != list(range(len(rows))):
-            index = torch.tensor(rows, device=keys.device)
-            keys, values = keys[index], values[index]
-        views.append((keys[..., :length, :], values[..., :length, :]))
-    return cache_of(views)
 
 
 def _forward(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
+import unicodedata
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -174,6 +175,18 @@ def token_at(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], place: int)
     )
 
 
+# White space, what controls and formats text, halves of surrogate pairs, and marks that stand on other characters.
+_UNSEEN_CATEGORIES = ("Zs", "Zl", "Zp", "Cc", "Cf", "Cs", "Mn", "Me")
+_UNSEEN = (
+    "\u115f\u1160\u2800\u3164\uffa0"  # fillers of Hangul and an empty Braille cell, which count as letters or signs
+)
+
+
+def is_blank(text: str) -> bool:
+    """Tell whether a text has no visible character."""
+    return all(char in _UNSEEN or unicodedata.category(char) in _UNSEEN_CATEGORIES for char in text)
+
+
 _CUT_OFF = "the response ends inside its reasoning, before any answer"
 
 
@@ -181,7 +194,8 @@ _CUT_OFF = "the response ends inside its reasoning, before any answer"
 class Response:
     """A response: its reasoning, and the answer `text`, which begins at the response token `start`.
 
-    `parsed` is the answer taken apart. `failure` says why no answer can be trusted; "" if one may be.
+    `parsed` is the answer taken apart. `failure` says why no answer can be trusted; "" if one may be. `blank` tells
+    that nothing of `text` is visible.
     """
 
     reasoning: str
@@ -189,6 +203,11 @@ class Response:
     text: str
     parsed: ParsedResponse
     failure: str = ""
+    blank: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Look for something to be seen."""
+        object.__setattr__(self, "blank", is_blank(self.text))
 
 
 def take_apart(

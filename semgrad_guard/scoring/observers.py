@@ -42,27 +42,25 @@ class ScoringPass:
 Listener = Callable[[ScoringPass], None]
 
 _LOCK = Lock()
-_listeners: tuple[Listener, ...] = ()
+listeners: tuple[Listener, ...] = ()
 
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
     """Call a listener after every pass in this process, in the thread that scored; its errors are logged."""
-    global _listeners
+    global listeners
     with _LOCK:
-        _listeners = (*_listeners, listener)
+        listeners = (*listeners, listener)
     try:
         yield
     finally:
         with _LOCK:
-            place = _listeners.index(listener)
-            _listeners = _listeners[:place] + _listeners[place + 1 :]
+            place = listeners.index(listener)
+            listeners = listeners[:place] + listeners[place + 1 :]
 
 
 def observed(generations: Sequence[Generation], work: Callable[[], list[list[Score]]]) -> list[list[Score]]:
     """Score generations, and notify the listeners of how it went; an error of scoring is raised again."""
-    if not _listeners:
-        return work()
     rows, tokens = len(generations), sum(len(generation.response_ids) for generation in generations)
     start = perf_counter()
     try:
@@ -82,7 +80,7 @@ def _kind(error: Exception) -> PassFailure:
 
 
 def _notify(scoring_pass: ScoringPass) -> None:
-    for listener in _listeners:
+    for listener in listeners:
         try:
             listener(scoring_pass)
         except Exception as error:  # a listener must not break scoring

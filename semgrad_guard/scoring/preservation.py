@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from semgrad_guard.errors import DataError
 from semgrad_guard.model.chat_template import encode_chat
-from semgrad_guard.model.mirror import mirror
+from semgrad_guard.model.replay import mirror
 
 
 @with_config(ConfigDict(extra="forbid"))

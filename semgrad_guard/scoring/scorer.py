@@ -15,10 +15,11 @@ from semgrad_guard.errors import ConfigurationError, EmptyResponseError, TokenPo
 from semgrad_guard.model.chat_template import semantic_position
 from semgrad_guard.model.check import check_model, check_sequences, check_tokenizer
 from semgrad_guard.model.generate import generate
-from semgrad_guard.model.load import without_adapter_shell
+from semgrad_guard.model.load import revision, without_adapter_shell
 from semgrad_guard.model.replay import Head, Layout
 from semgrad_guard.model.text_spans import pieces
 from semgrad_guard.records import Generation, Score, TokenUncertainty
+from semgrad_guard.scoring import observers
 from semgrad_guard.scoring.budget import Budget
 from semgrad_guard.scoring.observers import observed
 from semgrad_guard.scoring.semgrad import Pass, as_score, shares
@@ -137,7 +138,8 @@ class SemGradScorer:
         self.model = model
         self.tokenizer = tokenizer
         self.scoring = scoring.resolved(model.config.get_text_config(decoder=True).num_hidden_layers, position)
-        self.budget = budget or Budget()
+        self.budget = budget
+        self.revision = revision(model)
         self._head = Head.of(model)
         self._upper_replay = upper_replay
 
@@ -238,7 +240,8 @@ class SemGradScorer:
         for indices in groups.values():
             members = [generations[index] for index in indices]
             member_parts = [parts[index] for index in indices]
-            member_scores = observed(members, partial(self._score, members, member_parts, parameters))
+            score = partial(self._score, members, member_parts, parameters)
+            member_scores = observed(members, score) if observers.listeners else score()
             scores.update(zip(indices, member_scores, strict=True))
         ordered = [scores[index] for index in range(len(generations))]
         return [only for (only,) in ordered] if spans is None else ordered
@@ -320,7 +323,8 @@ class SemGradScorer:
         batch = generations[0].batch
         width = None if batch is None else batch.prompt_width
         layout = Layout.of(prompts, responses, self._position(prompts), self.model.device, width)
-        self.budget.check(self.model, layout)
+        if self.budget is not None:
+            self.budget.check(self.model, layout)
         rows = [generation.row for generation in generations]
         columns = self._position(prompts) if self.scoring.later else 1
         return Pass(self.model, self._head, layout, batch, rows, self.layers, columns)

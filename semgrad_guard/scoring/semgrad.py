@@ -215,10 +215,10 @@ class Pass:
         with torch.enable_grad():
             self._graph: Replay = replay(model, layout, batch, rows, layers[0])
             states = self._graph.hidden[-1][:, -layout.mask.shape[1] :].detach().requires_grad_()
-            raw = head.raw(states)
+            raw = head.module(states)
         with torch.no_grad():
             logits = head.transform(raw)
-            self.terms, gradient = token_terms(logits, layout.targets)
+            self.terms, gradient = token_terms(logits, layout.ids[:, -layout.mask.shape[1] :])
             self._at_raw = head.pull_back(gradient, logits)
         self._states = states.detach().to(self._at_raw.dtype)
         # The head works on each token by itself, so one product serves every objective over the tokens.

@@ -36,7 +36,7 @@ from semgrad_guard import (
 from semgrad_guard.agents import InterruptReview, confidence_gate, model_node
 from semgrad_guard.langchain.chat_model import chat_model
 from semgrad_guard.langchain.messages import to_messages
-from semgrad_guard.model.text_spans import is_blank
+from semgrad_guard.model.responses import is_blank
 from semgrad_guard.serving.work import ChatJob, Policy, ScoreJob
 from semgrad_guard.serving.worker import Worker
 

@@ -94,7 +94,7 @@ def test_every_listener_to_scoring_hears():
     assert sorted(heard) == ["a", "b"]
     leave = [partial(listener.__exit__, None, None, None) for listener in listeners]
     assert lockstep(*leave, observers) == [False, False]
-    assert observers._listeners == ()
+    assert observers.listeners == ()
 
 
 @pytest.mark.parametrize("ahead", AHEAD)
