@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 from semgrad_guard.calibration.profile import Profile, Section
 from semgrad_guard.errors import ConfigurationError
@@ -53,6 +54,7 @@ class Standard:
         threshold, score_threshold = checked_confidence("threshold", threshold), checked_raw(score_threshold)
         if profile is not None and method not in (None, profile.method):
             raise ConfigurationError(f"method={method!r}, but the profile's is {profile.method!r}. Leave method out.")
+        self.settings = (profile, threshold, score_threshold, method)
         self.profile = profile
         self.method = profile.method if profile is not None else method or "semgrad"
         known = names_of("alone")
@@ -60,6 +62,9 @@ class Standard:
             raise ConfigurationError(f"method={self.method!r}: expected one of {', '.join(known)}.")
         self.score_threshold = score_threshold
         self._threshold = threshold
+        kinds: tuple[AnswerKind, ...] = get_args(AnswerKind)
+        self._sections = {kind: None if profile is None else profile.section(kind) for kind in kinds}
+        self._calibrated = profile is not None and profile.calibrated
 
     def threshold(self, kind: AnswerKind = "answer") -> float | None:
         """Give the threshold in force, on confidence or, without a profile, on the raw score.
@@ -70,7 +75,7 @@ class Standard:
             return self.score_threshold
         if self._threshold is not None:
             return self._threshold
-        section = self.profile.section(kind)
+        section = self._sections[kind]
         return None if section is None else section.threshold
 
     def raw(self, score: Score) -> float | None:
@@ -82,7 +87,7 @@ class Standard:
 
         It is 0 without a score, and where the score, or a number made from it, is not finite.
         """
-        section = None if self.profile is None else self.profile.section(kind)
+        section = self._sections[kind]
         if section is None:
             return None
         return 0.0 if score is None else section.confidence(score)
@@ -127,7 +132,7 @@ class Standard:
         return Verdict(
             passed=passed,
             confidence=confidence,
-            calibrated=self.profile is not None and self.profile.calibrated,
+            calibrated=self._calibrated,
             scores=score,
             threshold=threshold,
             method=self.method,
@@ -152,12 +157,12 @@ class Standard:
                 f"of what passes at most {risk:g} % is wrong, with {certainty:g} % certainty, for questions like those "
                 "of the calibration"
             )
-        meaning = "" if self.profile.calibrated else ", which is only an ordering and no probability"
+        meaning = "" if self._calibrated else ", which is only an ordering and no probability"
         return f"confidence of at least {threshold:.3f} (method: {self.method}){meaning}; {promised}"
 
     def _shown(self, confidence: float) -> str:
         """Show a confidence as what it is."""
-        if self.profile is None or self.profile.calibrated:
+        if self.profile is None or self._calibrated:
             return f"confidence {confidence:.3f}"
         return f"confidence {confidence:.3f}, only an ordering and no probability,"
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from threading import Lock, Thread
 from typing import Any, TypeVar
 
@@ -33,8 +33,9 @@ _GONE: ContextVar[Gone | None] = ContextVar("semgrad_guard_gone", default=None)
 class Request:
     """Prompt ids, texts to stop before, schemas of the tools on offer, and settings of the generation.
 
-    The rest belongs to the row, and may differ within a batch: `forced` writes a tool call for the model, `streamer`
-    hears the tokens as they come, and once `gone` says so, nobody waits for the answer any more.
+    The rest belongs to the row, and may differ within a batch: `forced` writes a tool call for the model, and
+    `streamer` hears the tokens as they come. Once `gone` gives True, nobody waits for the answer any more; it is what
+    `until` has set where the request is made.
     """
 
     prompt: list[int]
@@ -43,7 +44,7 @@ class Request:
     settings: dict[str, Any]
     forced: LogitsProcessor | None = None
     streamer: BaseStreamer | None = None
-    gone: Gone | None = None
+    gone: Gone | None = field(default_factory=_GONE.get)
 
     @property
     def kind(self) -> str:
@@ -68,11 +69,6 @@ def until(gone: Gone) -> Iterator[None]:
         yield
     finally:
         _GONE.reset(token)
-
-
-def gone_by_now() -> Gone | None:
-    """Give what `until` has set; None outside of it."""
-    return _GONE.get()
 
 
 def joint_settings(requests: Sequence[Request]) -> dict[str, Any]:
@@ -193,8 +189,11 @@ class BatchedChatModel(BaseChatModel):
         """Make a request of what a call was given."""
 
     @abstractmethod
-    def _answers(self, requests: Sequence[Request]) -> list[AIMessage | BaseException]:
-        """Answer requests of one kind in one batch; of those that nobody waits for any more, say so."""
+    def _answers(self, requests: Sequence[Request], settings: dict[str, Any]) -> list[AIMessage | BaseException]:
+        """Answer requests of one kind in one batch; of those that nobody waits for any more, say so.
+
+        `settings` are those of the generation for all of them together.
+        """
 
     def batch(
         self,
@@ -278,7 +277,11 @@ class BatchedChatModel(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         request, meeting = self._request(messages, stop, kwargs), self._meeting()
-        message = self._answers([request])[0] if meeting is None else meeting.join(request).result()
+        message: AIMessage | BaseException
+        if meeting is None:
+            (message,) = self._answers([request], joint_settings([request]))
+        else:
+            message = meeting.join(request).result()
         if isinstance(message, BaseException):
             raise message
         return ChatResult(generations=[ChatGeneration(message=message)])
@@ -309,7 +312,8 @@ class BatchedChatModel(BaseChatModel):
             groups.setdefault(request.kind, []).append(index)
         for indices in groups.values():
             try:
-                found |= zip(indices, self._answers([requests[index] for index in indices]), strict=True)
+                group = [requests[index] for index in indices]
+                found |= zip(indices, self._answers(group, joint_settings(group)), strict=True)
             except Exception as error:
                 alone = [error] if len(indices) == 1 else [self._again(requests[index]) for index in indices]
                 found |= zip(indices, alone, strict=True)

@@ -18,7 +18,7 @@ from langchain_core.tools import BaseTool
 from pydantic import ConfigDict, Field, PrivateAttr
 
 from semgrad_guard.errors import AbandonedError, ConfigurationError
-from semgrad_guard.langchain.batching import BatchedChatModel, Request, gone_by_now, joint_settings
+from semgrad_guard.langchain.batching import BatchedChatModel, Request
 from semgrad_guard.langchain.messages import offered, to_messages, to_template
 from semgrad_guard.langchain.scored_messages import asked_for, scored_messages
 from semgrad_guard.langchain.source import (
@@ -32,6 +32,7 @@ from semgrad_guard.langchain.source import (
     local_model,
     over,
     refuse_loading,
+    stacked,
     with_tokenizer,
 )
 from semgrad_guard.langchain.streaming import Listener, Shown, last_chunk
@@ -39,7 +40,6 @@ from semgrad_guard.model.chat_template import encode_chat, semantic_position
 from semgrad_guard.model.fingerprint import fingerprint, template_fingerprint
 from semgrad_guard.model.forcing import forced_call
 from semgrad_guard.model.generate import check_prompt
-from semgrad_guard.model.load import revision
 from semgrad_guard.records import Generation, TokenUncertainty
 from semgrad_guard.scoring.budget import Budget
 from semgrad_guard.scoring.scorer import SemGradScorer
@@ -119,12 +119,14 @@ class ConfiguredChatModel(BatchedChatModel):
         layer({name: value for name, value in settings.items() if name not in OF_CALLS}, owner=type(self))
 
     def _layer(self) -> dict[str, Any]:
-        plain = {name: getattr(self, name) for name in FIELDS}
-        return over(layer(self.generation, owner=type(self)), layer(plain, owner=type(self)))
+        return stacked(*self._written(), owner=type(self))
 
-    def _settings(self, stop: list[str] | str | None, given: dict[str, Any]) -> dict[str, Any]:
+    def _settings(self, stop: list[str] | str | None, of_call: dict[str, Any]) -> dict[str, Any]:
         """Let the settings of a call stand over the chat model's own."""
-        return over(self._layer(), layer(given, {"stop": stop}, owner=type(self)))
+        return stacked(*self._written(), [of_call, {"stop": stop}], owner=type(self))
+
+    def _written(self) -> list[list[dict[str, Any]]]:
+        return [[self.generation], [{name: getattr(self, name) for name in FIELDS}]]
 
     def _convert_input(self, model_input: Any) -> PromptValue:
         """Take what LangChain's chat models take, and a single message.
@@ -165,6 +167,7 @@ class ChatSemGrad(ConfiguredChatModel):
     budget: Budget | None = Field(default=None, exclude=True)
     _scorer: SemGradScorer = PrivateAttr()
     _fingerprint: str = PrivateAttr()
+    _template: tuple[Any, str] = PrivateAttr((None, ""))
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         """Check the settings, and the model; those of scoring are gathered in `scoring`.
@@ -312,14 +315,21 @@ class ChatSemGrad(ConfiguredChatModel):
             "model": self.model.config.name_or_path,
             "fingerprint": self._fingerprint,
             "dtype": str(self.model.dtype),
-            "template": template_fingerprint(self.tokenizer),
-            "revision": revision(self.model),
+            "template": self._template_fingerprint(),
+            "revision": self._scorer.revision,
             "defaults": _plain(vars(self.model.generation_config)),
             "generation": _plain(self._layer()),
             "scored": self.scored,
             "budget": str(self.budget),
             **dict(self.scoring) | {"layers": str(self.scoring.layers)},
         }
+
+    def _template_fingerprint(self) -> str:
+        """Fingerprint the chat template, anew where it has been changed."""
+        template = self.tokenizer.chat_template
+        if template != self._template[0] or not self._template[1]:
+            self._template = template, template_fingerprint(self.tokenizer)
+        return self._template[1]
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         name = str(kwargs.get("model") or self.model.config.name_or_path)
@@ -371,9 +381,9 @@ class ChatSemGrad(ConfiguredChatModel):
         generation = Generation(tuple(prompt), tuple(tokens), str(message.text), "stop")
         return tuple(self._scorer.attribute(generation, start))
 
-    def _answers(self, requests: Sequence[Request]) -> list[AIMessage | BaseException]:
-        generations = self.scorer.generate([request.prompt for request in requests], **joint_settings(requests))
-        whole = [row for row, request in enumerate(requests) if not request.abandoned]
+    def _answers(self, requests: Sequence[Request], settings: dict[str, Any]) -> list[AIMessage | BaseException]:
+        generations = self.scorer.generate([request.prompt for request in requests], **settings)
+        whole = [row for row, request in enumerate(requests) if request.gone is None or not request.gone()]
         first, kept = requests[0], [generations[row] for row in whole]
         messages = scored_messages(self.scorer, kept, first.stop, first.tools, scored=self.scored)
         found: dict[int, AIMessage] = dict(zip(whole, messages, strict=True))
@@ -419,7 +429,7 @@ class ChatSemGrad(ConfiguredChatModel):
         choice, schemas = given.pop("tool_choice", None), list(given.pop("tools", None) or ())
         given.pop("stream", None)
         given.pop("ls_structured_output_format", None)
-        most = asked_for(given)
+        most = asked_for(given) if given.keys() & {"logprobs", "top_logprobs"} else None
         combined = self._settings(stop, given)
         turns = to_template(messages)
         prompt = encode_chat(self.tokenizer, turns, tools=schemas)
@@ -431,7 +441,7 @@ class ChatSemGrad(ConfiguredChatModel):
         forced = None
         if choice is not None and schemas:
             forced = forced_call(self.model, self.tokenizer, turns, schemas, choice or None, prompt)
-        return Request(prompt, marks, schemas, settings, forced, gone=gone_by_now())
+        return Request(prompt, marks, schemas, settings, forced)
 
 
 def chat_model(source: Any, tokenizer: Any = None, **settings: Any) -> ChatSemGrad:

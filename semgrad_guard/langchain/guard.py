@@ -10,7 +10,7 @@ from typing import Any
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, PrivateAttr, field_validator
 
 from semgrad_guard.calibration.drift import RawWatch, Watch
 from semgrad_guard.calibration.examples import Example, examples_of
@@ -24,6 +24,8 @@ from semgrad_guard.langchain.answering import (
     Asking,
     Manner,
     Passages,
+    aanswer,
+    answer,
     asettled,
     chat_model_for,
     last_of_stream,
@@ -37,7 +39,6 @@ from semgrad_guard.langchain.messages import (
     last_question,
     offered,
     prompt_form,
-    to_messages,
 )
 from semgrad_guard.langchain.routes import Retrieve, retry_with
 from semgrad_guard.langchain.source import NAMES, with_tokenizer
@@ -73,6 +74,7 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
     record_drafts: bool = False
     prompt: PromptForm | None = None
     raw_watch: RawWatch | None = Field(default=None, exclude=True, repr=False)
+    _standard: Standard | None = PrivateAttr(None)
 
     @field_validator("threshold", mode="before")
     @classmethod
@@ -166,8 +168,11 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
                 )
 
     def standard(self) -> Standard:
-        """The standard in force; built on use, so that a threshold configured at run time counts."""
-        return Standard(self.profile, self.threshold, self.score_threshold, self.method)
+        """The standard in force; built anew where a setting has changed, as in a copy with another threshold."""
+        settings = (self.profile, self.threshold, self.score_threshold, self.method)
+        if self._standard is None or self._standard.settings != settings:
+            self._standard = Standard(*settings)
+        return self._standard
 
     def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:
         """Answer, or settle otherwise; `kwargs` are generation settings."""
@@ -297,15 +302,13 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
         self.llm.check_settings(settings)  # else a route that asks again would break over them, and just not settle
         llm, standard = self.llm, self.standard()
         manner = Manner(llm, standard, self.watch, self.raw_watch, self.passages, self.record_drafts, self.prompt)
-        return Asking(manner, to_messages(given), settings)
+        return Asking(manner, given, settings)
 
     def _guard(self, given: LanguageModelInput, **kwargs: Any) -> AIMessage:
-        asking = self._asking(given, kwargs)
-        return settled(asking, asking.first(), self.routes)
+        return answer(self._asking(given, kwargs), self.routes)
 
     async def _aguard(self, given: LanguageModelInput, **kwargs: Any) -> AIMessage:
-        asking = self._asking(given, kwargs)
-        return await asettled(asking, await asking.afirst(), self.routes)
+        return await aanswer(self._asking(given, kwargs), self.routes)
 
     def _stream_guard(self, given: Iterator[LanguageModelInput], **kwargs: Any) -> Iterator[AIMessage]:
         asking, shown = self._asking(next(given), kwargs), ""
@@ -334,7 +337,7 @@ _STREAMING = {"buffered": False, "verdict": True}
 def _renamed(settings: dict[str, Any]) -> dict[str, Any]:
     """Take the settings with old names out, warn of each, and give them under their new names."""
     new = renamed(settings, "SemGradGuard", level=5, context="passages", streaming="stream_drafts")
-    values = {"passages": _PASSAGES, "stream_drafts": _STREAMING}
+    values: dict[str, dict[str, Any]] = {"passages": _PASSAGES, "stream_drafts": _STREAMING}
     return {name: values[name].get(value, value) if isinstance(value, str) else value for name, value in new.items()}
 
 

@@ -14,9 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from semgrad_guard.calibration.verdict import Standard
 from semgrad_guard.errors import ConfigurationError, described, named
-from semgrad_guard.model.load import revision
 from semgrad_guard.model.responses import ParsedResponse, Response, ToolCall, take_apart
-from semgrad_guard.model.text_spans import is_blank, token_spans
+from semgrad_guard.model.text_spans import token_spans
 from semgrad_guard.records import AnswerKind, CallConfidence, Generation, Score, TokenLogProb, Verdict
 from semgrad_guard.routing.ladder import Answer
 from semgrad_guard.scoring.scorer import SemGradScorer, TokenSpan
@@ -87,7 +86,7 @@ def scored_messages(
 
 
 def _failed(response: Response) -> str:
-    return response.failure or ("the response is empty" if is_blank(response.text) else "")
+    return response.failure or ("the response is empty" if response.blank else "")
 
 
 def _scores(scorer: SemGradScorer, answers: Sequence[tuple[Generation, Response]]) -> list[tuple[list[Score], str]]:
@@ -123,7 +122,7 @@ def _message(
     ids = [f"call_{uuid.uuid4().hex[:24]}" for _ in parsed.calls]
     metadata = {
         "model_name": scorer.model.config.name_or_path,
-        "revision": revision(scorer.model),
+        "revision": scorer.revision,
         "finish_reason": generation.finish_reason,
         "semgrad": _record(scores, failure, parsed.calls, ids)
         | {"tokens": list(generation.response_ids), "answer_from": response.start},

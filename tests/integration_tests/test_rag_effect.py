@@ -13,7 +13,10 @@ from tools.embedded.rag_effect import hopeless, outcomes, table, unrelated_passa
 
 @pytest.fixture(scope="module")
 def llm():
-    settings = {"generation": {"max_new_tokens": 64, "do_sample": False}, "scoring": embedded_profile().bound_to.scoring}
+    settings = {
+        "generation": {"max_new_tokens": 64, "do_sample": False},
+        "scoring": embedded_profile().bound_to.scoring,
+    }
     return ChatSemGrad.from_model(*embedded_model(), **settings)
 
 

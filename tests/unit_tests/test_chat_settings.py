@@ -226,9 +226,9 @@ def test_beams_have_no_log_probabilities():
 
 
 def test_metadata_name_the_model_and_its_revision():
-    chat = chat_of()
-    chat.model.config.name_or_path = "some/model"
-    chat.model.config._commit_hash = "abc"
+    model = tiny_model()
+    model.config.name_or_path, model.config._commit_hash = "some/model", "abc"
+    chat = ChatSemGrad.from_model(model, tiny_tokenizer(CHATML), generation=GREEDY)
     message = chat.invoke("q?")
     metadata = {name: message.response_metadata[name] for name in ("model_name", "revision", "finish_reason")}
     assert metadata == {"model_name": "some/model", "revision": "abc", "finish_reason": "length"}

@@ -394,7 +394,7 @@ def test_the_former_names_of_layers_work_for_one_release(scorer):
     with pytest.warns(DeprecationWarning, match="layers="):
         assert former.adjusted(span="all").layers == (0, 1, 2, 3)
     with pytest.warns(DeprecationWarning, match="layers="):
-        assert ChatSemGrad.of((scorer.model, scorer.tokenizer), span=[1, 2]).scorer.scoring == former.scoring
+        assert ChatSemGrad.from_model(scorer.model, scorer.tokenizer, span=[1, 2]).scorer.scoring == former.scoring
     (score,) = former.score_ids(prompts_of(9), [[5, 6]])
     with pytest.warns(DeprecationWarning, match="layer_indices"):
         assert score.span == score.layer_indices == (1, 2)
@@ -405,9 +405,9 @@ def test_the_former_names_of_layers_work_for_one_release(scorer):
 
 def test_settings_named_stand_over_those_of_a_whole(scorer):
     scoring = ScoringSettings(token_position=2, tau=0.5)
-    chat = ChatSemGrad.of((scorer.model, scorer.tokenizer), scoring=scoring, beta=2.0)
+    chat = ChatSemGrad.from_model(scorer.model, scorer.tokenizer, scoring=scoring, beta=2.0)
     assert chat.scoring == ScoringSettings(token_position=2, tau=0.5, beta=2.0)
-    assert ChatSemGrad.of(chat, layers=[3]).scoring == chat.scoring.changed(layers=[3])
+    assert ChatSemGrad.from_llm(chat, layers=[3]).scoring == chat.scoring.changed(layers=[3])
     resolved = chat.scorer.scoring
     assert resolved == chat.scoring.changed(layers=(2, 3))
     assert chat.scorer.adjusted(tau=1.0).scoring == resolved.changed(tau=1.0)
