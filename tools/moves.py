@@ -37,7 +37,7 @@ def moves() -> list[tuple[str, str]]:
         guard.invoke(QUESTION)
     finally:
         sys.setprofile(None)
-        threading.setprofile(None)  # type: ignore[arg-type]  # None ends it
+        threading.setprofile(None)
     return calls
 
 

@@ -212,6 +212,32 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
         async for chunk in self._atransform_stream_with_config(once(), self._astream_guard, config, **kwargs):
             yield chunk
 
+    def batch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[AIMessage]:
+        """Answer inputs; what they ask the model, they ask it together, as rows of a batch of `ChatSemGrad`."""
+        if len(inputs) < 2:
+            return super().batch(inputs, config, return_exceptions=return_exceptions, **kwargs)
+        return self.llm.map_together(self.invoke, inputs, config, return_exceptions, **kwargs)
+
+    async def abatch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[AIMessage]:
+        """Async twin of `batch`."""
+        if len(inputs) < 2:
+            return await super().abatch(inputs, config, return_exceptions=return_exceptions, **kwargs)
+        return await self.llm.amap_together(self.ainvoke, inputs, config, return_exceptions, **kwargs)
+
     def calibrated(
         self,
         examples: Sequence[Example | dict[str, Any]],

@@ -72,16 +72,16 @@ def test_no_row_of_a_batch_waits_for_ever():
         answered.append(len(requests))
         return [AIMessage(request) for request in requests]
 
-    meeting = batching.Meeting(object(), 3, answers)
+    batcher = batching.Batcher(object(), 3, answers)
 
     def leave():
-        with meeting.row():
+        with batcher.row():
             pass
 
-    joined = partial(meeting.join, "first")
+    joined = partial(batcher.join, "first")
     future, left = lockstep(joined, leave, batching)
     assert left is None
-    other = meeting.join("second")
+    other = batcher.join("second")
     assert [future.result(10).content, other.result(10).content] == ["first", "second"]
     assert answered == [2]
 

@@ -8,9 +8,10 @@ import torch
 from models import tiny_model, tiny_tokenizer
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from semgrad_guard import ChatSemGrad, SemGradScorer
+from semgrad_guard import Abstain, ChatSemGrad, Outcome, SemGradGuard, SemGradScorer
 from semgrad_guard.demo import embedded_model
 from semgrad_guard.errors import AbandonedError
+from semgrad_guard.langchain import batching
 from semgrad_guard.langchain.batching import until
 
 QUESTIONS = ["Why?", "Who are you and where do you come from?", "a b c d e f g"]
@@ -112,6 +113,65 @@ def test_rows_can_be_streamed_in_a_batch(monkeypatch):
     assert passes == [3]
     assert ["".join(found[0]), found[1], "".join(found[2])] == alone
     assert min(len(found[0]), len(found[2])) > 3  # in pieces
+
+
+def rows_of_passes(monkeypatch):
+    """Note of every generation and every scoring pass how many rows it has."""
+    rows = []
+    for name in ("generate", "score"):
+        method = getattr(SemGradScorer, name)
+
+        def counting(self, items, *, method=method, name=name, **settings):
+            rows.append((name, len(items)))
+            return method(self, items, **settings)
+
+        monkeypatch.setattr(SemGradScorer, name, counting)
+    return rows
+
+
+class AskAgain:
+    """Puts every question once more."""
+
+    decision, below = "again", None
+
+    def attempt(self, situation):
+        answer = situation.ask(situation.question)
+        return Outcome(answer.verdict.passed, answer.verdict.reason, answer.text, answer)
+
+
+@pytest.mark.parametrize("call", ["batch", "abatch"])
+def test_a_batch_of_a_guard_is_a_batch_of_the_model_in_every_round(monkeypatch, call):
+    guard = SemGradGuard(chat(), score_threshold=0.0, routes=[AskAgain(), Abstain("no")])
+    alone = [guard.invoke(question).response_metadata["semgrad"]["scores"]["semgrad"] for question in QUESTIONS]
+    rows = rows_of_passes(monkeypatch)
+    messages = guard.batch(QUESTIONS) if call == "batch" else asyncio.run(guard.abatch(QUESTIONS))
+    assert rows == [("generate", 3), ("score", 3)] * 2
+    assert [message.response_metadata["semgrad"]["scores"]["semgrad"] for message in messages] == pytest.approx(alone)
+    assert guard.batch(["Why?"])[0].content == "no"
+    assert guard.batch([]) == []
+
+
+def test_a_batch_of_a_guard_gives_failures_back_with_the_answers():
+    guard = SemGradGuard(chat(), score_threshold=1e9)
+    message, error = guard.batch(["Why?", []], return_exceptions=True)
+    assert message.content == guard.invoke("Why?").content
+    assert "No messages were given" in str(error)
+
+
+def test_a_second_answer_does_not_wait_for_ever_for_a_row_that_is_busy(monkeypatch):
+    monkeypatch.setattr(batching, "LONGEST_WAIT", 0.05)
+    model, answered = chat(), threading.Event()
+
+    def busy():
+        model.invoke(QUESTIONS[0])
+        return answered.wait(10)
+
+    def again():
+        model.invoke(QUESTIONS[1])
+        model.invoke(QUESTIONS[2])
+        answered.set()
+
+    assert together(model, [busy, again]) == [True, None]
 
 
 def test_a_stream_that_is_left_in_a_batch_lets_the_others_go_on():
