@@ -90,7 +90,7 @@ def test_every_listener_to_scoring_hears():
     heard = []
     listeners = [observers.listening(lambda happened, name=name: heard.append(name)) for name in "ab"]
     assert lockstep(*(listener.__enter__ for listener in listeners), observers) == [None, None]
-    observers._tell(None)
+    observers._notify(None)
     assert sorted(heard) == ["a", "b"]
     leave = [partial(listener.__exit__, None, None, None) for listener in listeners]
     assert lockstep(*leave, observers) == [False, False]
