@@ -15,7 +15,7 @@ from semgrad_guard.calibration.checked import Checked, Count, Number, OneOrMore,
 from semgrad_guard.calibration.guarantee import Guarantee
 from semgrad_guard.errors import ProfileError
 from semgrad_guard.records import Score
-from semgrad_guard.scoring.registry import known_score, names_of
+from semgrad_guard.scoring.registry import known_score, known_values, names_of
 
 _FLOOR = 1e-30  # scores are >= 0; a logarithm needs more
 _INDEX = "(?:0|[1-9][0-9]{0,5})"
@@ -46,11 +46,11 @@ class Feature:
         Raises:
             ValueError: no score has such a feature.
         """
-        known = names_of()
-        if name in known:
-            return cls(name, name)
         match = _BY_LAYER.fullmatch(name)
         if match is None:
+            known = names_of()
+            if name in known:
+                return cls(name, name)
             raise ValueError(
                 f"{name!r} is no feature; expected {', '.join(known)}, layers.L, layers.L:M, layers_unweighted.L, "
                 "later.T.L, or a score that was added by register_score"
@@ -92,12 +92,7 @@ class Feature:
             if self.token is not None:
                 rows = rows[self.token] if self.token < len(rows) else ()
             value = float(np.mean(rows[self.first : self.end])) if self.end <= len(rows) else None
-        if value is None:
-            raise ProfileError(
-                f"The profile needs {self.name!r}, which was not computed: score as the profile is bound, with its "
-                "parameters."
-            )
-        return value
+        return _computed(self.name, value)
 
 
 def feature_values(score: Score, features: tuple[str, ...]) -> list[float]:
@@ -107,7 +102,17 @@ def feature_values(score: Score, features: tuple[str, ...]) -> list[float]:
         ProfileError: a feature was not computed.
         ValueError: there is no feature of that name.
     """
-    return [math.log(max(Feature.of(name).value(score), _FLOOR)) for name in features]
+    known = known_values(score, features)
+    values = [_computed(name, known[name]) if name in known else Feature.of(name).value(score) for name in features]
+    return [math.log(max(value, _FLOOR)) for value in values]
+
+
+def _computed(name: str, value: float | None) -> float:
+    if value is None:
+        raise ProfileError(
+            f"The profile needs {name!r}, which was not computed: score as the profile is bound, with its parameters."
+        )
+    return value
 
 
 # Isotonic probabilities are equal over whole steps. This much of the regression's own keeps answers on a step apart, so

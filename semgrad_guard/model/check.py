@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -10,8 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from semgrad_guard._compat import cache_argument, is_compiled, linear_layers
-from semgrad_guard.errors import ConfigurationError, EmptyResponseError, PromptTooLongError, UnsupportedModelError
-from semgrad_guard.model.generate import context_length
+from semgrad_guard.errors import UnsupportedModelError
+from semgrad_guard.model.generate import check_scorable
 from semgrad_guard.model.gradient_check import check_gradients
 from semgrad_guard.model.replay import Head, mirror
 
@@ -88,35 +87,6 @@ def _end_ids(model: PreTrainedModel) -> set[int]:
 
 _PROBE_TOKENS = 4
 _TOLERANCE = 1e-3  # and twice the rounding of the logits' own precision; a wrong transform is off by far more
-
-
-def check_scorable(model: PreTrainedModel) -> None:
-    """Refuse training mode, in which dropout and gradient checkpointing change what is computed."""
-    if model.training:
-        raise UnsupportedModelError(f"{type(model).__name__} is in training mode. Call model.eval() before scoring.")
-
-
-def check_sequences(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
-) -> None:
-    """Refuse what cannot be scored with this model: an empty response, too many tokens, or unknown ids."""
-    check_scorable(model)
-    limit = context_length(model)
-    vocabulary = model.config.get_text_config(decoder=True).vocab_size
-    for index, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        if not response:
-            raise EmptyResponseError(f"Response {index} has no tokens; there is nothing to score.")
-        if limit is not None and len(prompt) + len(response) > limit:
-            raise PromptTooLongError(
-                f"Sequence {index} has {len(prompt)} prompt and {len(response)} response tokens; the model's "
-                f"context holds {limit}. Shorten the prompt."
-            )
-        unknown = [token for token in (*prompt, *response) if not 0 <= token < vocabulary]
-        if unknown:
-            raise ConfigurationError(
-                f"Sequence {index} holds token {unknown[0]}; the model's vocabulary has {vocabulary}. Are the ids "
-                "from another tokenizer?"
-            )
 
 
 def check_model(model: PreTrainedModel) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from semgrad_guard._compat import generated_cache
-from semgrad_guard.errors import ConfigurationError, PromptTooLongError
+from semgrad_guard.errors import ConfigurationError, EmptyResponseError, PromptTooLongError, UnsupportedModelError
 from semgrad_guard.model.replay import Boundary
 from semgrad_guard.records import FinishReason, Generation, GenerationBatch, TokenLogProb
 from semgrad_guard.settings import unknown_name
@@ -39,6 +39,35 @@ def check_prompt(model: PreTrainedModel, prompt: Sequence[int], settings: dict[s
         PromptTooLongError: with the tokens to generate it does not fit into the context.
     """
     _check_length(model, len(prompt), _most(model, settings))
+
+
+def check_scorable(model: PreTrainedModel) -> None:
+    """Refuse training mode, in which dropout and gradient checkpointing change what is computed."""
+    if model.training:
+        raise UnsupportedModelError(f"{type(model).__name__} is in training mode. Call model.eval() before scoring.")
+
+
+def check_sequences(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
+) -> None:
+    """Refuse what cannot be scored with this model: an empty response, too many tokens, or unknown ids."""
+    check_scorable(model)
+    limit = context_length(model)
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    for index, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        if not response:
+            raise EmptyResponseError(f"Response {index} has no tokens; there is nothing to score.")
+        if limit is not None and len(prompt) + len(response) > limit:
+            raise PromptTooLongError(
+                f"Sequence {index} has {len(prompt)} prompt and {len(response)} response tokens; the model's "
+                f"context holds {limit}. Shorten the prompt."
+            )
+        unknown = [token for token in (*prompt, *response) if not 0 <= token < vocabulary]
+        if unknown:
+            raise ConfigurationError(
+                f"Sequence {index} holds token {unknown[0]}; the model's vocabulary has {vocabulary}. Are the ids "
+                "from another tokenizer?"
+            )
 
 
 def generate(

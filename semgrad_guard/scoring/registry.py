@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -78,7 +78,7 @@ class ScoreKind:
             value = math.nan if score.more[self.name] is None else score.more[self.name]
         else:
             value = None
-        return None if value is None else as_number(value)
+        return None if value is None else float(value)
 
     def uncertainty(self, score: Score) -> float | None:
         """Give the score so that a larger value means more uncertainty; None where it was not computed."""
@@ -134,6 +134,11 @@ def known_score(name: str) -> ScoreKind:
             f"There is no score {name!r}. Expected one of {', '.join(_SCORES)}; register_score adds one of your own."
         )
     return _SCORES[name]
+
+
+def known_values(score: Score, names: Iterable[str]) -> dict[str, float | None]:
+    """Read those of the names that are known off a score; None stands for one that was not computed."""
+    return {name: _SCORES[name].value(score) for name in names if name in _SCORES}
 
 
 def measured_scores(log_probs: Tensor, entropies: Tensor) -> dict[str, float | None]:

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from semgrad_guard._compat import warn_of_untested_versions
 from semgrad_guard.errors import ConfigurationError, EmptyResponseError, TokenPositionError
 from semgrad_guard.model.chat_template import semantic_position
-from semgrad_guard.model.check import check_model, check_sequences, check_tokenizer
-from semgrad_guard.model.generate import generate
+from semgrad_guard.model.check import check_model, check_tokenizer
+from semgrad_guard.model.generate import check_sequences, generate
 from semgrad_guard.model.load import revision, without_adapter_shell
 from semgrad_guard.model.replay import Head, Layout
 from semgrad_guard.model.text_spans import pieces

@@ -21,8 +21,7 @@ from semgrad_guard.errors import (
 from semgrad_guard.langchain.guard import SemGradGuard
 from semgrad_guard.langchain.messages import EMPTY_QUESTION, asks_nothing, to_template
 from semgrad_guard.model.chat_template import encode_answer, encode_chat
-from semgrad_guard.model.check import check_sequences
-from semgrad_guard.model.generate import end_ids
+from semgrad_guard.model.generate import check_sequences, end_ids
 from semgrad_guard.records import Decision, Generation, Score, TokenUncertainty, Verdict
 from semgrad_guard.scoring.registry import known_scores
 from semgrad_guard.scoring.scorer import SemGradScorer
