@@ -22,7 +22,7 @@ def find_route(origin: str, destination: str) -> str:
     return "go north for 12 miles"
 
 
-chat, profile, tools = ChatSemGrad.of(embedded_model()), embedded_profile(), [get_weather, find_route]
+chat, profile, tools = ChatSemGrad.from_model(*embedded_model()), embedded_profile(), [get_weather, find_route]
 agent = create_agent(chat, tools, middleware=[ConfidenceMiddleware(profile)], checkpointer=InMemorySaver())
 
 questions = ("What is the weather in Zubrovia?", "What is the weather like?", "What is the capital of Zubrovia?")

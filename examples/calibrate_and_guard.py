@@ -9,9 +9,9 @@ from semgrad_guard.demo import embedded_model, labelled_questions
 # In your own project: read_examples("questions.jsonl"), with lines {"query": ..., "truthful answer": [...]}.
 examples = [*labelled_questions("known"), *labelled_questions("withheld")]
 
-llm = ChatSemGrad.of(embedded_model(), generation={"max_new_tokens": 16, "do_sample": False})
+llm = ChatSemGrad.from_model(*embedded_model(), generation={"max_new_tokens": 16, "do_sample": False})
 guard = SemGradGuard(llm, score_threshold=0.0, routes=[Abstain("I am not sure.")])  # nothing passes before calibration
-guard = guard.calibrate(examples, risk=0.1, delta=0.1, search=False)
+guard = guard.calibrated(examples, risk=0.1, delta=0.1, search=False)
 section = guard.profile.answer
 print(f"passes at confidence >= {section.threshold}: {section.threshold_rule}")
 

@@ -10,6 +10,6 @@ def reviewer(request: ReviewRequest) -> ReviewAnswer:
     return ReviewAnswer(decision="respond", text="There is no such place.")
 
 
-guard = SemGradGuard(embedded_model(), profile=embedded_profile(), routes=[HumanReview(reviewer, timeout=60)])
+guard = SemGradGuard(embedded_model(), profile=embedded_profile(), routes=[HumanReview(reviewer, timeout_seconds=60)])
 for question in ("What is the capital of France?", "What is the capital of Zubrovia?"):
     print(question, guard.invoke(question).content)

@@ -4,7 +4,7 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import ConfigurableField, RunnableLambda
 
-from semgrad_guard import Abstain, AtMost, Escalate, LowConfidenceError, Raise, SemGradGuard
+from semgrad_guard import Abstain, Escalate, LowConfidenceError, Raise, RateLimit, SemGradGuard
 from semgrad_guard.demo import embedded_model, embedded_profile
 
 guard = SemGradGuard(embedded_model(), profile=embedded_profile(), routes=[Abstain("I am not sure.")])
@@ -20,7 +20,7 @@ print("at any confidence:", message.content)
 
 # A larger model, asked at most ten times an hour; here a stand-in.
 larger = RunnableLambda(lambda messages: "Zubrovia is invented.")
-escalating = SemGradGuard(guard.llm, profile=guard.profile, routes=[Escalate(larger, allow=AtMost(10, per=3600))])
+escalating = SemGradGuard(guard.llm, profile=guard.profile, routes=[Escalate(larger, budget=RateLimit(10, per=3600))])
 print("escalated:", (prompt | escalating).invoke({"place": "Zubrovia"}).content)
 
 # LangChain's own fallbacks, where the guard raises.

@@ -24,7 +24,7 @@ def search(question: str) -> list[Document]:
     return [Document(texts[place], metadata={"similarity": round(similarity, 2)}) for similarity, place in found]
 
 
-routes = [Retrieve(RunnableLambda(search), timeout=30), Abstain("Not found.")]
+routes = [Retrieve(RunnableLambda(search), timeout_seconds=30), Abstain("Not found.")]
 guard = SemGradGuard(embedded_model(), profile=embedded_profile(), routes=routes)
 
 for question in ("What is the capital of France?", "Who invented the light bulb?", "What is the capital of Zubrovia?"):

@@ -22,14 +22,24 @@ from semgrad_guard.errors import (
 )
 from semgrad_guard.langchain.chat_model import ChatSemGrad
 from semgrad_guard.langchain.guard import SemGradGuard
-from semgrad_guard.langchain.judge import judged_by
+from semgrad_guard.langchain.judge import LLMJudge, judged_by
 from semgrad_guard.langchain.metadata import get_confidence, get_decision, get_scores
 from semgrad_guard.langchain.passages import BM25Retriever
 from semgrad_guard.langchain.routes import Escalate, Retrieve, Search
-from semgrad_guard.records import Decision, Failure, Generation, LongScore, Score, Source, Step, TokenDoubt, Verdict
+from semgrad_guard.records import (
+    Decision,
+    Failure,
+    Generation,
+    LongScore,
+    Score,
+    Source,
+    Step,
+    TokenUncertainty,
+    Verdict,
+)
 from semgrad_guard.routing.grounding import grounded_question
 from semgrad_guard.routing.ladder import Answer, Outcome, Route, Situation
-from semgrad_guard.routing.limits import AtMost
+from semgrad_guard.routing.limits import AtMost, RateLimit
 from semgrad_guard.routing.routes import Abstain, HumanReview, Raise, ReviewAnswer, ReviewRequest
 from semgrad_guard.scoring.budget import Budget
 from semgrad_guard.scoring.scorer import SemGradScorer
@@ -53,6 +63,7 @@ __all__ = [
     "Failure",
     "Generation",
     "HumanReview",
+    "LLMJudge",
     "Labeler",
     "LongScore",
     "LowConfidenceError",
@@ -61,6 +72,7 @@ __all__ = [
     "ProfileError",
     "PromptTooLongError",
     "Raise",
+    "RateLimit",
     "Retrieve",
     "ReviewAnswer",
     "ReviewConflictError",
@@ -76,8 +88,8 @@ __all__ = [
     "Situation",
     "Source",
     "Step",
-    "TokenDoubt",
     "TokenPositionError",
+    "TokenUncertainty",
     "UnsupportedModelError",
     "Verdict",
     "__version__",

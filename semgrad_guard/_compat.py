@@ -14,7 +14,7 @@ import importlib
 import inspect
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache, partial
@@ -64,20 +64,10 @@ HOOK_TABLES = (
     "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
 )
+# And its children in this one; `named_children` leaves out those that are None or shared (as of 2.13).
+CHILDREN = "_modules"
 # transformers 5.24 renamed `past_key_values` to `cache` in the signatures of decoders; the old name goes in 5.40.
 _CACHE_ARGUMENTS = ("cache", "past_key_values")
-
-
-def children(module: nn.Module) -> dict[str, nn.Module | None]:
-    """Give a module's children by name; `named_children` leaves out those that are None or shared (as of 2.13)."""
-    return module._modules
-
-
-def separate(twin: nn.Module, children: dict[str, nn.Module | None]) -> None:
-    """Give a shallow copy of a module its own hooks and children: `copy.copy` shares the dictionaries of both."""
-    for name in HOOK_TABLES:
-        vars(twin)[name] = vars(twin)[name].copy()
-    twin._modules = children
 
 
 def operator(overload: Any) -> Any:
@@ -160,6 +150,19 @@ def plain_keys_and_values(cache: Cache, positions: int) -> list[tuple[Any, Any]]
             return None
         held.append((keys, values))
     return held
+
+
+def sliced_cache(cache: Cache, positions: int, rows: Sequence[int], length: int) -> DynamicCache | None:
+    """View the first `length` positions of rows of a cache; None where it does not hold keys and values plainly."""
+    held = plain_keys_and_values(cache, positions)
+    if held is None:
+        return None
+    views = []
+    for keys, values in held:
+        if len(rows) != keys.shape[0] or list(rows) != list(range(len(rows))):
+            keys, values = keys[list(rows)], values[list(rows)]
+        views.append((keys[..., :length, :], values[..., :length, :]))
+    return cache_of(views)
 
 
 def cache_of(keys_and_values: list[tuple[Any, Any]]) -> DynamicCache:

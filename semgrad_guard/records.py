@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 import numbers
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.plain import PlainDict, SoundText
@@ -40,7 +41,7 @@ Cause = Literal[
     "not_asked",
     "no_answer",
 ]
-Path = Literal["upper", "cache", "prefix", "full"]
+ReplayPath = Literal["upper", "cache", "prefix", "full"]
 AnswerKind = Literal["answer", "grounded", "tool_call", "argument"]
 
 
@@ -102,9 +103,10 @@ class Score(BaseModel):
     """The uncertainty of one response; *higher = more uncertain* in every field but `length` and `path`.
 
     Gradient scores are > 0; log-probabilities and entropies are in nats, >= 0. `layers` holds the mean absolute
-    gradient at the semantic preserving token for each hidden state l of `span`; `semgrad` is their mean. `later` holds
-    the same at each prompt token after that one, `layers_unweighted` the same as `layers` with w_t = 1. None, or empty,
-    is what was not asked for.
+    gradient at the semantic preserving token for each hidden state l of `layer_indices`; `semgrad` is their mean.
+    `later` holds the same at each prompt token after that one, `layers_unweighted` the same as `layers` with w_t = 1.
+    None, or empty, stands for what was not computed. `more` holds registered scores
+    by name, None where the computation failed.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -118,12 +120,19 @@ class Score(BaseModel):
     mean_entropy: float
     max_entropy: float
     length: int
-    path: Path
-    span: tuple[int, ...]
+    path: ReplayPath
+    layer_indices: tuple[int, ...] = Field(validation_alias=AliasChoices("layer_indices", "span"))  # span: before 1.0
     layers: tuple[float, ...]
     semgrad_unweighted: float | None = None
     layers_unweighted: tuple[float, ...] = ()
     later: tuple[tuple[float, ...], ...] = ()
+    more: dict[str, float | None] = Field(default_factory=dict)
+
+    @property
+    def span(self) -> tuple[int, ...]:
+        """The former name of `layer_indices`."""
+        warnings.warn("Score.span is called layer_indices now.", DeprecationWarning, stacklevel=2)
+        return self.layer_indices
 
     def finite(self) -> bool:
         """Tell whether the score may let an answer pass: see `failure`."""
@@ -147,13 +156,14 @@ class Score(BaseModel):
     def _values(self) -> Iterator[tuple[str, float]]:
         """Give every value under a name to tell it by."""
         by_layer = ("layers", "layers_unweighted", "later")
-        fields = self.model_dump(exclude={"length", "path", "span", *by_layer})
+        fields = self.model_dump(exclude={"length", "path", "layer_indices", "more", *by_layer})
         yield from ((name, value) for name, value in fields.items() if value is not None)
         rows = {"the gradient": self.layers, "the unweighted gradient": self.layers_unweighted}
+        indices = self.layer_indices
         rows |= {f"the gradient {place} tokens after t*": row for place, row in enumerate(self.later, 1)}
         for name, row in rows.items():
             for place, value in enumerate(row):
-                yield f"{name} at layer {self.span[place] if place < len(self.span) else place}", value
+                yield f"{name} at layer {indices[place] if place < len(indices) else place}", value
 
 
 def _invalid(text: str) -> Failure:
@@ -224,7 +234,7 @@ class LongScore(BaseModel):
         return max(self.sentences, key=doubt)
 
 
-class TokenDoubt(BaseModel):
+class TokenUncertainty(BaseModel):
     """Where the doubt sits: one response token's log-probability and entropy, in nats, and its share of SemGrad.
 
     Shares add up to 1 over the response; a negative one pulls against the rest.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import reprlib
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Real
@@ -75,6 +76,21 @@ def unknown_name(owner: str, name: str, known: Collection[str], also: Collection
     close = difflib.get_close_matches(name, [*known, *also], n=1)
     hint = f"Did you mean {close[0]!r}?" if close else f"Expected one of {', '.join(sorted({*known}))}."
     return f"{owner} has no setting {name!r}. {hint}"
+
+
+def warn_of_old(old: str, new: str, *, level: int = 3) -> None:
+    """Warn of an old name, which works for one more release; `level` is where the user wrote it."""
+    warnings.warn(f"{old} is now {new}; the old name goes with the next release.", DeprecationWarning, level)
+
+
+def renamed(settings: dict[str, Any], owner: str, *, level: int = 4, **names: str) -> dict[str, Any]:
+    """Take settings under their old names out of `settings`, warn of each, and give them under their new names."""
+    taken = {}
+    for old, new in names.items():
+        if old in settings:
+            warn_of_old(f"{owner}({old}=...)", f"{owner}({new}=...)", level=level)
+            taken[new] = settings.pop(old)
+    return taken
 
 
 def shown(value: object) -> str:

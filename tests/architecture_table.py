@@ -46,7 +46,7 @@ def row(family):
     generations = scorer.generate(prompts, max_new_tokens=7)
     scores = scorer.score(generations)
     errors = [
-        worst_error(score, reference(model, item.prompt_ids, item.response_ids, 3, score.span))
+        worst_error(score, reference(model, item.prompt_ids, item.response_ids, 3, score.layer_indices))
         for item, score in zip(generations, scores, strict=True)
     ]
     return f"| {family} | `{type(model).__name__}` | {scores[0].path} | {max(errors):.0e} |"

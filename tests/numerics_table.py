@@ -33,13 +33,13 @@ rounding of the model itself, whose hidden states and weights have 8 (bfloat16) 
 def scored(dtype):
     """Score the answers with the model in a precision."""
     model, tokenizer = embedded_model()
-    plain = SemGradScorer(model, tokenizer, span="all")
+    plain = SemGradScorer(model, tokenizer, layers="all")
     asked = [item for name in STRATA for item in questions(name, "report")[:EACH]]
     generations = []
     for start in range(0, len(asked), 50):
         prompts = [encode_chat(tokenizer, item.messages) for item in asked[start : start + 50]]
         generations += plain.generate(prompts, max_new_tokens=24, do_sample=False)
-    scorer = SemGradScorer(torch.nn.Module.to(model, dtype), tokenizer, span="all")
+    scorer = SemGradScorer(torch.nn.Module.to(model, dtype), tokenizer, layers="all")
     found = []
     for start in range(0, len(generations), 50):
         part = generations[start : start + 50]

@@ -54,7 +54,9 @@ def logits_of(model, hidden, weight):
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
-def reference(model, prompt, response, position, span, *, reduction="mean", norm="l1", tau=1.0, beta=1.0) -> Reference:
+def reference(
+    model, prompt, response, position, indices, *, reduction="mean", norm="l1", tau=1.0, beta=1.0
+) -> Reference:
     """Compute equations (4) to (6) for one response; `position` counts prompt tokens from the end."""
     model = copy.deepcopy(model).double()
     if hasattr(model, "set_experts_implementation"):
@@ -75,7 +77,7 @@ def reference(model, prompt, response, position, span, *, reduction="mean", norm
         return gradient.abs().mean().item() if norm == "l1" else gradient.square().mean().sqrt().item()
 
     def at_anchor(objective, position=position):
-        gradients = torch.autograd.grad(objective, [hidden[layer] for layer in span], retain_graph=True)
+        gradients = torch.autograd.grad(objective, [hidden[layer] for layer in indices], retain_graph=True)
         return [size(gradient[0, total - position]) for gradient in gradients]
 
     def at_head(objective):
@@ -106,7 +108,7 @@ def reference(model, prompt, response, position, span, *, reduction="mean", norm
 
 
 def assert_equals_reference(score, model, prompt, response, tolerance=1e-5, **settings):
-    expected = reference(model, prompt, response, span=score.span, **settings)
+    expected = reference(model, prompt, response, indices=score.layer_indices, **settings)
     for field in FIELDS:
         assert getattr(score, field) == pytest.approx(getattr(expected, field), rel=tolerance, abs=0), field
     for field in ("layers", "layers_unweighted"):

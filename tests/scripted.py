@@ -11,6 +11,7 @@ from semgrad_guard import ChatSemGrad, Decision, Profile, ReviewRequest, Score, 
 from semgrad_guard.calibration.profile import Binding, Section
 from semgrad_guard.langchain.streaming import last_chunk
 from semgrad_guard.model.fingerprint import fingerprint, template_fingerprint
+from semgrad_guard.scoring.settings import ScoringSettings
 from semgrad_guard.serving.work import Judgement
 
 
@@ -26,7 +27,7 @@ def score(semgrad=1.0, **fields):
         "max_entropy": 1.0,
         "length": 1,
         "path": "cache",
-        "span": (2, 3),
+        "layer_indices": (2, 3),
         "layers": (semgrad, semgrad),
     }
     return Score(**{**values, **fields})
@@ -146,7 +147,7 @@ MODEL, TOKENIZER = tiny_model(), tiny_tokenizer()
 def scripted(*answers):
     """Build the chat model; an answer is a confidence, or what `Scripted` takes."""
     script = [("draft", score_of(answer), "") if isinstance(answer, float) else answer for answer in answers]
-    settings = {"token_position": 3, "span": (2, 3), "reduction": "mean", "norm": "l1"}
+    settings = {"token_position": 3, "layers": (2, 3), "reduction": "mean", "norm": "l1"}
     return Scripted(model=MODEL, tokenizer=TOKENIZER, script=script, **settings)
 
 
@@ -168,10 +169,7 @@ def profile(threshold=0.8, grounded=None):
         model="scripted",
         fingerprint=fingerprint(MODEL),
         template=template_fingerprint(TOKENIZER),
-        token_position=3,
-        span=(2, 3),
-        reduction="mean",
-        norm="l1",
+        scoring=ScoringSettings(token_position=3, layers=(2, 3)),
     )
     return Profile(
         package="0",

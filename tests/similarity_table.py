@@ -11,7 +11,7 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 from sklearn.metrics import roc_auc_score
 
-from semgrad_guard.calibration.labels import alike, contains, same
+from semgrad_guard.calibration.labels import contains, same, shares_words
 
 PAGE = Path(__file__).parents[1] / "docs" / "similarity.md"
 CASES = Path(__file__).parent / "similarity_cases.txt"
@@ -69,7 +69,7 @@ def main(folder):
         **{f"in context, at least {least}": context >= least for least in CONTEXT},
         **{
             name: np.array([label(question, answer, [reference]) for question, reference, answer, _ in cases])
-            for name, label in (("match", same), ("contains", contains), ("f1", alike))
+            for name, label in (("match", same), ("contains", contains), ("f1", shares_words))
         },
     }
     lines = ["| called right | precision | recall | evasive |", "|---|---|---|---|"]

@@ -30,10 +30,10 @@ def share(count: int, n: int) -> str:
     return f"{count / n:.1%} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
-def table(asked: list[Example], confidences: list[float], threshold: float) -> list[str]:
+def table(selected: list[Example], confidences: list[float], threshold: float) -> list[str]:
     """Give the lines of a table: for each kind of question how many pass, and the mean confidence."""
     kinds: dict[str, list[float]] = {"known places": [], "invented places": []}
-    for example, confidence in zip(asked, confidences, strict=True):
+    for example, confidence in zip(selected, confidences, strict=True):
         kinds["invented places" if example.stratum == "invented" else "known places"].append(confidence)
     lines = ["| questions about | n | pass | mean confidence |", "|---|---|---|---|"]
     for kind, values in kinds.items():
@@ -52,18 +52,18 @@ def main(
     """Ask, and write the page."""
     loaded = Profile.load(profile)
     seen: Counter[str] = Counter()
-    asked = []
+    selected = []
     for example in read_examples(data):
         seen[example.stratum] += 1
         if seen[example.stratum] <= most * (5 if example.stratum == "invented" else 1):
-            asked.append(example)
-    chat = ChatSemGrad.of(
-        load_model(model, quiet=True), temperature=0, max_tokens=12, batch_size=_BATCH, **loaded.bound_to.settings()
+            selected.append(example)
+    chat = ChatSemGrad.from_model(
+        *load_model(model, quiet=True), temperature=0, max_tokens=12, batch_size=_BATCH, scoring=loaded.bound_to.scoring
     )
     guard = SemGradGuard(chat, profile=loaded, prompt=loaded.bound_to.prompt)
     confidences = []
-    for start in tqdm(range(0, len(asked), _BATCH), desc="asking"):
-        messages = guard.batch([example.query for example in asked[start : start + _BATCH]])
+    for start in tqdm(range(0, len(selected), _BATCH), desc="asking"):
+        messages = guard.batch([example.query for example in selected[start : start + _BATCH]])
         confidences += [get_confidence(message) or 0.0 for message in messages]
     section = loaded.answer
     threshold = section.threshold
@@ -84,7 +84,7 @@ def main(
         )
     else:
         lines.append(f"- threshold: confidence >= {threshold:.3f}")
-    page.write_text("\n".join([*lines, "", *table(asked, confidences, threshold), ""]), encoding="utf-8")
+    page.write_text("\n".join([*lines, "", *table(selected, confidences, threshold), ""]), encoding="utf-8")
 
 
 if __name__ == "__main__":

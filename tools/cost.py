@@ -92,7 +92,7 @@ def writing(shape: Shape, prompt: int, response: int, batch: int = 1) -> list[St
 def scoring(
     shape: Shape, prompt: int, response: int, batch: int = 1, *, upper: bool = True, parameters: bool = True
 ) -> list[Step]:
-    """Score the responses of a batch, on top of the generation's cache: the span is the upper half.
+    """Score the responses of a batch, on top of the generation's cache: the layers are the upper half.
 
     Args:
         shape: of the model.

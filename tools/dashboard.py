@@ -113,7 +113,7 @@ def metrics_table() -> str:
         for sample in family.samples:
             for label in set(sample.labels) - {"le"}:
                 values.setdefault(label, set()).add(sample.labels[label])
-        labels = "; ".join(f"{label}: {', '.join(sorted(found))}" for label, found in values.items())
+        labels = "; ".join(f"{label}: {', '.join(sorted(names))}" for label, names in values.items())
         name = f"{family.name}_total" if family.type == "counter" else family.name
         rows.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |\n")
     return "| metric | type | labels | |\n| --- | --- | --- | --- |\n" + "".join(rows)

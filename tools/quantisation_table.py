@@ -180,7 +180,7 @@ def answers() -> Answers:
     return Answers(*json.loads(path.read_text()))
 
 
-def measure(name: str, asked: Answers) -> dict[str, Any]:
+def measure(name: str, inputs: Answers) -> dict[str, Any]:
     """Load, build a scorer, and score; or say why not."""
     try:
         model = ROWS[name]()
@@ -191,12 +191,12 @@ def measure(name: str, asked: Answers) -> dict[str, Any]:
         scorer = SemGradScorer(model, AutoTokenizer.from_pretrained(PLAIN))
     except UnsupportedModelError as error:
         return {"outcome": "refused", "why": str(error)}
-    found = []
-    for start in range(0, len(asked.prompts), BATCH):
+    scores = []
+    for start in range(0, len(inputs.prompts), BATCH):
         part = slice(start, start + BATCH)
-        found += scorer.score_ids(asked.prompts[part], asked.responses[part], parameters=False)
-    failures = [failure.text for score in found if (failure := score.failure())]
-    values = {name: [getattr(score, name) for score in found] for name in MEASURES}
+        scores += scorer.score_ids(inputs.prompts[part], inputs.responses[part], parameters=False)
+    failures = [failure.text for score in scores if (failure := score.failure())]
+    values = {name: [getattr(score, name) for score in scores] for name in MEASURES}
     return {"outcome": "accepted", "why": "; ".join(failures[:1]), "failures": len(failures), "values": values}
 
 
@@ -228,12 +228,12 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     CACHE.mkdir(parents=True, exist_ok=True)
     prepare()
-    asked = answers()
+    inputs = answers()
     results = {}
     for name in ROWS:
         path = CACHE / f"{name.replace(' ', '-').replace(',', '').replace('/', '-')}.json"
         if name in options.only and (options.again or not path.exists()):
-            path.write_text(json.dumps(measure(name, asked)))
+            path.write_text(json.dumps(measure(name, inputs)))
         if path.exists():
             results[name] = json.loads(path.read_text())
             print(row(name, results[name], results["float32"]), flush=True)

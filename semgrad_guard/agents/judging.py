@@ -106,7 +106,7 @@ class Judge:
         if not isinstance(given, ChatSemGrad):
             raise ConfigurationError(
                 f"The agent's model is a {type(given).__name__}, which gives no scores, so there is no confidence. "
-                "Wrap the local model: create_agent(ChatSemGrad.of((model, tokenizer)), ...)."
+                "Wrap the local model: create_agent(ChatSemGrad.from_model(model, tokenizer), ...)."
             )
         prepared = self._prepared
         if prepared is None or prepared[0] is not given:  # building it takes a look at all weights

@@ -1,4 +1,7 @@
-"""Finished work, one line of a file each, so that an interrupted run goes on where it stopped."""
+"""Answers for a calibration, scored and labelled, and the journal that remembers them.
+
+Finished work is one line of a file each, so that an interrupted run goes on where it stopped.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +33,9 @@ _Line = TypeVar("_Line")
 
 
 class Journal(Generic[_Line]):
-    """Lines of a kind behind the setting they were made with.
+    """Lines of one kind behind the setting they were made with.
 
-    `done` holds what runs before have left, by key; `others` counts lines of other settings in the same file.
+    `done` holds the lines of runs before, by key. `unused_lines` counts those of other settings in the same file.
     """
 
     def __init__(
@@ -49,7 +52,7 @@ class Journal(Generic[_Line]):
         Args:
             path: JSON lines; one that holds a setting stands before those made with it.
             setting: what must be the same for a run to go on.
-            kind: of the other lines.
+            kind: type of the other lines.
             key: what a line is about.
             shared: keep lines of several settings in one file, instead of refusing a file with another setting.
 
@@ -58,7 +61,7 @@ class Journal(Generic[_Line]):
         """
         self.path, self._kind, self._key = path, kind, key
         self.done: dict[str, _Line] = {}
-        self.others = 0
+        self.unused_lines = 0
         wanted = json.loads(json.dumps(setting))
         try:
             text = path.read_text(encoding="utf-8") if path.exists() else ""
@@ -88,7 +91,7 @@ class Journal(Generic[_Line]):
                     item = self._kind.validate_json(line)
                     self.done[self._key(item)] = item
                 else:
-                    self.others += 1
+                    self.unused_lines += 1
         except (json.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
             raise DataError(
                 f"{self.path} does not hold results of this version: {error}. Move it away to begin anew."
@@ -130,7 +133,7 @@ class Answered:
 
 @dataclass(frozen=True)
 class Answers:
-    """Answers that a calibration can use, in the order of the questions, and what became of all questions."""
+    """Answers that a calibration can use, in the order of the questions, and the counts of all questions."""
 
     scored: list[Answered]
     counts: Counts
@@ -138,7 +141,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class _Attempt:
-    """What came of one prompt, as the journal keeps it: a score, or the problem with the answer."""
+    """The outcome of one prompt, as the journal keeps it: a score, or the problem with the answer."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # lines of another version are no answers
 
@@ -180,13 +183,13 @@ def answered(
 ) -> Answers:
     """Answer and score every question, or score the answer that comes with it.
 
-    An answer that is empty, cut off at the token limit, without a finite score, or hardly the model's own is counted
-    and left out: the guard holds it back whatever the threshold, so that it can tell nothing about one. After the first
-    batch `tell` hears how many there are of each, and what to do about it.
+    Some answers are counted and left out: those that are empty, cut off at the token limit, without a finite score, or
+    hardly the model's own. The guard holds these back whatever the threshold, so they say nothing about one. After the
+    first batch `tell` gets the counts of each, and advice.
 
     Args:
         scorer: generates and scores.
-        examples: questions; those with messages of their own are asked with these.
+        examples: questions; one with messages is put with these.
         label: says whether an answer is right.
         generation: keywords of `model.generate`.
         prompt: how the other questions are put to the model.
@@ -195,7 +198,7 @@ def answered(
         journal: a file that remembers answers, so that another run goes on from there, with other labels too. Answers
             to other prompts or with other settings of the generation stay in it and are not used. Scores from it are
             those of the scorer that wrote it; profiles are made from new ones.
-        tell: hears what a user should know.
+        tell: takes lines that a user should read.
 
     Raises:
         DataError: the journal holds something else.
@@ -203,12 +206,12 @@ def answered(
     """
     settings = generation | ({"stop_strings": list(stop)} if stop else {})
     ends = end_ids(scorer.model.generation_config)
-    asked = [(example, _prompt(scorer, example, prompt, ask, ends)) for example in examples]
+    prompted = [(example, _prompt(scorer, example, prompt, ask, ends)) for example in examples]
     file = None if journal is None else _journal(Path(journal), scorer, settings)
-    known = {} if file is None else {item.key: file.done[item.key] for _, item in asked if item.key in file.done}
-    others = 0 if file is None else len(file.done) - len(known) + file.others
-    if file is not None and (known or (others and ask is None)):  # those asked again share the file with first answers
-        beside = f", {others} to other prompts or with other settings are not" if others else ""
+    known = {} if file is None else {item.key: file.done[item.key] for _, item in prompted if item.key in file.done}
+    unused = 0 if file is None else len(file.done) - len(known) + file.unused_lines
+    if file is not None and (known or (unused and ask is None)):  # those asked again share the file with first answers
+        beside = f", {unused} to other prompts or with other settings are not" if unused else ""
         tell(f"{file.path}: {len(known)} answers from a run before are used{beside}.")
     outcomes: dict[str, Outcome] = {}
 
@@ -217,9 +220,9 @@ def answered(
             attempt = known[item.key]
             outcomes[example.key] = attempt.problem or _label(example, attempt.text, label)
 
-    settle((example, item) for example, item in asked if item.key in known)
-    missing = [(example, item) for example, item in asked if item.key not in known]
-    with tqdm(total=len(asked), initial=len(asked) - len(missing), desc="answering") as bar:
+    settle((example, item) for example, item in prompted if item.key in known)
+    missing = [(example, item) for example, item in prompted if item.key not in known]
+    with tqdm(total=len(prompted), initial=len(prompted) - len(missing), desc="answering") as bar:
         for number, batch in enumerate(_batches(missing, _BATCH)):
             for attempt in _attempts(scorer, [item for _, item in batch], settings, stop):
                 known[attempt.key] = attempt
@@ -232,7 +235,7 @@ def answered(
     counts = Counts.of(outcomes.values())
     _tell(counts, known.values(), tell, "")
     scored = []
-    for example, item in asked:
+    for example, item in prompted:
         attempt = known[item.key]
         if attempt.problem is None and attempt.score is not None:
             correct = _label_of(outcomes[example.key])
@@ -241,18 +244,18 @@ def answered(
 
 
 def rescored(scorer: SemGradScorer, answers: Sequence[Answered]) -> list[Answered]:
-    """Score the same answers with another scorer, those of about one length together, so that little is padding."""
+    """Score the same answers with another scorer; answers of one length go together, so that little is padding."""
     order = sorted(range(len(answers)), key=lambda place: len(answers[place].response_ids))
-    found: dict[int, Answered] = {}
+    by_place: dict[int, Answered] = {}
     for places in _batches(order, _BATCH):
         batch = [answers[place] for place in places]
         generations = [Generation(item.prompt_ids, item.response_ids, "", "stop") for item in batch]
         spans = [[(item.start, len(item.response_ids))] for item in batch]
         scores = scorer.score(generations, spans=spans)
-        found |= {
+        by_place |= {
             place: replace(item, score=score) for place, item, (score,) in zip(places, batch, scores, strict=True)
         }
-    return [found[place] for place in range(len(answers))]
+    return [by_place[place] for place in range(len(answers))]
 
 
 def _tell(counts: Counts, attempts: Iterable[_Attempt], tell: Callable[[str], None], when: str) -> None:
@@ -272,7 +275,7 @@ def _prompt(
     ask: Callable[[Example], str] | None,
     ends: set[int],
 ) -> _Attempt:
-    """Encode what is asked, and the answer that comes with the question, as the chat template has them."""
+    """Encode a question, and the answer that comes with it, as the chat template has them."""
     turns = example.turns(prompt, None if ask is None else ask(example))
     answer = None if example.answer is None else example.answer.strip()
     ids = tuple(encode_chat(scorer.tokenizer, turns))
@@ -281,21 +284,21 @@ def _prompt(
 
 
 def _attempts(
-    scorer: SemGradScorer, asked: Sequence[_Attempt], settings: dict[str, Any], stop: Sequence[str]
+    scorer: SemGradScorer, items: Sequence[_Attempt], settings: dict[str, Any], stop: Sequence[str]
 ) -> list[_Attempt]:
-    """Let the model answer where no answer came with the question, and score all answers that can be used."""
-    fitting = {item.key: item for item in asked if item.answer is None and _fits(scorer, item, settings)}
+    """Let the model answer the questions without an answer, and score all answers that can be used."""
+    fitting = {item.key: item for item in items if item.answer is None and _fits(scorer, item, settings)}
     generated = scorer.generate([item.prompt_ids for item in fitting.values()], **settings)
     generations = dict(zip(fitting, generated, strict=True))
-    found = {item.key: _taken(scorer, item, generations.get(item.key), stop) for item in asked}
-    usable = [attempt for attempt in found.values() if attempt.problem is None]
+    attempts = {item.key: _taken(scorer, item, generations.get(item.key), stop) for item in items}
+    usable = [attempt for attempt in attempts.values() if attempt.problem is None]
     for attempt, score in zip(usable, _scores(scorer, usable, generations), strict=True):
         if score is None or not score.finite():
-            found[attempt.key] = replace(attempt, problem="not_scored")
+            attempts[attempt.key] = replace(attempt, problem="not_scored")
         else:
             problem: Problem | None = "not_its_own" if unlikely(score) else None
-            found[attempt.key] = replace(attempt, score=score, problem=problem)
-    return list(found.values())
+            attempts[attempt.key] = replace(attempt, score=score, problem=problem)
+    return list(attempts.values())
 
 
 def _fits(scorer: SemGradScorer, item: _Attempt, settings: dict[str, Any]) -> bool:
@@ -321,7 +324,7 @@ def _taken(scorer: SemGradScorer, item: _Attempt, generation: Generation | None,
 
 
 def _scores(scorer: SemGradScorer, items: Sequence[_Attempt], generations: dict[str, Generation]) -> list[Score | None]:
-    """Score answers in one pass; where that fails, each by itself, and None for those that fail again."""
+    """Score answers in one pass; if that fails, each by itself, and None stands for those that fail again."""
     rows = [
         generations.get(item.key) or Generation(item.prompt_ids, item.response_ids, item.text, "stop") for item in items
     ]

@@ -1,4 +1,4 @@
-"""Profiles and sections as files of JSON: what is read is checked, and a fault is told with its place."""
+"""Profiles and sections as files of JSON: their content is checked, and an error names the place of a fault."""
 
 from __future__ import annotations
 
@@ -58,15 +58,15 @@ def read_json(path: str | Path) -> dict[str, Any]:
     if not text.strip():
         raise _malformed(path, "the file is empty")
     try:
-        found = json.loads(text, object_pairs_hook=_without_duplicates)
+        content = json.loads(text, object_pairs_hook=_without_duplicates)
     except json.JSONDecodeError as error:
         raise _malformed(path, f"line {error.lineno}, column {error.colno}: {error.msg}") from error
     except (ValueError, RecursionError) as error:
         what = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise _malformed(path, what) from error
-    if not isinstance(found, dict):
-        raise _malformed(path, f"expected a JSON object, and the file holds a {type(found).__name__}")
-    return found
+    if not isinstance(content, dict):
+        raise _malformed(path, f"expected a JSON object, and the file holds a {type(content).__name__}")
+    return content
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -82,12 +82,12 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    members: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
+        if key in members:
             raise ValueError(f"the key {key!r} stands twice in one object")
-        found[key] = value
-    return found
+        members[key] = value
+    return members
 
 
 def _malformed(path: str | Path, what: str) -> ProfileError:

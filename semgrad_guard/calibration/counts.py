@@ -1,4 +1,4 @@
-"""What became of the questions of a calibration: counts in words, and what to do where many cannot be used."""
+"""The questions of a calibration by outcome: counts in words, and advice where many cannot be used."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _WORDS: dict[Problem | Literal["unlabelled"], str] = {
 
 @dataclass(frozen=True)
 class Counts:
-    """Questions by what became of them; all but `questions` add up to it.
+    """Questions by outcome; all fields but `questions` add up to it.
 
-    `right`, `wrong` and `unlabelled` answers have a score. The others are those that the guard holds back whatever the
-    threshold, so that they can tell nothing about one; they are not labelled: `cut_off` at the token limit, `empty`,
-    `not_scored`, `not_its_own` (an answer that came with its question, and that the model would hardly give) and
-    `too_long` (the prompt leaves no room for an answer).
+    `right`, `wrong` and `unlabelled` answers have a score. The guard holds all others back whatever the threshold, so
+    they say nothing about one and get no label: `cut_off` at the token limit, `empty`, `not_scored`, `not_its_own` (an
+    answer that came with its question, and that the model would hardly give) and `too_long` (the prompt leaves no room
+    for an answer).
     """
 
     questions: int = 0
@@ -62,7 +62,7 @@ class Counts:
         return self.right + self.wrong + self.unlabelled
 
     def __str__(self) -> str:
-        """Say how many answers were right and wrong, and of the others how many could not be used and why."""
+        """Say how many answers were right and wrong, and how many could not be used and why."""
         plain = asdict(self)
         rest = [f"{plain[name]} {words}" for name, words in _WORDS.items() if plain[name]]
         return f"{self.questions} questions: " + ", ".join([f"{self.right} right", f"{self.wrong} wrong", *rest])
@@ -107,13 +107,13 @@ _MOST = 20_000  # passing answers that a promise is looked for with
 def questions_needed(right: int, wrong: int, questions: int, *, risk: float, delta: float) -> str:
     """Say how many more questions like these a profile would take, by the shares of right and wrong answers so far.
 
-    Half of the labels are fitted on, and need five of each kind. A third is tested on: if the model's right answers,
-    and no others, passed there, they would have to be as many as the promise takes without an error.
+    Half of the labels are for fitting, which needs five of each kind. A third is for the test: if exactly the right
+    answers passed there, they would have to be as many as the promise takes without an error.
 
     Args:
         right: answers labelled right.
         wrong: answers labelled wrong.
-        questions: asked to get those.
+        questions: all questions behind those answers.
         risk: largest share of wrong answers among those that pass.
         delta: probability that the promise does not hold.
     """
@@ -163,8 +163,8 @@ def labels_to_promise(
 def _least(rate: float, *, risk: float, delta: float) -> int | None:
     """Give the fewest passing answers that keep the promise where this share of them is wrong."""
     n = np.arange(1, _MOST + 1)
-    kept = np.flatnonzero(binom.cdf(np.ceil(rate * n - 1e-9), n, risk) <= delta)
-    return 1 + int(kept[0]) if len(kept) else None
+    enough = np.flatnonzero(binom.cdf(np.ceil(rate * n - 1e-9), n, risk) <= delta)
+    return 1 + int(enough[0]) if len(enough) else None
 
 
 def _rounded(count: float) -> int:

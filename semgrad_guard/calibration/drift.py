@@ -1,4 +1,4 @@
-"""Does the profile still fit? Fresh questions, labelled or not, should be as sure as those it was fitted on."""
+"""Drift: fresh questions, labelled or not, should be as sure as those the profile was fitted on."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from scipy.stats import kstest, kstwobign
 from semgrad_guard.calibration.profile import Profile, Section
 from semgrad_guard.errors import ConfigurationError, DataError, ProfileError
 from semgrad_guard.records import Score
+from semgrad_guard.scoring.registry import known_score
 
 logger = logging.getLogger(__name__)
 
@@ -22,10 +23,10 @@ _FEWEST = 20
 
 @dataclass(frozen=True)
 class Drift:
-    """A Kolmogorov-Smirnov test of fresh confidences against those met in calibration.
+    """A Kolmogorov-Smirnov test of fresh confidences against those of the calibration.
 
-    `statistic` is the largest difference between the two distributions, in [0, 1]; `p_value` how probable one as large
-    is without drift; `n` fresh answers. `median` and `fitted_median` are of the confidences.
+    `statistic` is the largest difference between the two distributions, in [0, 1]. `p_value` is the probability of one
+    as large without drift. `n` counts fresh answers; `median` and `fitted_median` are of the confidences.
     """
 
     statistic: float
@@ -66,15 +67,15 @@ def drift(section: Section, scores: Sequence[Score]) -> Drift:
 class Watch:
     """Looks for drift while answering: after every so many answers it compares them with those of fitting, and warns.
 
-    Each comparison takes fresh answers, and warns of chance alone once in a hundred times. It keeps scores, no texts.
-    Threads share it, and so do all who are given the same one; a copy made by pickling or `copy.deepcopy` starts anew.
+    Each comparison takes fresh answers, and warns of chance alone once in a hundred times. A watch keeps scores, no
+    texts. Threads share it, and so do all guards that have it. A copy made by pickling or `copy.deepcopy` starts anew.
     """
 
     def __init__(self, section: Section, every: int) -> None:
         """Begin to watch.
 
         Args:
-            section: of the profile, for first answers.
+            section: the profile's section for first answers.
             every: answers to compare at a time, at least 20; a few hundred see what matters.
 
         Raises:
@@ -89,23 +90,23 @@ class Watch:
         self._lock = threading.Lock()
 
     @classmethod
-    def of(cls, given: int | Watch | None, profile: Profile | None) -> Watch | None:
-        """Begin to watch with a profile, or go on with a watch that has begun, if it is of the same profile.
+    def of(cls, watch: int | Watch | None, profile: Profile | None) -> Watch | None:
+        """Begin to watch with a profile, or go on with a watch of the same profile.
 
         Raises:
             ConfigurationError: there is no profile, or too few answers at a time.
             ProfileError: the profile does not say how its confidences were spread.
         """
-        if not given:
+        if not watch:
             return None
         if profile is None:
             raise ConfigurationError("watch compares confidences with those of fitting, which needs a profile.")
-        if isinstance(given, int):
-            return cls(profile.answer, given)
-        return given if given.section == profile.answer else cls(profile.answer, given.every)
+        if isinstance(watch, int):
+            return cls(profile.answer, watch)
+        return watch if watch.section == profile.answer else cls(profile.answer, watch.every)
 
     def __reduce__(self) -> tuple[type[Watch], tuple[Section, int]]:
-        """Copy what is watched for, not what was seen: a lock cannot be copied, and no answer should count twice."""
+        """Copy the settings and no answer: a lock cannot be copied, and no answer should count twice."""
         return Watch, (self.section, self.every)
 
     def see(self, score: Score) -> None:
@@ -115,17 +116,17 @@ class Watch:
             if len(self._scores) < self.every:
                 return
             seen, self._scores = self._scores, []
-        found = drift(self.section, seen)
-        if found.drifted():
+        test = drift(self.section, seen)
+        if test.drifted():
             logger.warning(
                 "Drift: the last %d answers are not as sure, or unsure, as those the profile was fitted on: median "
                 "confidence %.3f against %.3f, Kolmogorov-Smirnov statistic %.3f, p = %.2g. Calibrate again on "
                 "questions like these.",
-                found.n,
-                found.median,
-                found.fitted_median,
-                found.statistic,
-                found.p_value,
+                test.n,
+                test.median,
+                test.fitted_median,
+                test.statistic,
+                test.p_value,
             )
 
 
@@ -155,15 +156,15 @@ class RawWatch:
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[RawWatch], tuple[()]]:
-        """Copy nothing that was seen: a lock cannot be copied, and no answer should count twice."""
+        """Copy no answer: a lock cannot be copied, and no answer should count twice."""
         return RawWatch, ()
 
     def see(self, value: float, threshold: float, method: str) -> None:
         """Take a first answer's finite raw score into account.
 
         Args:
-            value: score of the answer, >= 0; *higher = more uncertain*.
-            threshold: largest that passes, at present.
+            value: score of the answer, >= 0.
+            threshold: the score that just passes, at present.
             method: name of the score.
         """
         with self._lock:
@@ -174,7 +175,8 @@ class RawWatch:
             if len(self._values) < _FIRST or self._sides not in ({"above"}, {"below"}):
                 return
         side = next(iter(self._sides))
-        effect = "none of them passes" if side == "above" else "all of them pass"
+        unsure = "above" if known_score(method).direction == "uncertainty" else "below"
+        effect = "none of them passes" if side == unsure else "all of them pass"
         warnings.warn(
             f"The first {_FIRST} answers lie far {side} score_threshold={threshold:g}, and {effect}: their {method} is "
             f"{min(self._values):.3g} to {max(self._values):.3g}. Raw scores differ from model to model. Let "

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from semgrad_guard.calibration.prompts import BARE, QUERY, PromptForm, Turn
 from semgrad_guard.errors import ConfigurationError, DataError, SemGradError, needs
-from semgrad_guard.model.text_spans import is_blank
+from semgrad_guard.model.responses import is_blank
 from semgrad_guard.settings import Settings, first_fault, shown
 
 HUB = "hub:"
@@ -80,7 +80,7 @@ _EXPECTED = 'an Example, or a dict such as {"query": "Where?", "truthful answer"
 
 
 class Example(Settings):
-    """A question with its right answers, or with an answer and whether that is right; no answers: none is right.
+    """A question with its right answers, or with one answer and its label; an empty list says that no answer is right.
 
     `messages` are the whole conversation that asks it, the user's message last; without them a prompt says how the
     question is put. Without `query` it is that last message. `group` is what the question is about: questions of a
@@ -102,25 +102,25 @@ class Example(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _answers_are_texts(cls, given: Any) -> Any:
-        """Take one answer for a list of one, and drop the empty ones that published files have among others."""
-        answers = given.get("truthful answer") if isinstance(given, dict) else None
+    def _answers_are_texts(cls, fields: Any) -> Any:
+        """Take one answer for a list of one, and drop empty answers, which published files have."""
+        answers = fields.get("truthful answer") if isinstance(fields, dict) else None
         if isinstance(answers, str):
             answers = [answers]
         if isinstance(answers, list):
-            given = given | {"truthful answer": [one for one in answers if one and str(one).strip()] or answers}
-        return given
+            fields = fields | {"truthful answer": [one for one in answers if one and str(one).strip()] or answers}
+        return fields
 
     @model_validator(mode="before")
     @classmethod
-    def _asks_something(cls, given: Any) -> Any:
+    def _asks_something(cls, fields: Any) -> Any:
         """Take the last message for the question where there is no other."""
-        messages = given.get("messages") if isinstance(given, dict) else None
-        if messages and not given.get("query") and isinstance(messages, list | tuple):
+        messages = fields.get("messages") if isinstance(fields, dict) else None
+        if messages and not fields.get("query") and isinstance(messages, list | tuple):
             last = messages[-1]
             content = last.get("content") if isinstance(last, dict) else getattr(last, "content", None)
-            given = given | {"query": content}
-        return given
+            fields = fields | {"query": content}
+        return fields
 
     @model_validator(mode="after")
     def _can_be_labelled(self) -> Example:
@@ -188,7 +188,7 @@ def read_examples(source: str | Path) -> list[Example]:
 
 
 def examples_of(examples: Any, *, read: Callable[[Any], Example] | None = None) -> list[Example]:
-    """Read the examples that a program passes: `Example`s, or dicts like the lines of a file.
+    """Check the examples that a program passes: `Example`s, or dicts like the lines of a file.
 
     Args:
         examples: a list of them.
@@ -199,15 +199,15 @@ def examples_of(examples: Any, *, read: Callable[[Any], Example] | None = None) 
     """
     if isinstance(examples, str | bytes | dict) or not isinstance(examples, Iterable):
         raise DataError(f"examples={shown(examples)}: expected a list of {_EXPECTED}.")
-    found = []
+    checked_examples = []
     for place, example in enumerate(examples):
         if not isinstance(example, Example | dict):
             raise DataError(f"examples[{place}]={shown(example)}: expected {_EXPECTED}.")
         try:
-            found.append((read or Example.model_validate)(example))
+            checked_examples.append((read or Example.model_validate)(example))
         except ValidationError as error:
             raise DataError(f"examples[{place}]: {first_fault(error, Example)}") from None
-    return found
+    return checked_examples
 
 
 def read_paraphrases(path: str | Path) -> list[list[str]]:
@@ -223,8 +223,8 @@ def read_paraphrases(path: str | Path) -> list[list[str]]:
         raise DataError(f"Cannot read {path}: {error}") from error
     groups = []
     for number, plain in _lines(text, path):
-        query, others = (plain.get("query"), plain.get("paraphrases")) if isinstance(plain, dict) else (None, None)
-        texts = [query, *others] if isinstance(others, list) else [None]
+        query, wordings = (plain.get("query"), plain.get("paraphrases")) if isinstance(plain, dict) else (None, None)
+        texts = [query, *wordings] if isinstance(wordings, list) else [None]
         if not all(isinstance(one, str) and one.strip() for one in texts):
             raise DataError(f'{path}, line {number}: expected "query", a text, and "paraphrases", a list of texts.')
         groups.append([str(one) for one in texts])
@@ -232,21 +232,21 @@ def read_paraphrases(path: str | Path) -> list[list[str]]:
 
 
 def calibrated_prompt(examples: Iterable[Example], prompt: PromptForm | None) -> PromptForm | None:
-    """Tell how all these questions are put, for a profile to be bound to; None for the questions by themselves.
+    """Give the common prompt of these questions, for a profile to be bound to; None for the questions by themselves.
 
-    Questions with messages of their own are put alike where the messages differ in the question only. Where they do
-    not, there is no common prompt, and None.
+    Questions with messages of their own have a common prompt if their messages differ in the question only. Otherwise
+    there is none, and None.
 
     Raises:
         ConfigurationError: a prompt is given, and a question has messages of its own too.
     """
     examples = list(examples)
-    own = next((example for example in examples if example.messages is not None), None)
-    if own is None:
+    chat = next((example for example in examples if example.messages is not None), None)
+    if chat is None:
         return None if prompt == BARE else prompt
     if prompt is not None:
         raise ConfigurationError(
-            f"The question {own.query!r} has messages of its own, and a prompt is given too. Leave one of the two out."
+            f"The question {chat.query!r} has messages of its own, and a prompt is given too. Leave one of the two out."
         )
     try:
         forms = {PromptForm.literal(example.turns(BARE, QUERY)) for example in examples}

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from sklearn.isotonic import IsotonicRegression
@@ -21,17 +21,18 @@ from semgrad_guard.calibration.guarantee import guaranteed_threshold, labels_nee
 from semgrad_guard.calibration.profile import Section, feature_values
 from semgrad_guard.errors import ConfigurationError, DataError
 from semgrad_guard.records import Score
+from semgrad_guard.scoring.registry import known_score, known_scores, names_of
 
 _PARTS = ("fit on", "choose thresholds from", "test on")
 _SHARES = (0.5, 0.15, 0.35)
 
 
 def part_of(labels: Iterable[tuple[str, bool]], seed: int) -> dict[str, int]:
-    """Split what questions are about: 0 to fit on, 1 to choose thresholds from, 2 to test them on.
+    """Split the groups of questions: 0 to fit on, 1 to choose thresholds from, 2 to test them on.
 
     Args:
         labels: what each answer is about, and whether it is right.
-        seed: of the draw.
+        seed: random seed of the draw.
 
     Raises:
         DataError: there are too few to have some of each.
@@ -44,7 +45,7 @@ def part_of(labels: Iterable[tuple[str, bool]], seed: int) -> dict[str, int]:
 
 
 def first_half(labels: Iterable[tuple[str, bool]], seed: int) -> set[str]:
-    """Draw one half of what questions are about."""
+    """Draw one half of the groups of questions."""
     return {about for about, index in _stratified(labels, (0.5, 0.5), seed).items() if index == 0}
 
 
@@ -66,7 +67,7 @@ def _stratified(labels: Iterable[tuple[str, bool]], shares: Sequence[float], see
     rng, part, start = random.Random(seed), dict[str, int](), 0
     cumulated = [0.0, *(sum(shares[: index + 1]) for index in range(len(shares)))]
     for kind in ({False}, {False, True}, {True}):
-        groups = sorted(about for about, own in kinds.items() if own == kind)
+        groups = sorted(about for about, labels_of_group in kinds.items() if labels_of_group == kind)
         rng.shuffle(groups)
         end = start + len(groups)
         # Of the first n groups, a share of n: rounding over all kinds together keeps the parts' sizes.
@@ -81,8 +82,12 @@ _FOLDS = FEWEST
 _QUANTILES = 101
 _PENALTIES = (0.1, 1.0, 10.0, 100.0)  # inverse strengths of the l2 penalty
 _ENOUGH_FOR_STEPS = 1000  # labels from which on isotonic regression beats the two parameters of Platt scaling
-WITHOUT_GRADIENTS = ("nll", "mean_nll", "mean_entropy", "max_entropy", "length")
-SCALARS = (*WITHOUT_GRADIENTS, "paragrad", "exgrad")
+
+
+def scalar_features(*, gradients: bool = True) -> tuple[str, ...]:
+    """Name the scores that are features of a fused score, those without gradients first."""
+    kinds = sorted(known_scores("fused"), key=lambda kind: kind.gradient)
+    return tuple(kind.name for kind in kinds if gradients or not kind.gradient)
 
 
 def layer_features(score: Score) -> tuple[str, ...]:
@@ -105,9 +110,9 @@ def fit_section(
     threshold: float = 0.5,
     threshold_rule: str = "by default",
 ) -> Section:
-    """Fit P(right | scores) by logistic regression on standardised logs, the penalty chosen by cross-validation.
+    """Fit P(right | scores) by logistic regression on standardised logs; cross-validation chooses the penalty.
 
-    From a thousand labels on, isotonic regression on out-of-fold probabilities corrects what is left of its shape.
+    From a thousand labels on, isotonic regression on out-of-fold probabilities corrects the rest of its shape.
 
     Args:
         scores: scores of answers.
@@ -140,9 +145,9 @@ def fit_section(
 
 
 def with_quantiles(section: Section, scores: Sequence[Score]) -> Section:
-    """Remember how the confidences of these answers are spread, for a later look at drift."""
-    found = np.quantile([section.confidence(score) for score in scores], np.linspace(0, 1, _QUANTILES))
-    return section.model_copy(update={"quantiles": tuple(found.tolist()), "spread_of": len(scores)})
+    """Add how the confidences of these answers are spread, for a later look at drift."""
+    quantiles = np.quantile([section.confidence(score) for score in scores], np.linspace(0, 1, _QUANTILES))
+    return section.model_copy(update={"quantiles": tuple(quantiles.tolist()), "spread_of": len(scores)})
 
 
 def out_of_fold(
@@ -153,22 +158,22 @@ def out_of_fold(
     Raises:
         DataError: all answers are right, or all wrong, or there are too few of a kind to cross-validate.
     """
-    found: list[float] = _regression(np.array([feature_values(s, features) for s in scores]), correct, groups)[
+    probabilities: list[float] = _regression(np.array([feature_values(s, features) for s in scores]), correct, groups)[
         1
     ].tolist()
-    return found
+    return probabilities
 
 
 def _regression(values: Any, correct: Sequence[bool], groups: Sequence[str] | None) -> tuple[Any, Any]:
-    """Fit on everything, and give everything its probability by fits that left its group out."""
+    """Fit on everything, and give every answer its probability by a fit that left its group out."""
     kinds = [sum(correct), len(correct) - sum(correct)]
     if min(kinds) < _FOLDS:
         raise DataError(
             f"{kinds[0]} right and {kinds[1]} wrong answers; a profile needs at least {_FOLDS} of each kind."
         )
     right = np.asarray(correct)
-    own = list(groups) if groups is not None else [str(index) for index in range(len(right))]
-    folds = list(StratifiedGroupKFold(_FOLDS).split(values, right, own))
+    units = list(groups) if groups is not None else [str(index) for index in range(len(right))]
+    folds = list(StratifiedGroupKFold(_FOLDS).split(values, right, units))
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
     search = GridSearchCV(pipeline, {"logisticregression__C": _PENALTIES}, scoring="neg_log_loss", cv=folds)
     model = search.fit(values, right).best_estimator_
@@ -189,9 +194,23 @@ def threshold_passing(confidences: Sequence[float], share: float) -> float:
     return float(np.nextafter(ordered[allowed], 2.0)) if allowed < len(ordered) else 0.0
 
 
-Method = Literal["auto", "fused", "semgrad", "hybridgrad", "paragrad"]
-_SINGLES: tuple[Method, ...] = ("semgrad", "hybridgrad", "paragrad")
+Method = str  # "auto", "fused", or the name of a score
 _PER_FEATURE = 10  # right and wrong answers that each feature needs
+
+
+def methods() -> tuple[Method, ...]:
+    """Name what a confidence can be made from."""
+    return ("auto", "fused", *names_of("alone"))
+
+
+def check_method(method: Method) -> None:
+    """Refuse what no confidence can be made from.
+
+    Raises:
+        ConfigurationError: naming what is expected.
+    """
+    if method not in methods():
+        raise ConfigurationError(f"method={method!r}: expected one of {', '.join(methods())}.")
 
 
 @dataclass(frozen=True)
@@ -215,16 +234,18 @@ class Calibrated:
 def calibrate_section(
     labelled: Sequence[Labelled], *, method: Method = "auto", risk: float, delta: float, seed: int = 0
 ) -> Calibrated:
-    """Fit a section and set its threshold so that of the answers that pass at most a share `risk` are wrong.
+    """Fit a section and set its threshold so that at most a share `risk` of the answers that pass are wrong.
 
-    The questions are split by what they are about: one half to fit the confidence on, a part to choose thresholds from,
-    and the rest, one answer of each group, to test them on; right and wrong answers are in each part in proportion.
+    The groups of questions are split: one half to fit the confidence on, a part to choose thresholds from, and the
+    rest, one answer of each group, to test them on. Each part has right and wrong answers in proportion.
 
-    The section's threshold is None where no promise can be kept.
+    The threshold is None where no promise can be kept.
 
     Raises:
         DataError: there are too few labels to fit anything, or all are alike.
+        ConfigurationError: there is no such method.
     """
+    check_method(method)
     fitting, choosing, testing = _split(labelled, seed)
     chosen, features, compared = _features(fitting, method)
     fitted = fit_section(
@@ -238,8 +259,8 @@ def calibrate_section(
     tried = thresholds_to_try([section.confidence(item.score) for item in choosing])
     tested = _one_of_each(testing, seed)
     confidences, correct = [section.confidence(item.score) for item in tested], [item.correct for item in tested]
-    found = guaranteed_threshold(confidences, correct, tried, risk=risk, delta=delta)
-    if found is None:
+    tested_threshold = guaranteed_threshold(confidences, correct, tried, risk=risk, delta=delta)
+    if tested_threshold is None:
         passing = [_passing(confidences, correct, threshold) for threshold in tried]
         rule = (
             f"none of {len(tried)} thresholds keeps a risk of {risk:.3g} with certainty {1 - delta:.3g} on "
@@ -248,13 +269,13 @@ def calibrate_section(
             + labels_to_promise(passing, len(tested), len(labelled), risk=risk, delta=delta)
         )
         return Calibrated(chosen, section.model_copy(update={"threshold": None, "threshold_rule": rule}), compared)
-    threshold, guarantee = found
+    threshold, guarantee = tested_threshold
     rule = (
         f"of the answers that pass at most {risk:.3g} are wrong, with certainty {1 - delta:.3g}: {guarantee.errors} of "
         f"{guarantee.n} were, in the test"
     )
-    kept = {"threshold": threshold, "threshold_rule": rule, "guarantee": guarantee}
-    return Calibrated(chosen, section.model_copy(update=kept), compared)
+    promise = {"threshold": threshold, "threshold_rule": rule, "guarantee": guarantee}
+    return Calibrated(chosen, section.model_copy(update=promise), compared)
 
 
 def cover_section(scores: Sequence[Score], *, coverage: float, method: Method = "semgrad") -> Section:
@@ -263,13 +284,15 @@ def cover_section(scores: Sequence[Score], *, coverage: float, method: Method = 
     The confidence is only an ordering: the place of the log score among these, brought into (0, 1).
 
     Raises:
-        ConfigurationError: coverage is not in (0, 1], or the method needs labels.
+        ConfigurationError: coverage is not in (0, 1], there is no such method, or it needs labels.
         DataError: there are no scores.
     """
+    check_method(method)
     if not 0 < coverage <= 1:
         raise ConfigurationError(f"coverage={coverage}: expected a share in (0, 1].")
     if method in ("auto", "fused"):
-        raise ConfigurationError(f"method={method!r} needs labels; without them, use one of {', '.join(_SINGLES)}.")
+        singles = ", ".join(names_of("alone"))
+        raise ConfigurationError(f"method={method!r} needs labels; without them, use one of {singles}.")
     if not scores:
         raise DataError("There are no answers to set a threshold from.")
     values = np.array([feature_values(score, (method,)) for score in scores])
@@ -279,7 +302,7 @@ def cover_section(scores: Sequence[Score], *, coverage: float, method: Method = 
         highest=tuple(values.max(0).tolist()),
         center=tuple(values.mean(0).tolist()),
         scale=tuple(np.maximum(values.std(0), 1e-9).tolist()),
-        coefficients=(-1.0,),
+        coefficients=(-1.0 if known_score(method).direction == "uncertainty" else 1.0,),
         intercept=0.0,
         questions=len(scores),
         threshold=0.0,
@@ -320,24 +343,25 @@ def fused_features(fitting: Sequence[Labelled]) -> tuple[str, ...] | None:
     """
     first, rarer = fitting[0].score, min(sum(i.correct for i in fitting), sum(not i.correct for i in fitting))
     layers, later = layer_features(first), later_features(first)
-    sets = [(*SCALARS, *layers, *later), (*SCALARS, *layers), SCALARS]
+    scalars = scalar_features()
+    sets = [(*scalars, *layers, *later), (*scalars, *layers), scalars]
     return next((features for features in sets if rarer >= _PER_FEATURE * len(features)), None)
 
 
 def _features(fitting: Sequence[Labelled], method: Method) -> tuple[str, tuple[str, ...], dict[str, float]]:
-    """Choose features: those that the method names, or the fused ones.
+    """Choose the features: those of the method, or the fused ones.
 
     "auto" takes the fused score unless a single one separates right from wrong better, out of fold.
     """
     first = fitting[0].score
-    singles: dict[str, tuple[str, ...]] = {name: (name,) for name in _SINGLES}
     if method == "semgrad" and first.semgrad_unweighted is not None:
         return method, ("semgrad_unweighted",), {}  # computed only where it is wanted
-    if method in singles:
-        return method, singles[method], {}
+    if method not in ("auto", "fused"):
+        return method, (method,), {}
     fused = fused_features(fitting)
     if method == "fused":
         return ("semgrad", ("semgrad",), {}) if fused is None else ("fused", fused, {})
+    singles = {kind.name: (kind.name,) for kind in known_scores("auto")}
     if first.semgrad_unweighted is not None:
         singles["semgrad_unweighted"] = ("semgrad_unweighted",)
     candidates = singles if fused is None else {"fused": fused, **singles}

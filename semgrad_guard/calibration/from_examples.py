@@ -1,17 +1,20 @@
-"""From answered questions to a profile: where SemGrad is taken, what confidence is made from, and what passes."""
+"""From answered questions to a profile: the place of SemGrad, the score behind the confidence, and the threshold."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from pathlib import Path
+from typing import Any
 
-from semgrad_guard.calibration.answers import Answered, Answers, rescored
+from semgrad_guard.calibration.answers import Answered, Answers, answered, rescored
 from semgrad_guard.calibration.counts import FEWEST, Counts, questions_needed
 from semgrad_guard.calibration.examples import Example
 from semgrad_guard.calibration.fit import Calibrated, Labelled, Method, calibrate_section, cover_section, first_half
+from semgrad_guard.calibration.labels import Labeler, labeler, tolerant
 from semgrad_guard.calibration.profile import NO_LABELS, Binding, PositionSource, Profile, Section
-from semgrad_guard.calibration.prompts import PromptForm
+from semgrad_guard.calibration.prompts import BARE, PromptForm
 from semgrad_guard.calibration.search import Candidate, fitting_part, searched, tuned_hybrid, with_hybrid
 from semgrad_guard.errors import DataError
 from semgrad_guard.model.chat_template import semantic_position
@@ -23,12 +26,14 @@ from semgrad_guard.version import VERSION
 Retry = Callable[[Sequence[Example]], Answers]
 """Asks questions once more, as a route does, and scores and labels the answers."""
 
+_OWN_LABELS = "a function of the caller's"  # the label source where labels have no name
+
 
 @dataclass(frozen=True)
 class Calibration:
-    """A profile, what became of the questions, and what was compared on the fitting part: ways to compute, methods.
+    """A profile, the counts of the questions, and the settings and methods compared on the fitting part.
 
-    `again` counts the questions that were asked once more, None if none were.
+    `again` counts the questions that were asked once more; None if none were.
     """
 
     profile: Profile
@@ -36,6 +41,49 @@ class Calibration:
     again: Counts | None = None
     candidates: list[Candidate] = field(default_factory=list)
     compared: dict[str, float] = field(default_factory=dict)
+
+
+def calibrated_on(
+    scorer: SemGradScorer,
+    examples: Sequence[Example],
+    generation: dict[str, Any],
+    *,
+    labels: str | Labeler = "match",
+    prompt: PromptForm | None = None,
+    stop: Sequence[str] = (),
+    journal: str | Path | None = None,
+    retry: Callable[..., Retry] | None = None,
+    **calibration: Any,
+) -> Calibration:
+    """Let the model answer labelled questions, and calibrate on its answers.
+
+    Args:
+        scorer: generates and scores.
+        examples: questions with their right answers.
+        generation: keywords of `model.generate`.
+        labels: how an answer is compared with the right ones: a name that `labeler` knows, or a function. Where a
+            function fails now and then, the answer has no label.
+        prompt: how the questions are put, which the profile is bound to; None for the questions by themselves.
+        stop: texts that an answer is cut before.
+        journal: a file that remembers answers.
+        retry: builds, of the scorer, the labeler, `generation` and the further keywords of `answered`, what asks
+            questions again; None: no second answers are calibrated.
+        calibration: further keywords of `calibrated_profile`.
+
+    Raises:
+        DataError: there are too few labels, all are alike, or labelling keeps failing.
+    """
+    label = labeler(labels) if isinstance(labels, str) else tolerant(labels)
+    settings: dict[str, Any] = {"prompt": prompt or BARE, "stop": stop, "journal": journal}
+    return calibrated_profile(
+        scorer,
+        answered(scorer, examples, label, generation, **settings),
+        model=str(scorer.model.config.name_or_path),
+        labels=labels if isinstance(labels, str) else _OWN_LABELS,
+        prompt=prompt,
+        retry=None if retry is None else retry(scorer, label, generation, **settings),
+        **calibration,
+    )
 
 
 def calibrated_profile(
@@ -67,11 +115,11 @@ def calibrated_profile(
         delta: probability that the promise does not hold.
         preservation: where the meaning gathers; saved, and t* unless the search finds a better one.
         search: also try other prompt tokens, spans, sums and weights, and take what tells most on the fitting part.
-        position: t* that the caller has settled on, the scorer's own; no other is tried then.
-        retry: also calibrate answers to questions that are asked again, such as with passages. Then one half of what
+        position: t* of the caller's choice; no other is tried then.
+        retry: also calibrate second answers to the same questions, such as with passages. Then one half of what
             the questions are about serves first answers, and the questions of the other half whose first answers do
             not pass serve second ones: neither half has seen the other.
-        seed: of the splits.
+        seed: random seed of the splits.
 
     Raises:
         DataError: there are too few labels, or all are alike.
@@ -87,28 +135,30 @@ def calibrated_profile(
     _check_enough(first, answers.counts, risk, delta, seed)
     candidates: list[Candidate] = []
     if search:
-        also = () if preservation is None else (preservation.position(scorer.span),)
+        also = () if preservation is None else (preservation.position(scorer.layers),)
         scorer, first, candidates = searched(scorer, first, method=method, also=also, only=position, seed=seed)
         source = "labels" if position is None else source
     else:
         first = rescored(scorer, first)
-    tau, beta = tuned_hybrid(first, seed) if method in ("auto", "hybridgrad") else (scorer.tau, scorer.beta)
-    scorer = scorer.adjusted(tau=tau, beta=beta)
-    found = _calibrated(with_hybrid(first, tau, beta), method, risk, delta, seed)
-    grounded, asked_again = None, None
+    tau, beta = scorer.scoring.tau, scorer.scoring.beta
+    if method in ("auto", "hybridgrad"):
+        tau, beta = tuned_hybrid(first, seed)
+        scorer = scorer.adjusted(tau=tau, beta=beta)
+    fitted = _calibrated(with_hybrid(first, tau, beta), method, risk, delta, seed)
+    grounded, counts_again = None, None
     if retry is not None:
         second = with_hybrid(rescored(scorer, second), tau, beta)
-        held = [item.example for item in second if not found.section.passes(item.score)]
+        held = [item.example for item in second if not fitted.section.passes(item.score)]
         answers_again = retry(held)
-        asked_again = answers_again.counts
+        counts_again = answers_again.counts
         again = with_hybrid(rescored(scorer, answers_again.scored), tau, beta)
-        same: Method = "fused" if found.method == "fused" else method
+        same: Method = "fused" if fitted.method == "fused" else method
         grounded = _calibrated(again, same, risk, delta, seed).section
     profile = Profile(
         package=VERSION,
-        method=found.method,
-        bound_to=bind(scorer, model, found.section, grounded, prompt=prompt),
-        answer=found.section,
+        method=fitted.method,
+        bound_to=bind(scorer, model, fitted.section, grounded, prompt=prompt),
+        answer=fitted.section,
         grounded=grounded,
         label_source=labels,
         position_from=source,
@@ -116,7 +166,7 @@ def calibrated_profile(
         seed=seed,
         created=date.today(),
     )
-    return Calibration(profile, answers.counts, asked_again, candidates, found.compared)
+    return Calibration(profile, answers.counts, counts_again, candidates, fitted.compared)
 
 
 def covering_profile(
@@ -129,7 +179,7 @@ def covering_profile(
     method: Method = "auto",
     preservation: Preservation | None = None,
 ) -> Calibration:
-    """Build a profile, without labels, that lets a share of these answers pass and promises nothing about errors.
+    """Build a profile without labels: a share of these answers passes, and nothing is promised about errors.
 
     Raises:
         DataError: there are no answers.
@@ -155,20 +205,16 @@ def covering_profile(
 
 
 def bind(scorer: SemGradScorer, model: str, *sections: Section | None, prompt: PromptForm | None = None) -> Binding:
-    """Describe what a profile of this scorer belongs to; what its sections do not need is not computed."""
+    """Bind a profile to this scorer; the profile computes only what its sections need."""
     features = {name for section in sections if section is not None for name in section.features}
     return Binding(
         model=model,
         fingerprint=fingerprint(scorer.model),
         template=template_fingerprint(scorer.tokenizer),
-        token_position=scorer.token_position or 0,
-        span=scorer.span,
-        reduction=scorer.reduction,
-        norm=scorer.norm,
-        tau=scorer.tau,
-        beta=scorer.beta,
-        unweighted=any("unweighted" in name for name in features),
-        later=any(name.startswith("later.") for name in features),
+        scoring=scorer.scoring.changed(
+            unweighted=any("unweighted" in name for name in features),
+            later=any(name.startswith("later.") for name in features),
+        ),
         precision=precision(scorer.model),
         prompt=prompt,
     )
@@ -177,11 +223,14 @@ def bind(scorer: SemGradScorer, model: str, *sections: Section | None, prompt: P
 def _placed(
     scorer: SemGradScorer, preservation: Preservation | None, *, wide: bool
 ) -> tuple[SemGradScorer, PositionSource]:
-    """Move to the preservation score's token, if there is one; a fused score needs all layers and the tokens after."""
+    """Move to the token of the preservation score, if there is one.
+
+    With `wide`, as for a fused score, all layers and the tokens after t* are scored too.
+    """
     position, source = scorer.token_position, _source(scorer)
     if preservation is not None:
-        position, source = preservation.position(scorer.span), "preservation"
-    wanted = {"token_position": position} | ({"span": "all", "later": True} if wide else {})
+        position, source = preservation.position(scorer.layers), "preservation"
+    wanted = {"token_position": position} | ({"layers": "all", "later": True} if wide else {})
     return scorer.adjusted(**wanted), source
 
 
@@ -196,7 +245,7 @@ def _none_labelled(counts: Counts) -> str:
 
 
 def _check_enough(answers: Sequence[Answered], counts: Counts, risk: float, delta: float, seed: int) -> None:
-    """Refuse too few labels before anything is compared on them, which takes long.
+    """Refuse too few labels before the long comparisons.
 
     Raises:
         DataError: saying how many more questions it takes.

@@ -1,9 +1,9 @@
 """A threshold with a guarantee: of the answers that pass, at most a share `risk` are wrong, with certainty 1 - delta.
 
-Exact-binomial fixed-sequence testing (Learn then Test, Angelopoulos et al. 2021): thresholds are tried from strict to
-loose, and each is accepted if so few errors would be improbable were the true share of errors as large as `risk`. The
-first that is not ends the sequence, so that no correction for trying many is needed. It holds for exchangeable
-questions, if the thresholds tried were chosen without looking at the answers they are tested on.
+This is exact-binomial fixed-sequence testing (Learn then Test, Angelopoulos et al. 2021). Thresholds are tried from
+strict to loose. Each is accepted if so few errors would be improbable were the true share of errors as large as `risk`.
+The first that is not accepted ends the sequence, so that trying many needs no correction. The guarantee holds for
+exchangeable questions, if the thresholds were chosen without looking at the answers of the test.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ STRICTEST = 0.2  # share of the most confident answers that the first one lets p
 
 
 class Guarantee(Checked):
-    """What was promised, and what it rests on: `n` answers passed in the test, `errors` of them wrong.
+    """A promise and its evidence: `n` answers passed in the test, `errors` of them wrong.
 
-    `threshold` is the one it was proved for. `seal` is a digest of all that it rests on (see `seal_of`), "" until a
-    profile holds it: whatever is changed after that makes it void.
+    `threshold` is the tested one. `seal` is a digest of all that the promise rests on (see `seal_of`), "" until a
+    profile holds it. Any change after that makes the promise void.
 
     Raises:
         ValidationError: (of pydantic) a number is out of range, or the test does not show what is promised.
@@ -55,8 +55,8 @@ class Guarantee(Checked):
 def thresholds_to_try(confidences: Sequence[float]) -> list[float]:
     """Choose thresholds from strict to loose: quantiles of confidences that are not those tested on."""
     shares = np.linspace(STRICTEST, 1.0, _STEPS)
-    found = np.quantile(np.asarray(confidences), 1.0 - shares)
-    return list(dict.fromkeys(found.tolist()))
+    quantiles = np.quantile(np.asarray(confidences), 1.0 - shares)
+    return list(dict.fromkeys(quantiles.tolist()))
 
 
 def guaranteed_threshold(

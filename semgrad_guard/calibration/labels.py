@@ -18,9 +18,9 @@ _THRESHOLD = 0.8
 class Similarity:
     """Calls an answer right whose sentence embedding is close to a right answer's, each read alone.
 
-    With the question beside them, short answers would be told from long ones better, but an answer that only repeats
-    words of the question would be called right. docs/similarity.md measures both, and shows what embeddings do not tell
-    apart: numbers, and near names.
+    Beside their question, short answers would be easier to tell apart, but an answer that only repeats words of the
+    question would be called right. docs/similarity.md measures both, and shows what embeddings do not tell apart:
+    numbers, and near names.
     """
 
     def __init__(self, source: str) -> None:
@@ -33,8 +33,8 @@ class Similarity:
         Raises:
             ConfigurationError: there is no such model, or the extra is not installed; the threshold is out of range.
         """
-        name, given = _parts(source)
-        self.threshold = _THRESHOLD if given is None else given
+        name, threshold = _parts(source)
+        self.threshold = _THRESHOLD if threshold is None else threshold
         if not 0 < self.threshold < 1:
             raise ConfigurationError(f"labels=similar:{source}: expected a threshold between 0 and 1 behind the @.")
         self._encoder = _encoder(name)
@@ -43,14 +43,16 @@ class Similarity:
         """Tell whether the cosine similarity with one of the right answers reaches the threshold."""
         if not answer.strip():
             return False
-        given, *others = self._encoder.encode([answer, *right], normalize_embeddings=True, show_progress_bar=False)
-        return any(float(given @ other) >= self.threshold for other in others)
+        embedded, *references = self._encoder.encode(
+            [answer, *right], normalize_embeddings=True, show_progress_bar=False
+        )
+        return any(float(embedded @ reference) >= self.threshold for reference in references)
 
 
 def _parts(source: str) -> tuple[str, float | None]:
-    name, _, given = source.rpartition("@")
-    number = re.fullmatch(r"\d+(?:\.\d+)?|\.\d+", given)
-    return (name, float(given)) if name and number else (source, None)
+    name, _, suffix = source.rpartition("@")
+    number = re.fullmatch(r"\d+(?:\.\d+)?|\.\d+", suffix)
+    return (name, float(suffix)) if name and number else (source, None)
 
 
 def _encoder(name: str) -> Any:
@@ -91,44 +93,44 @@ def words(text: str) -> list[str]:
     """
     plain = unicodedata.normalize("NFKC", text).casefold()
     plain = re.sub(r"(?<=\d)[,\u00a0\u202f'](?=\d{3}\b)", "", plain)
-    found = re.findall(r"\d+(?:\.\d+)?|[^\W_]+", plain)
-    kept = [word for word in found if word not in _ARTICLES] or found
-    return [_NUMBERS.get(word, word) for word in kept]
+    tokens = re.findall(r"\d+(?:\.\d+)?|[^\W_]+", plain)
+    without_articles = [word for word in tokens if word not in _ARTICLES] or tokens
+    return [_NUMBERS.get(word, word) for word in without_articles]
 
 
 def same(question: str, answer: str, right: Sequence[str]) -> bool:
     """Tell whether an answer is one of the right ones, word by word."""
-    given = words(answer)
-    return bool(given) and any(given == words(one) for one in right)
+    answer_words = words(answer)
+    return bool(answer_words) and any(answer_words == words(one) for one in right)
 
 
 def contains(question: str, answer: str, right: Sequence[str]) -> bool:
     """Tell whether one of the right answers stands in the answer, as whole words in a row."""
-    given = _in_a_row(words(answer))
-    return any(_in_a_row(one) in given for one in map(words, right) if one)
+    row = _in_a_row(words(answer))
+    return any(_in_a_row(one) in row for one in map(words, right) if one)
 
 
-def _in_a_row(found: Sequence[str]) -> str:
-    """Join words, none of which holds a blank, so that one row of them can be looked for in another in linear time."""
-    return f" {' '.join(found)} "
+def _in_a_row(words_in_order: Sequence[str]) -> str:
+    """Join words, none of which holds a blank, so that one row of words can be searched in another in linear time."""
+    return f" {' '.join(words_in_order)} "
 
 
 def token_f1(answer: str, right: Sequence[str]) -> float:
     """Give the best F1 of shared words between an answer and a right one, in [0, 1]; *higher = more alike*."""
-    given, best = Counter(words(answer)), 0.0
+    counts, best = Counter(words(answer)), 0.0
     for one in map(words, right):
-        shared = sum((given & Counter(one)).values())
+        shared = sum((counts & Counter(one)).values())
         if shared:
-            best = max(best, 2 * shared / (sum(given.values()) + len(one)))
+            best = max(best, 2 * shared / (sum(counts.values()) + len(one)))
     return best
 
 
-def alike(question: str, answer: str, right: Sequence[str]) -> bool:
+def shares_words(question: str, answer: str, right: Sequence[str]) -> bool:
     """Tell whether an answer shares enough words with a right one: token F1 of at least one half."""
     return token_f1(answer, right) >= _F1
 
 
-LABELERS: dict[str, Labeler] = {"match": same, "contains": contains, "f1": alike}
+LABELERS: dict[str, Labeler] = {"match": same, "contains": contains, "f1": shares_words}
 
 
 def labeler(name: str) -> Labeler:
@@ -147,27 +149,27 @@ def labeler(name: str) -> Labeler:
 
 
 def tolerant(label: Labeler) -> Labeler:
-    """Let a labeler of the caller's, which may ask a judge over a network, fail now and then without losing the run.
+    """Let a labeler of the caller's, such as a judge over a network, fail now and then without losing the run.
 
-    The answer is left without a label, and a warning tells its number. What is then promised is promised of answers
-    that can be labelled; a labeler that fails more than rarely would leave out too much for that.
+    An answer whose label fails stays without one, and a warning gives its number. The promise is then about answers
+    that can be labelled; a labeler that fails often would leave out too many for that.
 
     Raises:
         DataError: more than five labels, and more than a tenth of those so far, have failed.
     """
-    asked = failed = 0
+    count = failed = 0
 
     def labelled(question: str, answer: str, right: Sequence[str]) -> bool | None:
-        nonlocal asked, failed
-        asked += 1
+        nonlocal count, failed
+        count += 1
         try:
             return label(question, answer, right)
         except Exception as error:  # whatever a judge may raise
             failed += 1
-            logger.warning("No label for answer %d: %s", asked, described(error))
-            if failed > max(_FAILURES, _FAILING * asked):
+            logger.warning("No label for answer %d: %s", count, described(error))
+            if failed > max(_FAILURES, _FAILING * count):
                 raise DataError(
-                    f"{failed} of {asked} labels failed, the last for {question!r}: {type(error).__name__}: {error}"
+                    f"{failed} of {count} labels failed, the last for {question!r}: {type(error).__name__}: {error}"
                 ) from error
             return None
 

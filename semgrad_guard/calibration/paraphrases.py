@@ -1,4 +1,4 @@
-"""Other wordings of questions, written by a model itself, to measure the semantic preservation score on."""
+"""Other wordings of questions, written by a model, to measure the semantic preservation score on."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def written_paraphrases(
 ) -> list[list[str]]:
     """Let a model put questions in other words, sampled with its own generation settings.
 
-    A response counts if it is complete, a single line, a question where the original is one, and in other words than
-    those before, case and punctuation aside. That it means the same is the model's word: where that matters, read them.
+    A response counts if it is complete, a single line, a question where the original is one, and worded otherwise than
+    those before, case and punctuation aside. Nothing checks that it means the same: where that matters, read them.
 
     Args:
         scorer: its model writes.
         questions: what to put in other words.
         count: responses drawn for each question.
         max_new_tokens: longest wording.
-        seed: of sampling.
+        seed: random seed of sampling.
 
     Returns:
         For each question of which there is another wording, the question and its others.
@@ -49,13 +49,13 @@ def written_paraphrases(
             if _is_wording(row, question):
                 distinct.setdefault(tuple(words(row.text)), row.text.strip())
         groups.append(list(distinct.values()))
-    kept = [group for group in groups if len(group) > 1]
-    if len(kept) < 2:
+    usable = [group for group in groups if len(group) > 1]
+    if len(usable) < 2:
         raise DataError(
-            f"The model gave another wording of {len(kept)} of {len(questions)} questions; at least 2 are needed. Take "
-            "a model that can paraphrase, or write paraphrases yourself."
+            f"The model gave another wording of {len(usable)} of {len(questions)} questions; at least 2 are needed. "
+            "Take a model that can paraphrase, or write paraphrases yourself."
         )
-    return kept
+    return usable
 
 
 def _is_wording(row: Generation, question: str) -> bool:

@@ -1,4 +1,4 @@
-"""How a question is put to the model: the turns around it, read from a file or built in code."""
+"""The prompt around a question: its turns, read from a file or built in code."""
 
 from __future__ import annotations
 
@@ -62,17 +62,17 @@ class PromptForm(BaseModel):
 
     @classmethod
     def of_turns(cls, turns: Any) -> PromptForm:
-        """Make a prompt of messages with "role" and "content", and refuse placeholders that nothing would fill in.
+        """Make a prompt of messages with "role" and "content"; a placeholder that nothing fills in is refused.
 
         Raises:
             ConfigurationError: naming the message and what is wrong with it.
         """
         form = cls.literal(turns)
         for number, turn in enumerate(form.turns, 1):
-            others = [found for found in _PLACEHOLDER.findall(turn.content) if found != QUERY]
-            if others:
+            unknown = [placeholder for placeholder in _PLACEHOLDER.findall(turn.content) if placeholder != QUERY]
+            if unknown:
                 raise ConfigurationError(
-                    f"The prompt's message {number} has {others[0]}, which nothing fills in. "
+                    f"The prompt's message {number} has {unknown[0]}, which nothing fills in. "
                     f"Only {QUERY}, in single braces, stands for the question."
                 )
         return form
@@ -161,7 +161,7 @@ BARE = PromptForm.of_text(QUERY)
 
 
 def _first(error: ValidationError, turns: Sequence[Any]) -> str:
-    """Say what the first thing wrong is, with the number of the message."""
+    """Name the first fault, with the number of the message."""
     detail = error.errors()[0]
     if error.title != Turn.__name__:
         return str(detail["msg"]).removeprefix("Value error, ")

@@ -1,4 +1,4 @@
-"""Which prompt token, which layers, mean or sum, weighted or not: tried out on labelled answers.
+"""The search for the prompt token, the layers, mean or sum, and the weights, on labelled answers.
 
 The Semantic Preservation Score can mislead: it favours tokens whose hidden states feed the first word of the answer.
 Where there are labels, they decide.
@@ -16,15 +16,16 @@ from sklearn.metrics import roc_auc_score
 from tqdm.auto import tqdm
 
 from semgrad_guard.calibration.answers import Answered, rescored
-from semgrad_guard.calibration.fit import SCALARS, Method, later_features, layer_features, out_of_fold, part_of
+from semgrad_guard.calibration.fit import Method, later_features, layer_features, out_of_fold, part_of, scalar_features
 from semgrad_guard.errors import DataError
 from semgrad_guard.records import Score
-from semgrad_guard.scoring.scorer import SemGradScorer, Span, resolved_span
-from semgrad_guard.scoring.semgrad import Reduction, hybridgrad
+from semgrad_guard.scoring.scorer import SemGradScorer
+from semgrad_guard.scoring.semgrad import hybridgrad
+from semgrad_guard.scoring.settings import Layers, Reduction, layer_indices
 
 _TAUS = (0.1, 0.3, 1.0, 3.0, 10.0)
 _BETAS = (0.1, 1.0, 10.0)  # times the ratio of the two scores' medians
-_SPANS: tuple[Span, ...] = ("upper-half", "all")
+_LAYERS: tuple[Layers, ...] = ("upper-half", "all")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Candidate:
     """
 
     position: int
-    span: tuple[int, ...]
+    layers: tuple[int, ...]
     reduction: Reduction
     weighted: bool
     auroc: float
@@ -43,7 +44,7 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """What is computed there, in words."""
+        """The computation there, in words."""
         return "fused" if self.fused else f"SemGrad, {self.reduction}{'' if self.weighted else ', unweighted'}"
 
 
@@ -51,20 +52,20 @@ def compare_candidates(
     scorer: SemGradScorer,
     answers: Sequence[Answered],
     positions: Sequence[int],
-    spans: Sequence[Span] = _SPANS,
+    layers: Sequence[Layers] = _LAYERS,
     *,
     fused: bool = False,
 ) -> list[Candidate]:
     """Score the same answers at every candidate position, and rank all candidates, the best first.
 
-    SemGrad has no parameters to fit, so its AUROC on these answers is not flattered by fitting; choosing the best of
-    many still is, so give none of the answers that a threshold is to be tested on.
+    SemGrad has no parameters to fit, so fitting does not flatter its AUROC on these answers. Choosing the best of many
+    does: give none of the answers that a threshold is to be tested on.
 
     Args:
         scorer: its model and tokenizer are used.
         answers: labelled answers; those without a label are left out.
         positions: t* candidates, counted from the prompt's end. Those that reach beyond a prompt are left out.
-        spans: layers to take gradients at.
+        layers: choices of layers to take gradients at.
         fused: also compare the fused score at every position.
 
     Raises:
@@ -79,26 +80,26 @@ def compare_candidates(
     shortest = min(len(item.prompt_ids) for item in labelled)
     count = scorer.model.config.get_text_config(decoder=True).num_hidden_layers
     lengths = np.array([len(item.response_ids) for item in labelled])
-    found = []
+    candidates = []
     for position in tqdm([place for place in positions if place <= shortest], desc="comparing positions"):
-        own = scorer.adjusted(token_position=position, span="all", reduction="mean", unweighted=True, later=True)
-        scores = [item.score for item in rescored(own, labelled)]
+        moved = scorer.adjusted(token_position=position, layers="all", reduction="mean", unweighted=True, later=True)
+        scores = [item.score for item in rescored(moved, labelled)]
         by_layer = {
             True: np.array([score.layers for score in scores]),
             False: np.array([score.layers_unweighted for score in scores]),
         }
-        for span, weighted in product((resolved_span(wanted, count) for wanted in spans), (True, False)):
-            mean = by_layer[weighted][:, list(span)].mean(1)
-            found += [
-                Candidate(position, span, "mean", weighted, float(roc_auc_score(~correct, mean))),
-                Candidate(position, span, "sum", weighted, float(roc_auc_score(~correct, mean * lengths))),
+        for indices, weighted in product((layer_indices(choice, count) for choice in layers), (True, False)):
+            mean = by_layer[weighted][:, list(indices)].mean(1)
+            candidates += [
+                Candidate(position, indices, "mean", weighted, float(roc_auc_score(~correct, mean))),
+                Candidate(position, indices, "sum", weighted, float(roc_auc_score(~correct, mean * lengths))),
             ]
         if fused:
-            features = (*SCALARS, *layer_features(scores[0]), *later_features(scores[0]))
+            features = (*scalar_features(), *layer_features(scores[0]), *later_features(scores[0]))
             groups = [item.example.about for item in labelled]
             auroc = float(roc_auc_score(correct, out_of_fold(scores, correct.tolist(), features, groups)))
-            found.append(Candidate(position, tuple(range(count)), "mean", True, auroc, fused=True))
-    return sorted(found, key=lambda candidate: -candidate.auroc)
+            candidates.append(Candidate(position, tuple(range(count)), "mean", True, auroc, fused=True))
+    return sorted(candidates, key=lambda candidate: -candidate.auroc)
 
 
 def searched(
@@ -110,18 +111,18 @@ def searched(
     only: int | None = None,
     seed: int = 0,
 ) -> tuple[SemGradScorer, list[Answered], list[Candidate]]:
-    """Move to the prompt token and the settings that tell most on the fitting part, and score all answers there.
+    """Move to the prompt token and the settings with the best AUROC on the fitting part, and score all answers there.
 
-    Tried are the last token, the scorer's own and its neighbours. Labels of the other parts are not looked at. For a
-    fused score the prompt token counts alone, since it takes in layers, length and entropies by itself.
+    The last token, the scorer's own and its neighbours are tried. Labels of the other parts are not used. For a fused
+    score the prompt token counts alone, since it takes in layers, length and entropies by itself.
 
     Args:
-        scorer: with its own position, to start from.
+        scorer: its position is the first candidate.
         answers: what it has answered.
         method: what confidence is to be made from.
         also: further positions to try, such as the one of the preservation score.
-        only: the position that the caller has settled on; None to try several.
-        seed: of the split into parts.
+        only: position of the caller's choice; None to try several.
+        seed: random seed of the split into parts.
 
     Returns:
         The scorer to bind a profile to, the answers with its scores, and all candidates, the best first.
@@ -133,7 +134,7 @@ def searched(
     best = next(candidate for candidate in candidates if candidate.fused is fused)
     moved = scorer.adjusted(
         token_position=best.position,
-        span=best.span,
+        layers=best.layers,
         reduction=best.reduction,
         unweighted=not best.weighted,
         later=fused,
@@ -161,7 +162,7 @@ def with_hybrid(answers: Sequence[Answered], tau: float, beta: float) -> list[An
 
 
 def fitting_part(answers: Sequence[Answered], seed: int) -> list[Answered]:
-    """Give the labelled answers that a profile is fitted on, and nothing is tested on."""
+    """Give the labelled answers that a profile is fitted on; nothing is tested on them."""
     labelled = [item for item in answers if item.correct is not None]
     part = part_of(((item.example.about, item.correct is True) for item in labelled), seed)
     return [item for item in labelled if part[item.example.about] == 0]

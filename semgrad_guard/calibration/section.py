@@ -1,4 +1,4 @@
-"""The features that confidence is made from: their names, and their values in a score."""
+"""A section of a profile: its features, read off a score, and the regression that makes them a confidence."""
 
 from __future__ import annotations
 
@@ -15,20 +15,9 @@ from semgrad_guard.calibration.checked import Checked, Count, Number, OneOrMore,
 from semgrad_guard.calibration.guarantee import Guarantee
 from semgrad_guard.errors import ProfileError
 from semgrad_guard.records import Score
+from semgrad_guard.scoring.registry import known_score, known_values, names_of
 
 _FLOOR = 1e-30  # scores are >= 0; a logarithm needs more
-_SCALARS = (
-    "semgrad",
-    "semgrad_unweighted",
-    "paragrad",
-    "exgrad",
-    "hybridgrad",
-    "nll",
-    "mean_nll",
-    "mean_entropy",
-    "max_entropy",
-    "length",
-)
 _INDEX = "(?:0|[1-9][0-9]{0,5})"
 _BY_LAYER = re.compile(
     rf"(?P<field>layers|layers_unweighted|later\.(?P<token>{_INDEX}))\.(?P<first>{_INDEX})(?::(?P<end>{_INDEX}))?"
@@ -40,15 +29,15 @@ class Feature:
     """A feature's name, taken apart.
 
     `layers.2` is the third value of `layers`, `layers.2:4` the mean of the third and fourth, and `later.0.2` the third
-    at the first prompt token after t*. `first` and `end` are such places, and 0 and 1 for plain fields of a score;
-    `token` is None but for `later`.
+    at the first prompt token after t*. `first` and `end` are such places, `token` is that of `later`; scores that are
+    known by name have none of them.
     """
 
     name: str
     field: str
     token: int | None = None
     first: int = 0
-    end: int = 1
+    end: int | None = None
 
     @classmethod
     def of(cls, name: str) -> Feature:
@@ -57,13 +46,14 @@ class Feature:
         Raises:
             ValueError: no score has such a feature.
         """
-        if name in _SCALARS:
-            return cls(name, name)
         match = _BY_LAYER.fullmatch(name)
         if match is None:
+            known = names_of()
+            if name in known:
+                return cls(name, name)
             raise ValueError(
-                f"{name!r} is no feature; expected {', '.join(_SCALARS)}, layers.L, layers.L:M, layers_unweighted.L or "
-                "later.T.L"
+                f"{name!r} is no feature; expected {', '.join(known)}, layers.L, layers.L:M, layers_unweighted.L, "
+                "later.T.L, or a score that was added by register_score"
             )
         first, token = int(match["first"]), match["token"]
         end = first + 1 if match["end"] is None else int(match["end"])
@@ -81,10 +71,10 @@ class Feature:
         """
         if "unweighted" in self.field and not unweighted:
             return f"{self.name!r} needs unweighted, which the profile does not bind"
-        if self.field in _SCALARS:
+        if self.end is None:
             return ""
         if self.end > layers:
-            return f"{self.name!r} reaches beyond the {layers} layers of the span"
+            return f"{self.name!r} reaches beyond the {layers} layers that are scored"
         if self.token is not None and self.token >= later:
             return f"{self.name!r} needs more prompt tokens after t* than the {later} that are scored"
         return ""
@@ -95,19 +85,14 @@ class Feature:
         Raises:
             ProfileError: it was not computed.
         """
-        values = getattr(score, self.field)
-        try:
-            if self.field in _SCALARS:
-                return float(values)
-            row = values if self.token is None else values[self.token]
-            if self.end > len(row):
-                raise IndexError(self.end)
-            return float(np.mean(row[self.first : self.end]))
-        except (IndexError, TypeError) as error:
-            raise ProfileError(
-                f"The profile needs {self.name!r}, which was not computed: score as the profile is bound, with its "
-                "parameters."
-            ) from error
+        if self.end is None:
+            value = known_score(self.name).value(score)
+        else:
+            rows = getattr(score, self.field)
+            if self.token is not None:
+                rows = rows[self.token] if self.token < len(rows) else ()
+            value = float(np.mean(rows[self.first : self.end])) if self.end <= len(rows) else None
+        return _computed(self.name, value)
 
 
 def feature_values(score: Score, features: tuple[str, ...]) -> list[float]:
@@ -117,7 +102,17 @@ def feature_values(score: Score, features: tuple[str, ...]) -> list[float]:
         ProfileError: a feature was not computed.
         ValueError: there is no feature of that name.
     """
-    return [math.log(max(Feature.of(name).value(score), _FLOOR)) for name in features]
+    known = known_values(score, features)
+    values = [_computed(name, known[name]) if name in known else Feature.of(name).value(score) for name in features]
+    return [math.log(max(value, _FLOOR)) for value in values]
+
+
+def _computed(name: str, value: float | None) -> float:
+    if value is None:
+        raise ProfileError(
+            f"The profile needs {name!r}, which was not computed: score as the profile is bound, with its parameters."
+        )
+    return value
 
 
 # Isotonic probabilities are equal over whole steps. This much of the regression's own keeps answers on a step apart, so
@@ -126,15 +121,14 @@ _KEPT = 1e-3
 
 
 class Section(Checked):
-    """A logistic regression on log scores, and the confidence that passes unless the user says otherwise.
+    """A logistic regression on log scores, and the least confidence that passes unless the user sets another.
 
     With one feature it is Platt scaling, with several a fused score. `steps`, where there are any, map the regression's
-    probabilities to isotonic ones: pairs of both, ascending. A `threshold` of None lets nothing pass: none was found
-    that keeps what was to be promised. `guarantee` is the promise that goes with the threshold; where there was one
-    that does not hold any more, `void` says why. `quantiles` are evenly spaced ones of the confidences of `spread_of`
-    answers, from least to greatest; empty if they were not kept.
+    probabilities to isotonic ones: pairs of both, ascending. A `threshold` of None lets nothing pass, since none keeps
+    the promise. `guarantee` is the promise of the threshold; `void` says why a former one does not hold any more.
+    `quantiles` are evenly spaced ones of the confidences of `spread_of` answers, from least to greatest, or empty.
 
-    A value outside the range met in fitting counts as the nearest one met, so that no answer is confident by
+    A value outside the range of the fitting counts as the nearest inside it, so that no answer is confident by
     extrapolation.
 
     Raises:
@@ -202,7 +196,7 @@ class Section(Checked):
     def confidence(self, score: Score) -> float:
         """Give the probability that the answer is right, in [0, 1], or its place where a profile only orders.
 
-        It is 0 for a score, or anything made from it, that is not a finite number, and for nothing else.
+        It is 0 exactly where the score, or a number made from it, is not finite.
         """
         if not score.finite():
             return 0.0

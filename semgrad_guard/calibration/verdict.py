@@ -1,15 +1,14 @@
-"""From a score to a verdict: is this answer sure enough? Whatever cannot be judged is not."""
+"""From a score to a verdict: is this answer sure enough? An answer that cannot be judged is not."""
 
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 from semgrad_guard.calibration.profile import Profile, Section
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.records import AnswerKind, Cause, Failure, Score, Verdict, as_number, checked_confidence
-
-RAW_METHODS = ("semgrad", "hybridgrad", "paragrad", "exgrad", "nll", "mean_nll", "mean_entropy", "max_entropy")
-
+from semgrad_guard.scoring.registry import known_score, names_of
 
 # The most that an answer's improbability may exceed the entropy met on its way, in nats per square root of a token: it
 # grows as a sum of chances does. For whatever the model finds likeliest, token by token, it is below 0.
@@ -17,7 +16,7 @@ _SURPRISE = 2.0
 
 
 class Standard:
-    """What an answer must reach: a threshold on confidence (with a profile), or one on a raw score (without)."""
+    """The standard for answers: a threshold on confidence (with a profile), or one on a raw score (without)."""
 
     def __init__(
         self,
@@ -31,8 +30,10 @@ class Standard:
         Args:
             profile: gives confidence, and the default of `threshold`, for answers from passages another.
             threshold: least confidence that passes, in [0, 1].
-            score_threshold: largest raw score of `method` that passes, >= 0. Raw scores differ from model to model.
-            method: raw score that `score_threshold` is on, "semgrad" by default; with a profile, it is the profile's.
+            score_threshold: largest raw score of `method` that passes, >= 0; the least one where the direction of the
+                score is certainty. Raw scores differ from model to model.
+            method: name of the score that `score_threshold` is on, "semgrad" by default; with a profile, it is the
+                profile's.
 
         Raises:
             ConfigurationError: no threshold, or both, or one out of range.
@@ -53,12 +54,17 @@ class Standard:
         threshold, score_threshold = checked_confidence("threshold", threshold), checked_raw(score_threshold)
         if profile is not None and method not in (None, profile.method):
             raise ConfigurationError(f"method={method!r}, but the profile's is {profile.method!r}. Leave method out.")
+        self.settings = (profile, threshold, score_threshold, method)
         self.profile = profile
         self.method = profile.method if profile is not None else method or "semgrad"
-        if profile is None and self.method not in RAW_METHODS:
-            raise ConfigurationError(f"method={self.method!r}: expected one of {', '.join(RAW_METHODS)}.")
+        known = names_of("alone")
+        if profile is None and self.method not in known:
+            raise ConfigurationError(f"method={self.method!r}: expected one of {', '.join(known)}.")
         self.score_threshold = score_threshold
         self._threshold = threshold
+        kinds: tuple[AnswerKind, ...] = get_args(AnswerKind)
+        self._sections = {kind: None if profile is None else profile.section(kind) for kind in kinds}
+        self._calibrated = profile is not None and profile.calibrated
 
     def threshold(self, kind: AnswerKind = "answer") -> float | None:
         """Give the threshold in force, on confidence or, without a profile, on the raw score.
@@ -69,15 +75,19 @@ class Standard:
             return self.score_threshold
         if self._threshold is not None:
             return self._threshold
-        section = self.profile.section(kind)
+        section = self._sections[kind]
         return None if section is None else section.threshold
 
-    def confidence(self, score: Score | None, kind: AnswerKind = "answer") -> float | None:
-        """Give the confidence of a score, in [0, 1]; None where the profile does not say.
+    def raw(self, score: Score) -> float | None:
+        """Give the score that the method names; None where it was not computed, or it is the fused one."""
+        return None if self.method == "fused" else known_score(self.method).value(score)
 
-        It is 0 without a score, and where a score or what is made from it is not a finite number.
+    def confidence(self, score: Score | None, kind: AnswerKind = "answer") -> float | None:
+        """Give the confidence of a score, in [0, 1]; None where the profile has no section for it.
+
+        It is 0 without a score, and where the score, or a number made from it, is not finite.
         """
-        section = None if self.profile is None else self.profile.section(kind)
+        section = self._sections[kind]
         if section is None:
             return None
         return 0.0 if score is None else section.confidence(score)
@@ -85,8 +95,8 @@ class Standard:
     def judge(self, score: Score | None, failure: Failure | None, kind: AnswerKind = "answer") -> Verdict:
         """Judge an answer; without a finite score, or with a failure, it never passes.
 
-        Nor does one that the model would hardly give itself: gradients tell whether the model knows an answer, not
-        whether this is it, so that one drawn at a high temperature, or written by others, could look sure.
+        Nor does one that the model would hardly give itself. Gradients show whether the model knows an answer, not
+        whether this is it: one drawn at a high temperature, or written by someone else, could look sure.
 
         Args:
             score: the answer's score, None where scoring failed.
@@ -103,10 +113,9 @@ class Standard:
         elif failure := score.failure():
             cause, reason = failure.kind, failure.text
         elif self.profile is None and threshold is not None:
-            value = getattr(score, self.method)
-            if value is None:
-                value = math.nan  # not computed
-            cause = None if value <= threshold else "low_confidence"
+            kind_of_score, value = known_score(self.method), self.raw(score)
+            value = math.nan if value is None else value  # not computed
+            cause = None if kind_of_score.reaches(value, threshold) else "low_confidence"
             comparison = "is not within" if cause else "is within"
             reason = f"{self.method} {value:.4g} {comparison} the threshold {threshold:.4g}"
         elif confidence is None:
@@ -128,7 +137,7 @@ class Standard:
             passed=cause is None,
             cause=cause,
             confidence=confidence,
-            calibrated=self.profile is not None and self.profile.calibrated,
+            calibrated=self._calibrated,
             scores=score,
             threshold=threshold,
             method=self.method,
@@ -138,11 +147,12 @@ class Standard:
         )
 
     def _policy(self, kind: AnswerKind, threshold: float | None) -> str:
-        """Say in words what an answer must reach, and what that promises of those that do."""
+        """Say in words what an answer must reach, and what is promised of answers that reach it."""
         if threshold is None:
             return "nothing passes: there is no threshold"
         if self.profile is None:
-            return f"{self.method} of at most {threshold:.4g}, a raw score, which promises nothing"
+            bound = "at most" if known_score(self.method).direction == "uncertainty" else "at least"
+            return f"{self.method} of {bound} {threshold:.4g}, a raw score, which promises nothing"
         promise, void = self._promise(kind), self._void(kind)
         if promise is None:
             promised = "nothing is promised of what passes" + (f": {void}" if void else "")
@@ -152,12 +162,12 @@ class Standard:
                 f"of what passes at most {risk:g} % is wrong, with {certainty:g} % certainty, for questions like those "
                 "of the calibration"
             )
-        meaning = "" if self.profile.calibrated else ", which is only an ordering and no probability"
+        meaning = "" if self._calibrated else ", which is only an ordering and no probability"
         return f"confidence of at least {threshold:.3f} (method: {self.method}){meaning}; {promised}"
 
     def _shown(self, confidence: float) -> str:
         """Show a confidence as what it is."""
-        if self.profile is None or self.profile.calibrated:
+        if self.profile is None or self._calibrated:
             return f"confidence {confidence:.3f}"
         return f"confidence {confidence:.3f}, only an ordering and no probability,"
 
@@ -174,7 +184,7 @@ class Standard:
         return "" if section is None else section.void
 
     def _promising(self, kind: AnswerKind) -> Section | None:
-        """Give the section whose promise counts: the one fitted on this very kind, not one that stands in."""
+        """Give the section whose promise counts: the one fitted on this very kind of answer."""
         if self.profile is None or self._threshold is not None:
             return None
         section: Section | None = getattr(self.profile, kind)

@@ -34,7 +34,7 @@ from semgrad_guard.langchain.chat_model import ChatSemGrad
 from semgrad_guard.langchain.guard import SemGradGuard
 from semgrad_guard.langchain.messages import asked_with
 from semgrad_guard.langchain.metadata import get_decision, get_message_scores
-from semgrad_guard.model.text_spans import is_blank
+from semgrad_guard.model.responses import is_blank
 from semgrad_guard.records import Decision, MessageScores, Verdict
 from semgrad_guard.routing.routes import ReviewAnswer, ReviewRequest
 
@@ -80,7 +80,8 @@ def ask(
         loaded = None if profile is None else Profile.load(profile)
         form, scoring = agreed_prompt(loaded, prompt_of(prompt, system)), agreed_scoring(loaded, token_position)
         generation = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
-        llm = ChatSemGrad.of(model_of(model, revision, dtype, quiet=as_json), generation=generation, **scoring)
+        source = model_of(model, revision, dtype, quiet=as_json)
+        llm = ChatSemGrad.from_model(*source, generation=generation, scoring=scoring)
         own = embedded_corpus() if model is None else ()
         passages = own if corpus is None else read_passages(corpus)
         if loaded is None and threshold is None and score_threshold is None:
@@ -106,8 +107,8 @@ def ask(
     console.print(Text(str(message.content), style="bold"))
     console.print(Text(f"{record['decision'] or 'not judged'}: {record['reason']}"))
     if decision is not None and decision.decision == "retrieve":
-        for source in decision.sources:
-            console.print(Text(f"source: {source.text}"))
+        for passage in decision.sources:
+            console.print(Text(f"passage: {passage.text}"))
 
 
 def _unjudged(record: MessageScores | None) -> dict[str, Any]:

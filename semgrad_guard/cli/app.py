@@ -85,7 +85,7 @@ def bound_scorer(
     scoring = agreed_scoring(profile, token_position)
     if profile is not None:
         profile.check(fingerprint(source[0]), template_fingerprint(source[1]), precision(source[0]))
-    return SemGradScorer(*source, **scoring)
+    return SemGradScorer(*source, scoring=scoring)
 
 
 PromptOption = Annotated[

@@ -42,6 +42,7 @@ from semgrad_guard.evaluation.run import PROMPTS, Answerer, Work, answerer, prom
 from semgrad_guard.evaluation.run import evaluate as run_evaluation
 from semgrad_guard.evaluation.study import study
 from semgrad_guard.model.fingerprint import fingerprint
+from semgrad_guard.scoring.registry import known_scores
 from semgrad_guard.scoring.scorer import SemGradScorer
 
 
@@ -115,7 +116,11 @@ def evaluate(
         str, typer.Option(help="How an answer is compared: match, contains, f1, or similar:FOLDER.")
     ] = "match",
     methods: Annotated[
-        str, typer.Option(help="Names with commas between; all that need no sampling if not given.")
+        str,
+        typer.Option(
+            help="Methods to compare, with commas between, such as "
+            f"{', '.join(kind.option for kind in known_scores('report'))}. All that need no sampling if not given."
+        ),
     ] = "",
     samples: Annotated[
         int, typer.Option(min=0, help="Draw so many answers for methods that need them; 10 if one does and 0 is given.")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,7 +14,7 @@ from rich.table import Table
 from semgrad_guard.calibration.answers import answered, to_stderr
 from semgrad_guard.calibration.drift import drift
 from semgrad_guard.calibration.examples import calibrated_prompt, read_examples, read_paraphrases
-from semgrad_guard.calibration.fit import Method
+from semgrad_guard.calibration.fit import check_method
 from semgrad_guard.calibration.from_examples import Calibration, calibrated_profile, covering_profile
 from semgrad_guard.calibration.labels import labeler, same
 from semgrad_guard.calibration.paraphrases import written_paraphrases
@@ -42,6 +42,7 @@ from semgrad_guard.evaluation.figures import draw_preservation
 from semgrad_guard.langchain.passages import BM25Retriever
 from semgrad_guard.langchain.routes import Retrieve, retry_with
 from semgrad_guard.scoring.preservation import preservation
+from semgrad_guard.scoring.registry import names_of
 from semgrad_guard.scoring.scorer import SemGradScorer
 
 _SHOWN = 8  # candidates in the table
@@ -64,7 +65,10 @@ def calibrate(
     coverage: Annotated[
         float | None, typer.Option(help="Without labels: let this share of the answers pass, and promise nothing.")
     ] = None,
-    method: Annotated[str, typer.Option(help="auto, fused, semgrad, hybridgrad or paragrad.")] = "auto",
+    method: Annotated[
+        str,
+        typer.Option(help=f"Score that confidence is made from: {', '.join(['auto', 'fused', *names_of('alone')])}."),
+    ] = "auto",
     labels: Annotated[
         str, typer.Option(help="How an answer is compared: match, contains, f1, or similar:FOLDER_OR_ID[@0.8].")
     ] = "match",
@@ -89,8 +93,7 @@ def calibrate(
     them, with another method, risk or way to label too; answers to another prompt, or of another length, are made anew.
     """
     with plain_errors():
-        if method not in get_args(Method):
-            raise ConfigurationError(f"method={method!r}: expected one of {', '.join(get_args(Method))}.")
+        check_method(method)
         examples, label = read_examples(data), labeler(labels)
         form = calibrated_prompt(examples, prompt_of(prompt, system))
         source = model_of(model, revision, dtype, quiet=as_json)
@@ -104,7 +107,7 @@ def calibrate(
         asked: dict[str, Any] = {"prompt": form or BARE, "journal": journal}
         with _journal_told(journal):
             answers = answered(scorer, examples, label, settings, **asked)
-            name, chosen = model or "semgrad-guard embedded model", cast(Method, method)
+            name, chosen = model or "semgrad-guard embedded model", method
             if coverage is not None:
                 found = covering_profile(
                     scorer,
@@ -177,7 +180,7 @@ def _told(found: Calibration) -> dict[str, Any]:
         "prompt": None if profile.bound_to.prompt is None else profile.bound_to.prompt.fingerprint,
         "method": profile.method,
         "confidence_is": profile.confidence_is,
-        "position": profile.bound_to.token_position,
+        "position": profile.bound_to.scoring.token_position,
         "position_from": profile.position_from,
         **sections,
         "compared": found.compared,
@@ -197,7 +200,7 @@ def _journal_told(journal: Path) -> Iterator[None]:
 
 
 def _range(candidate: Candidate) -> str:
-    return f"{candidate.span[0]} to {candidate.span[-1]}"
+    return f"{candidate.layers[0]} to {candidate.layers[-1]}"
 
 
 @app.command()
@@ -273,17 +276,17 @@ def sps(
             groups = written_paraphrases(scorer, [example.query for example in asked], write, seed=seed)
         found = preservation(*source, groups, last=last)
         if plot is not None:
-            draw_preservation(found, scorer.span, plot)
-    best = found.position(scorer.span)
+            draw_preservation(found, scorer.layers, plot)
+    best = found.position(scorer.layers)
     if as_json:
-        told = {"span": scorer.span, "position": best, "rule": scorer.token_position}
+        told = {"layers": scorer.layers, "position": best, "rule": scorer.token_position}
         print(json.dumps({**asdict(found), **told, **({"dropped": len(asked) - len(groups)} if asked else {})}))
         return
     if asked:
         print(f"{len(asked) - len(groups)} of {len(asked)} questions dropped: the model gave no other wording")
     table = Table("hidden state", *(f"{text!r}\n{place}" for place, text in enumerate(found.tokens, 1)))
     for layer, row in enumerate(found.scores):
-        table.add_row(f"{layer}{' *' if layer in scorer.span else ''}", *(f"{value:.3f}" for value in row))
+        table.add_row(f"{layer}{' *' if layer in scorer.layers else ''}", *(f"{value:.3f}" for value in row))
     Console(width=220).print(table)
     rule = scorer.token_position
-    print(f"highest over the span (*): t = {best}, {found.tokens[best - 1]!r}; by the template's rule: {rule}")
+    print(f"highest over the layers (*): t = {best}, {found.tokens[best - 1]!r}; by the template's rule: {rule}")

@@ -1,4 +1,4 @@
-"""The methods that an evaluation compares: how each is called, how it is read from a result, and what it spends."""
+"""The methods of an evaluation: their names, their values in a result, their time, and their comparison."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.evaluation import metrics
 from semgrad_guard.evaluation.run import Result
 from semgrad_guard.evaluation.sampling import inconsistency, semantic_entropy
+from semgrad_guard.scoring.registry import ScoreKind, known_scores
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to say how uncertain an answer is; `shown` is its name in reports.
+    """A measure of uncertainty; `shown` is its name in reports.
 
     `value` reads it from a result: *higher = more uncertain*, None or not finite where it failed. `spends` names those
-    of a result's seconds that it takes on top of generating; `ours` is what this package is there for, and
-    `drawn` what curves are drawn of: all of them could not be told apart.
+    of a result's seconds that it takes on top of generating. `ours` marks the scores of this package's own method.
+    Curves are drawn of the methods with `drawn`: more could not be told apart.
     """
 
     shown: str
@@ -32,18 +33,8 @@ class Method:
     drawn: bool = False
 
 
-def _score(field: str, result: Result) -> float | None:
-    value = None if result.score is None else getattr(result.score, field)
-    return None if value is None else float(value)
-
-
-def _upper_half(result: Result) -> float | None:
-    """Give SemGrad over the paper's layers where it was taken at all of them."""
-    score = result.score
-    if score is None or score.span[0] != 0:
-        return _score("semgrad", result)
-    upper = score.layers[len(score.layers) // 2 :]
-    return sum(upper) / len(upper)
+def _score(kind: ScoreKind, result: Result) -> float | None:
+    return None if result.score is None else kind.uncertainty(result.score)
 
 
 def _confidence(profile: Profile, result: Result) -> float | None:
@@ -54,18 +45,24 @@ def _polygraph(name: str, result: Result) -> float | None:
     return result.polygraph.get(name)
 
 
-_ONE_PASS = {
-    "semgrad": Method("SemGrad", partial(_score, "semgrad"), ours=True, drawn=True),
-    "semgrad-upper": Method("SemGrad, upper half", _upper_half, ours=True),
-    "hybridgrad": Method("HybridGrad", partial(_score, "hybridgrad")),
-    "paragrad": Method("ParaGrad", partial(_score, "paragrad")),
-    "exgrad": Method("ExGrad", partial(_score, "exgrad")),
-    "g-nll": Method("G-NLL", partial(_score, "nll"), drawn=True),
-    "ln-nll": Method("LN-NLL", partial(_score, "mean_nll")),
-    "mean-entropy": Method("mean entropy", partial(_score, "mean_entropy"), drawn=True),
-    "max-entropy": Method("max entropy", partial(_score, "max_entropy")),
-    "length": Method("length", partial(_score, "length"), spends=()),
-}
+_OURS = ("semgrad", "semgrad_upper")
+_DRAWN = ("semgrad", "nll", "mean_entropy")
+
+
+def _one_pass() -> dict[str, Method]:
+    """Give the scores that are known by name, as methods."""
+    return {
+        kind.option: Method(
+            kind.title,
+            partial(_score, kind),
+            spends=() if kind.name == "length" else ("scoring",),
+            ours=kind.name in _OURS,
+            drawn=kind.name in _DRAWN,
+        )
+        for kind in known_scores()
+    }
+
+
 _SAMPLING = {
     "self-consistency": Method(
         "self-consistency", lambda result: inconsistency(result.answer, result.samples), ("sampling",), drawn=True
@@ -87,16 +84,18 @@ POLYGRAPH = {
 
 
 def choose(names: Sequence[str], profile: Profile | None, *, sampling: bool = False) -> dict[str, Method]:
-    """Look methods up by name; without names, all that the one pass gives, and with `sampling` those that ask again.
+    """Look methods up by name; without names, all of the one pass, and with `sampling` those that ask again.
 
     Raises:
         ConfigurationError: there is no method of a name, or "confidence" is asked for without a profile.
     """
-    once = dict(_ONE_PASS)
+    once = _one_pass()
     if profile is not None:
         shown = f"confidence ({profile.method})"
         once = {"confidence": Method(shown, partial(_confidence, profile), ours=True, drawn=True), **once}
     if not names:
+        unasked = {kind.option for kind in known_scores() if "report" not in kind.uses}
+        once = {name: method for name, method in once.items() if name not in unasked}
         return {**once, **(_SAMPLING if sampling else {})}
     known = {**once, **_SAMPLING, **POLYGRAPH}
     for name in names:
@@ -123,8 +122,8 @@ def surest_errors(results: Sequence[Result], method: Method) -> list[Result]:
     wrong = [result for result in results if result.correct is False and result.score is not None]
     if not wrong:
         return []
-    doubt = uncertainties(wrong, [method])[method.shown]
-    return [wrong[place] for place in np.argsort(doubt, kind="stable")[:_WORST]]
+    values = uncertainties(wrong, [method])[method.shown]
+    return [wrong[place] for place in np.argsort(values, kind="stable")[:_WORST]]
 
 
 def compare(
@@ -137,7 +136,7 @@ def compare(
 ) -> dict[str, Any]:
     """Compare the methods on the results that have a label.
 
-    Figures that cannot be had are None, and `missing` says why. Intervals are 95 %, by resampling groups of questions.
+    A figure that does not exist is None, and `missing` says why. Intervals are 95 %, by resampling groups of questions.
     `differences` say by how much the AUROC of our scores lies above that of each other method, paired. `overhead` is
     the time of generating with a method over that of generating alone; at the top that of the one pass.
     """
@@ -161,19 +160,19 @@ def compare(
             else "all answers are wrong"
         )
         return summary | {"missing": f"{kind}, so that nothing can be told apart"}
-    doubts = uncertainties(labelled, methods)
-    drawn = _aurocs(doubts, correct, [result.about for result in labelled], repeats, seed)
-    for method, (name, doubt) in zip(methods, doubts.items(), strict=True):
+    by_method = uncertainties(labelled, methods)
+    drawn = _aurocs(by_method, correct, [result.about for result in labelled], repeats, seed)
+    for method, (name, values) in zip(methods, by_method.items(), strict=True):
         summary["methods"][name] = {
-            "auroc": metrics.auroc(doubt, correct),
+            "auroc": metrics.auroc(values, correct),
             "auroc_interval": metrics.interval(drawn[name]),
-            "auc_pr": metrics.auc_pr(doubt, correct),
-            "prr": metrics.prr(doubt, correct),
-            "aurc": metrics.aurc(doubt, correct),
-            "excess_aurc": metrics.excess_aurc(doubt, correct),
-            **{f"accuracy_at_{share:.0%}": metrics.selective_accuracy(doubt, correct, share) for share in _COVERAGES},
+            "auc_pr": metrics.auc_pr(values, correct),
+            "prr": metrics.prr(values, correct),
+            "aurc": metrics.aurc(values, correct),
+            "excess_aurc": metrics.excess_aurc(values, correct),
+            **{f"accuracy_at_{share:.0%}": metrics.selective_accuracy(values, correct, share) for share in _COVERAGES},
             "overhead": _overhead(results, method.spends),
-            "failed": int((doubt == _MOST).sum()),
+            "failed": int((values == _MOST).sum()),
         }
     auroc = {name: row["auroc"] for name, row in summary["methods"].items()}
     summary["differences"] = [
@@ -187,26 +186,26 @@ def compare(
         for other in auroc
         if other != ours
     ]
-    summary["confidence"] = None if profile is None else kept_promise(labelled, profile)
+    summary["confidence"] = None if profile is None else promise_figures(labelled, profile)
     return summary
 
 
 def _aurocs(
-    doubts: Mapping[str, metrics.Numbers], correct: Any, groups: Sequence[str], repeats: int, seed: int
+    by_method: Mapping[str, metrics.Numbers], correct: Any, groups: Sequence[str], repeats: int, seed: int
 ) -> dict[str, list[float]]:
     """Give every method's AUROC on the same resamples; those that are all right or all wrong are left out."""
-    found: dict[str, list[float]] = {name: [] for name in doubts}
+    aurocs: dict[str, list[float]] = {name: [] for name in by_method}
     for drawn in metrics.resamples(groups, repeats=repeats, seed=seed):
         if len(np.unique(correct[drawn])) > 1:
-            for name, doubt in doubts.items():
-                found[name].append(metrics.auroc(doubt[drawn], correct[drawn]))
-    return found
+            for name, values in by_method.items():
+                aurocs[name].append(metrics.auroc(values[drawn], correct[drawn]))
+    return aurocs
 
 
-def kept_promise(results: Sequence[Result], profile: Profile) -> dict[str, Any]:
-    """Say how good the probabilities of a profile are, what its threshold lets pass, and what of that is wrong.
+def promise_figures(results: Sequence[Result], profile: Profile) -> dict[str, Any]:
+    """Measure a profile: how good its probabilities are, how much passes its threshold, and how much of that is wrong.
 
-    Where confidence is only an ordering, there are no probabilities to be good or bad: their figures are None.
+    Where confidence is only an ordering, there are no probabilities, and their figures are None.
     """
     labelled = [result for result in results if result.correct is not None]
     correct, section = np.array([bool(result.correct) for result in labelled]), profile.answer
@@ -233,7 +232,7 @@ def kept_promise(results: Sequence[Result], profile: Profile) -> dict[str, Any]:
 
 
 def _overhead(results: Sequence[Result], spends: Sequence[str]) -> dict[str, float] | None:
-    """Give how many times as long an answer took as generating it, where all that was to be done succeeded."""
+    """Give the time of an answer over that of generating it alone, where all the work succeeded."""
     timed = [result.seconds for result in results if {"generating", *spends} <= result.seconds.keys()]
     if not timed:
         return None

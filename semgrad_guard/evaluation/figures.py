@@ -44,25 +44,25 @@ def draw_overhead(rows: Sequence[Overhead], path: Path) -> None:
     figure.savefig(path, format="svg", metadata={"Date": None})
 
 
-def draw_preservation(found: Preservation, span: Sequence[int], path: Path) -> None:
-    """Draw SPS as a heatmap, layers by prompt tokens, t* and the span framed.
+def draw_preservation(measured: Preservation, layers: Sequence[int], path: Path) -> None:
+    """Draw SPS as a heatmap, layers by prompt tokens, t* and the layers framed.
 
     Raises:
         ConfigurationError: matplotlib is not installed.
     """
-    count = len(found.tokens)
-    figure = new_figure(2.5 + 0.7 * count, 1.5 + 0.3 * len(found.scores))
+    count = len(measured.tokens)
+    figure = new_figure(2.5 + 0.7 * count, 1.5 + 0.3 * len(measured.scores))
     axes = figure.subplots()
-    image = axes.imshow([row[::-1] for row in found.scores], origin="lower", aspect="auto", cmap="viridis")
-    texts = [f"{text!r}\nt = {count - place}" for place, text in enumerate(reversed(found.tokens))]
+    image = axes.imshow([row[::-1] for row in measured.scores], origin="lower", aspect="auto", cmap="viridis")
+    texts = [f"{text!r}\nt = {count - place}" for place, text in enumerate(reversed(measured.tokens))]
     axes.set_xticks(range(count), texts, rotation=60, ha="right")
-    axes.set_yticks(range(len(found.scores)))
+    axes.set_yticks(range(len(measured.scores)))
     axes.set_xlabel("prompt token, from the end")
     axes.set_ylabel("hidden state")
-    left = count - found.position(span) - 0.5
+    left = count - measured.position(layers) - 0.5
     axes.plot(
         [left, left + 1, left + 1, left, left],
-        [min(span) - 0.5, min(span) - 0.5, max(span) + 0.5, max(span) + 0.5, min(span) - 0.5],
+        [min(layers) - 0.5, min(layers) - 0.5, max(layers) + 0.5, max(layers) + 0.5, min(layers) - 0.5],
         color="red",
     )
     figure.colorbar(image, label="SPS")
@@ -80,25 +80,25 @@ def new_figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def risk_coverage_curves(doubts: Mapping[str, Numbers], correct: NDArray[np.bool_]) -> str:
+def risk_coverage_curves(by_method: Mapping[str, Numbers], correct: NDArray[np.bool_]) -> str:
     """Draw the share of wrong answers against coverage."""
     figure, axes = _axes("coverage", "wrong among them")
-    for name, doubt in doubts.items():
-        axes.plot(*risk_coverage(doubt, correct), label=name)
+    for name, uncertainty in by_method.items():
+        axes.plot(*risk_coverage(uncertainty, correct), label=name)
     axes.plot(*risk_coverage((~correct).astype(float), correct), color="grey", linestyle=":", label="best possible")
     axes.legend(fontsize="small")
     return _svg(figure)
 
 
-def roc_curves(doubts: Mapping[str, Numbers], correct: NDArray[np.bool_]) -> str:
+def roc_curves(by_method: Mapping[str, Numbers], correct: NDArray[np.bool_]) -> str:
     """Draw wrong answers found against right answers suspected."""
     figure, axes = _axes("right answers suspected", "wrong answers found")
-    for name, doubt in doubts.items():
-        order = np.argsort(-doubt, kind="stable")
+    for name, uncertainty in by_method.items():
+        order = np.argsort(-uncertainty, kind="stable")
         wrong = (~correct)[order]
-        ends = np.append(np.flatnonzero(np.diff(doubt[order])), len(order) - 1)
-        found, suspected = np.cumsum(wrong)[ends] / wrong.sum(), np.cumsum(~wrong)[ends] / (~wrong).sum()
-        axes.plot([0.0, *suspected], [0.0, *found], label=name)
+        ends = np.append(np.flatnonzero(np.diff(uncertainty[order])), len(order) - 1)
+        hits, suspected = np.cumsum(wrong)[ends] / wrong.sum(), np.cumsum(~wrong)[ends] / (~wrong).sum()
+        axes.plot([0.0, *suspected], [0.0, *hits], label=name)
     axes.plot([0, 1], [0, 1], color="grey", linewidth=0.5)
     axes.legend(fontsize="small")
     return _svg(figure)
@@ -113,14 +113,14 @@ def reliability(confidence: Numbers, correct: NDArray[np.bool_], bins: int = 10)
     return _svg(figure)
 
 
-def histogram(doubt: Numbers, correct: NDArray[np.bool_], name: str) -> str:
+def histogram(uncertainty: Numbers, correct: NDArray[np.bool_], name: str) -> str:
     """Draw how a score is spread over right and over wrong answers, on a logarithmic scale."""
     figure, axes = _axes(name, "answers")
-    values = np.log10(np.maximum(doubt[doubt < np.finfo(np.float64).max], 1e-12))
+    values = np.log10(np.maximum(uncertainty[uncertainty < np.finfo(np.float64).max], 1e-12))
     edges = np.linspace(values.min(), values.max() + 1e-9, 31) if len(values) else np.linspace(0, 1, 31)
     for kind, label in ((correct, "right"), (~correct, "wrong")):
-        own = doubt[kind & (doubt < np.finfo(np.float64).max)]
-        axes.hist(np.log10(np.maximum(own, 1e-12)), bins=edges, alpha=0.6, label=label)
+        part = uncertainty[kind & (uncertainty < np.finfo(np.float64).max)]
+        axes.hist(np.log10(np.maximum(part, 1e-12)), bins=edges, alpha=0.6, label=label)
     axes.set_xlabel(f"log10 of {name}")
     axes.legend(fontsize="small")
     return _svg(figure)

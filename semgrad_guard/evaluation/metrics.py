@@ -111,16 +111,16 @@ def bootstrap(
 
     Resamples in which the metric is not defined, all right or all wrong, are left out.
     """
-    found = []
+    values_drawn = []
     for drawn in resamples(groups, repeats=repeats, seed=seed):
         sample = [value[drawn] for value in values]
         if len(np.unique(sample[-1])) > 1:
-            found.append(metric(*sample))
-    return interval(found)
+            values_drawn.append(metric(*sample))
+    return interval(values_drawn)
 
 
 def resamples(groups: Sequence[str], *, repeats: int, seed: int) -> Iterator[NDArray[np.int64]]:
-    """Draw groups with replacement, as many as there are, and give the places of their members, so many times."""
+    """Draw groups with replacement, as many as there are, and yield the places of their members, so many times."""
     rng = np.random.default_rng(seed)
     members: dict[str, list[int]] = {}
     for index, group in enumerate(groups):
@@ -130,16 +130,16 @@ def resamples(groups: Sequence[str], *, repeats: int, seed: int) -> Iterator[NDA
         yield np.concatenate([indices[place] for place in rng.integers(0, len(indices), len(indices))])
 
 
-def interval(found: Sequence[float]) -> tuple[float, float]:
-    """Give the middle 95 % of what resamples gave; NaN where none gave anything."""
-    if len(found) == 0:
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Give the middle 95 % of the values of resamples; NaN where there are none."""
+    if len(values) == 0:
         return float("nan"), float("nan")
-    low, high = np.quantile(found, [0.025, 0.975])
+    low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)
 
 
 def peak_bytes(device: torch.device, work: Callable[[], Any]) -> int:
-    """Give the most bytes that tensors made by `work` held at one moment; what existed before does not count."""
+    """Give the most bytes that tensors made by `work` took at one moment; tensors from before do not count."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -203,10 +203,10 @@ class _Tally(_Mode):
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        given = {_key(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
+        inputs = {_key(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor) and _key(leaf) not in given | self._known:
+            if isinstance(leaf, torch.Tensor) and _key(leaf) not in inputs | self._known:
                 self._follow(leaf.untyped_storage())
         return result
 

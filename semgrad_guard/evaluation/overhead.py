@@ -1,7 +1,7 @@
-"""What a score costs on top of generation: everything timed side by side in one process, as ratios.
+"""The cost of a score on top of generation: everything timed side by side in one process, as ratios.
 
-Each repeat times every contender once, one after the other, so that a machine that slows down slows all of them; the
-median of the ratios within a repeat is what counts.
+Each repeat times every contender once, one after the other, so that a machine that slows down slows all of them. The
+median of the ratios within a repeat counts.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def measure_overhead(
 ) -> Overhead:
     """Time plain generation, ours, and the baselines on random prompts of one length."""
     half = SemGradScorer(model, tokenizer, token_position=_POSITION, upper_replay=True)
-    every = SemGradScorer(model, tokenizer, token_position=_POSITION, span="all")
+    every = SemGradScorer(model, tokenizer, token_position=_POSITION, layers="all")
     draw = torch.Generator().manual_seed(seed)
     settings = {"max_new_tokens": response, "min_new_tokens": response}
 
@@ -122,8 +122,8 @@ def measure_overhead(
             "upper_semgrad": partial(half.score, generations, parameters=False),
             "upper_scores": partial(half.score, generations),
             "all_layers": partial(every.score, plainly),
-            "official": lambda: [official_style(model, row, _POSITION, half.span) for row in generations],
-            "competent": lambda: [competent(model, row, _POSITION, half.span) for row in generations],
+            "official": lambda: [official_style(model, row, _POSITION, half.layers) for row in generations],
+            "competent": lambda: [competent(model, row, _POSITION, half.layers) for row in generations],
         }
 
     timed: list[dict[str, float]] = []

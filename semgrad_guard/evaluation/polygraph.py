@@ -79,16 +79,16 @@ class Polygraph:
             if recipe.option
         }
         estimators, calculators = _library()
-        given: dict[str, tuple[Any, ...]] = {}  # what a calculator is built with
+        arguments: dict[str, tuple[Any, ...]] = {}  # what a calculator is built with
         if "--nli" in needed:
-            given["--nli"] = (_nli_classifier(needed["--nli"], device),)
+            arguments["--nli"] = (_nli_classifier(needed["--nli"], device),)
         if "--cross-encoder" in needed:
-            given["--cross-encoder"] = (_BATCH, str(needed["--cross-encoder"]))
+            arguments["--cross-encoder"] = (_BATCH, str(needed["--cross-encoder"]))
         self.setting = {"methods": sorted(names), **{option: str(folder) for option, folder in needed.items()}}
         self._methods = {
             name: (
                 getattr(estimators, recipe.estimator)(),
-                getattr(calculators, recipe.calculator)(*given[recipe.option]) if recipe.option else None,
+                getattr(calculators, recipe.calculator)(*arguments[recipe.option]) if recipe.option else None,
             )
             for name, recipe in recipes.items()
         }
@@ -170,7 +170,7 @@ def _statistics(
         "sample_texts": [[row.text.strip() for row in drawn]],
         "sample_tokens": [tokens],
         "sample_log_probs": [[sum(row) for row in likelihoods[1:]]],
-        "sample_log_likelihoods": [[row[: len(own)] for row, own in zip(likelihoods[1:], tokens, strict=True)]],
+        "sample_log_likelihoods": [[row[: len(ids)] for row, ids in zip(likelihoods[1:], tokens, strict=True)]],
         "sample_embeddings": [
             [
                 states[place, prompt + len(row.response_ids) - 2].float().cpu().numpy()
@@ -187,9 +187,9 @@ def _tokens(generation: Generation) -> list[int]:
 
 def _model_folder(name: str, option: str, folder: Path | None) -> Path:
     if folder is None or not (folder / "config.json").is_file():
-        given = "not given" if folder is None else f"{str(folder)!r}, where no config.json is"
+        value = "not given" if folder is None else f"{str(folder)!r}, where no config.json is"
         raise ConfigurationError(
-            f"The method {name!r} needs a model of its own, and {option} is {given}. "
+            f"The method {name!r} needs a model of its own, and {option} is {value}. "
             f"Give a local model's folder: {option} FOLDER."
         )
     return folder

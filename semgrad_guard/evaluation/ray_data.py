@@ -1,4 +1,4 @@
-"""Results as Parquet: a file holds a part of the questions, is there whole or not at all, and knows its setting."""
+"""Results as Parquet: a file holds a part of the questions, is whole or not there at all, and names its setting."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SETTING = b"semgrad_guard.setting"
 def write_part(folder: Path, results: Sequence[Result], setting: dict[str, Any]) -> Path:
     """Write results into a file of a folder, named after their questions, and give its path.
 
-    It gets its name when it is finished, so that whoever is killed meanwhile leaves nothing that could be taken for it.
+    The file gets its name when it is finished, so that a process that is killed leaves nothing that looks like one.
     """
     pa, pq = _pyarrow()
     rows = [result.model_dump() for result in results]
@@ -65,21 +65,21 @@ def read_part(path: Path, setting: dict[str, Any]) -> list[Result]:
     pa, pq = _pyarrow()
     try:
         table = pq.read_table(path)
-        found = json.loads((table.schema.metadata or {})[_SETTING])
+        written = json.loads((table.schema.metadata or {})[_SETTING])
         results = [Result.model_validate(row) for row in table.to_pylist(maps_as_pydicts="strict")]
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:  # pydantic's and JSON's errors are ValueErrors
         raise DataError(
             f"{path} does not hold results of this version: {error}. Move it away to have its questions answered anew."
         ) from error
-    if found != json.loads(json.dumps(setting)):
+    if written != json.loads(json.dumps(setting)):
         raise DataError(
-            f"{path} was written with {found}; now it is {setting}. Choose another folder, or move it away."
+            f"{path} was written with {written}; now it is {setting}. Choose another folder, or move it away."
         )
     return results
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Remove what workers left that were killed while writing."""
+    """Remove the unfinished files of killed workers."""
     for path in folder.glob(f"*{_UNFINISHED}"):
         path.unlink(missing_ok=True)
 
@@ -124,9 +124,8 @@ Prepare = Callable[[torch.device], Answerer]
 class RayPool:
     """Processes that answer in place of this one; an `Elsewhere` of `evaluate`.
 
-    Each loads the model once and writes what it has answered part by part into `folder`, which all machines must see.
-    A part that is there is not answered again, whoever is killed; a process that dies is replaced and its part begun
-    anew.
+    Each loads the model once and writes its answers part by part into `folder`, which all machines must see. A finished
+    part is never answered again. A process that dies is replaced, and its part is done anew.
 
     Args:
         prepare: loads what answers.

@@ -18,7 +18,7 @@ from semgrad_guard.evaluation.compare import Method, compare, uncertainties
 from semgrad_guard.evaluation.figures import heatmap, histogram, reliability, risk_coverage_curves, roc_curves, scatter
 from semgrad_guard.evaluation.run import Result
 from semgrad_guard.evaluation.study import Study
-from semgrad_guard.records import TokenDoubt
+from semgrad_guard.records import TokenUncertainty
 
 WHOLE = "All questions"
 
@@ -55,7 +55,7 @@ def report(
     parts: Mapping[str, Sequence[Result]],
     methods: Sequence[Method],
     profile: Profile | None,
-    found: Study,
+    study: Study,
     *,
     title: str,
     setting: dict[str, Any],
@@ -67,10 +67,10 @@ def report(
         parts: what `parts_of` gave.
         methods: what is compared.
         profile: whose confidence and threshold are checked; None for neither.
-        found: what `study` found.
-        title: of the page.
+        study: what `study` looked into.
+        title: title of the page.
         setting: how it was run, for the record.
-        repeats: of the bootstrap.
+        repeats: number of bootstrap samples.
     """
     summaries = {
         name: compare(members, methods, profile, repeats=repeats)
@@ -87,35 +87,35 @@ def report(
             {"name": name, "summary": summaries[name], "figures": _figures(members, methods, profile)}
             for name, members in parts.items()
         ],
-        errors=[{"query": query, "tokens": _shaded(tokens)} for query, tokens in found.doubts.items()],
+        errors=[{"query": query, "tokens": _shaded(tokens)} for query, tokens in study.attributions.items()],
         first=methods[0].shown,
         ours=[method.shown for method in methods if method.ours],
-        found=found,
-        maps=_maps(found),
+        study=study,
+        maps=_maps(study),
         repeats=repeats,
     )
     metrics = {
         "setting": setting,
-        "memory": found.memory,
+        "memory": study.memory,
         "parts": summaries,
-        "ablation": found.ablation,
-        "placement": None if found.placement is None else asdict(found.placement),
-        "preservation": None if found.preservation is None else asdict(found.preservation),
-        "premise": found.premise,
+        "ablation": study.ablation,
+        "placement": None if study.placement is None else asdict(study.placement),
+        "preservation": None if study.preservation is None else asdict(study.preservation),
+        "premise": study.premise,
     }
     return Report(html, metrics)
 
 
-def _maps(found: Study) -> list[dict[str, Any]]:
+def _maps(study: Study) -> list[dict[str, Any]]:
     """Draw AUROC by layer and token, and beside it the preservation score there, and one against the other."""
-    if found.placement is None:
+    if study.placement is None:
         return []
-    place, drawn = found.placement, []
+    place, drawn = study.placement, []
     drawn.append((heatmap(place.by_state, place.tokens, "AUROC"), "AUROC of SemGrad by hidden state and token."))
-    if found.preservation is not None:
-        kept = found.preservation
-        states = kept.scores[: len(place.by_state)]
-        drawn.append((heatmap(states, kept.tokens, "SPS"), "Semantic preservation score there."))
+    if study.preservation is not None:
+        preserved = study.preservation
+        states = preserved.scores[: len(place.by_state)]
+        drawn.append((heatmap(states, preserved.tokens, "SPS"), "Semantic preservation score there."))
         pairs = [pair for rows in zip(states, place.by_state, strict=True) for pair in zip(*rows, strict=False)]
         caption = "One against the other: a point for each hidden state and token."
         drawn.append((scatter([sps for sps, _ in pairs], [auroc for _, auroc in pairs], "SPS", "AUROC"), caption))
@@ -127,16 +127,16 @@ def _figures(results: Sequence[Result], methods: Sequence[Method], profile: Prof
     correct = np.array([bool(result.correct) for result in labelled])
     if len(np.unique(correct)) < 2:
         return []
-    doubts = uncertainties(labelled, methods)
-    shown = {method.shown: doubts[method.shown] for method in methods if method.drawn} or doubts
+    by_method = uncertainties(labelled, methods)
+    shown = {method.shown: by_method[method.shown] for method in methods if method.drawn} or by_method
     drawn = [
         (risk_coverage_curves(shown, correct), "Share of wrong answers among the surest; lower is better."),
         (roc_curves(shown, correct), "Wrong answers found against right ones suspected."),
     ]
     drawn += [
-        (histogram(doubts[name], correct, name), f"{name[0].upper()}{name[1:]} of right and of wrong answers.")
+        (histogram(by_method[name], correct, name), f"{name[0].upper()}{name[1:]} of right and of wrong answers.")
         for name in ("SemGrad", "mean entropy")
-        if name in doubts
+        if name in by_method
     ]
     if profile is not None and profile.calibrated:
         section = profile.answer
@@ -145,7 +145,7 @@ def _figures(results: Sequence[Result], methods: Sequence[Method], profile: Prof
     return [{"svg": Markup(svg), "caption": caption} for svg, caption in drawn]
 
 
-def _shaded(tokens: Sequence[TokenDoubt]) -> list[dict[str, Any]]:
+def _shaded(tokens: Sequence[TokenUncertainty]) -> list[dict[str, Any]]:
     most = max((token.share for token in tokens), default=0.0)
     return [
         {**token.model_dump(), "shade": max(0.0, 0.7 * token.share / most) if most > 0 else 0.0} for token in tokens

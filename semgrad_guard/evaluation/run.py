@@ -21,7 +21,7 @@ from semgrad_guard.evaluation.metrics import peak_bytes
 from semgrad_guard.evaluation.polygraph import Polygraph
 from semgrad_guard.evaluation.sampling import Attempts, p_true
 from semgrad_guard.model.chat_template import encode_chat
-from semgrad_guard.records import Generation, Score, TokenDoubt
+from semgrad_guard.records import Generation, Score, TokenUncertainty
 from semgrad_guard.scoring.scorer import SemGradScorer
 
 _PAPER = "Please directly answer the following question with one or few words:\n{query}"
@@ -64,10 +64,10 @@ _RESULTS = TypeAdapter(Result)
 
 @dataclass(frozen=True)
 class Work:
-    """What is done for every question, besides generating an answer and scoring it.
+    """The work on every question, besides generating an answer and scoring it.
 
-    `samples` further answers are drawn for the baselines that need them; `p_true` asks the model whether its answer is
-    true; `polygraph` computes lm-polygraph's methods from the samples.
+    `samples` further answers are drawn for the baselines that need them. `p_true` asks the model whether its answer is
+    true. `polygraph` computes lm-polygraph's methods from the samples.
     """
 
     samples: int = 0
@@ -94,7 +94,9 @@ def evaluate(
     setting: dict[str, Any] | None = None,
     elsewhere: Elsewhere | None = None,
 ) -> list[Result]:
-    """Answer every question that has no line in `out` yet, and give all results; what fails on one ends nothing.
+    """Answer every question that has no line in `out` yet, and give all results.
+
+    A failure on one question ends nothing.
 
     Args:
         scorer: generates and scores.
@@ -103,19 +105,19 @@ def evaluate(
         out: JSON lines; the first holds the setting, each other a result.
         prompt: "plain", the question alone, "paper", as the paper asks, or another form.
         max_new_tokens: longest answer.
-        work: what else to do for each; None for nothing.
-        seed: of sampling; each question has its own.
-        setting: whatever else must be the same for a run to go on.
+        work: further work on each; None for nothing.
+        seed: random seed of sampling; each question has its own.
+        setting: further settings that must be the same for a run to go on.
         elsewhere: where the questions are answered; None: here.
 
     Raises:
         DataError: `out` holds results of another setting, or is damaged; a question has messages of its own.
     """
-    if own := next((example for example in examples if example.messages is not None), None):
-        raise DataError(f"The question {own.query!r} has messages of its own; an evaluation asks all with one prompt.")
+    if chat := next((example for example in examples if example.messages is not None), None):
+        raise DataError(f"The question {chat.query!r} has messages of its own; an evaluation asks all with one prompt.")
     work = work or Work()
-    asked = {"prompt": prompt_name(prompt), "max_new_tokens": max_new_tokens, "seed": seed}
-    wanted = {**asked, **work.setting, **(setting or {})}
+    run_setting = {"prompt": prompt_name(prompt), "max_new_tokens": max_new_tokens, "seed": seed}
+    wanted = {**run_setting, **work.setting, **(setting or {})}
     journal = Journal(out, wanted, _RESULTS, lambda result: result.query)
     missing = [example for example in examples if example.query not in journal.done]
     finished = len(examples) - len(missing)
@@ -132,7 +134,7 @@ def evaluate(
 def answerer(
     scorer: SemGradScorer, label: Labeler, *, prompt: str | PromptForm, max_new_tokens: int, work: Work, seed: int
 ) -> Answerer:
-    """Give what answers, scores and labels one question at a time; the arguments are those of `evaluate`."""
+    """Build a function that answers, scores and labels one question; the arguments are those of `evaluate`."""
     return lambda example: _answered(scorer, example, label, prompt, max_new_tokens, work, seed)
 
 
@@ -141,26 +143,26 @@ def read_results(path: Path) -> list[Result]:
     return [Result.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()[1:]]
 
 
-def token_doubts(
+def token_uncertainties(
     scorer: SemGradScorer, results: Sequence[Result], prompt: str | PromptForm
-) -> dict[str, list[TokenDoubt]]:
-    """Give, for each result where that works, which tokens of the answer the doubt sits in."""
-    attempt, found = Attempts(), {}
+) -> dict[str, list[TokenUncertainty]]:
+    """Give each token's share in the uncertainty, for each result where that works."""
+    attempt, by_question = Attempts(), {}
     for result in results:
         generation = Generation(tuple(prompt_ids(scorer, result.query, prompt)), result.response_ids, "", "stop")
-        doubts = attempt(result.query, partial(scorer.attribute, generation))
-        if doubts is not None:
-            found[result.query] = doubts
-    return found
+        tokens = attempt(result.query, partial(scorer.attribute, generation))
+        if tokens is not None:
+            by_question[result.query] = tokens
+    return by_question
 
 
 def peak_memory(
     scorer: SemGradScorer, queries: Sequence[str], prompt: str | PromptForm, max_new_tokens: int
 ) -> dict[str, Any]:
-    """Measure the most bytes that tensors held at one moment beside the model: generating, and with scoring.
+    """Measure the most bytes that tensors took at one moment beside the model: generating, and with scoring.
 
-    The first few questions are answered once more, one at a time, since measuring takes longer than answering. What
-    could not be measured is None, and `reason` says why.
+    The first few questions are answered once more, one at a time, since measuring takes longer than answering. A figure
+    that could not be measured is None, and `reason` says why.
     """
     chats = [prompt_ids(scorer, query, prompt) for query in queries[:_MEASURED]]
     generate = partial(scorer.generate, max_new_tokens=max_new_tokens, do_sample=False)

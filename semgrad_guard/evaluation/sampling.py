@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from semgrad_guard.calibration.labels import words
 from semgrad_guard.errors import SemGradError
 from semgrad_guard.model.chat_template import encode_chat
-from semgrad_guard.model.mirror import mirror
+from semgrad_guard.model.replay import mirror
 from semgrad_guard.records import Generation
 from semgrad_guard.scoring.scorer import SemGradScorer
 
@@ -29,8 +29,8 @@ def inconsistency(answer: str, samples: Sequence[str]) -> float:
 
     NaN without samples.
     """
-    given = words(answer)
-    return sum(words(sample) != given for sample in samples) / len(samples) if samples else math.nan
+    answer_words = words(answer)
+    return sum(words(sample) != answer_words for sample in samples) / len(samples) if samples else math.nan
 
 
 def semantic_entropy(samples: Sequence[str]) -> float:
@@ -56,7 +56,7 @@ def p_true(scorer: SemGradScorer, question: str, answer: str) -> float:
     return float(torch.softmax(logits[first].float(), dim=-1)[0])
 
 
-def official_style(model: PreTrainedModel, generation: Generation, position: int, span: tuple[int, ...]) -> float:
+def official_style(model: PreTrainedModel, generation: Generation, position: int, layers: tuple[int, ...]) -> float:
     """Compute SemGrad as the paper describes it: all hidden states, one backward over all layers and positions.
 
     The whole sequence is read again with logits at every position, and autograd goes through the output head.
@@ -65,14 +65,14 @@ def official_style(model: PreTrainedModel, generation: Generation, position: int
     objective = _objective(logits, generation)
     gradients = torch.autograd.grad(objective, hidden[:-1], materialize_grads=True)
     anchor = len(generation.prompt_ids) - position
-    return float(torch.stack([gradients[layer][0, anchor].abs().mean() for layer in span]).mean())
+    return float(torch.stack([gradients[layer][0, anchor].abs().mean() for layer in layers]).mean())
 
 
-def competent(model: PreTrainedModel, generation: Generation, position: int, span: tuple[int, ...]) -> float:
-    """Compute SemGrad with one full re-forward that keeps the response's logits, and one backward to the span."""
+def competent(model: PreTrainedModel, generation: Generation, position: int, layers: tuple[int, ...]) -> float:
+    """Compute SemGrad with one full re-forward that keeps the response's logits, and one backward to the layers."""
     hidden, logits = _forward(model, generation, keep=len(generation.response_ids) + 1)
     objective = _objective(logits, generation)
-    gradients = torch.autograd.grad(objective, [hidden[layer] for layer in span])
+    gradients = torch.autograd.grad(objective, [hidden[layer] for layer in layers])
     anchor = len(generation.prompt_ids) - position
     return float(torch.stack([gradient[0, anchor].abs().mean() for gradient in gradients]).mean())
 
@@ -104,7 +104,7 @@ _FAILURES = (SemGradError, RuntimeError, MemoryError, ArithmeticError)
 
 
 class Attempts:
-    """Does pieces of work by name; `seconds` holds what the finished ones took, `failures` why the others failed."""
+    """Runs pieces of work by name; `seconds` holds the times of the finished ones, `failures` why others failed."""
 
     def __init__(self) -> None:
         """Begin with nothing done."""
@@ -112,12 +112,12 @@ class Attempts:
         self.failures: dict[str, str] = {}
 
     def __call__(self, name: str, work: Callable[[], _Made]) -> _Made | None:
-        """Do a piece of work and give what it made; None if it failed."""
-        begun = time.perf_counter()
+        """Run a piece of work and give its result; None if it failed."""
+        start = time.perf_counter()
         try:
             made = work()
         except _FAILURES as error:
             self.failures[name] = f"{type(error).__name__}: {error}"
             return None
-        self.seconds[name] = time.perf_counter() - begun
+        self.seconds[name] = time.perf_counter() - start
         return made

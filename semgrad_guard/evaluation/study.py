@@ -1,8 +1,9 @@
-"""The premise of SemGrad, tested: it is large where the answer hangs on how a question is worded.
+"""Studies of one run: where SemGrad is best taken, which features count, and whether its premise holds.
 
-The gradient at the hidden states that carry the meaning is to say how much the answer's distribution would change with
-them. Rewording a question changes these states a little and the meaning not at all; so what happens to the distribution
-of the same answer, word by word, is measured as its Kullback-Leibler divergence, and compared with the scores by ranks.
+The premise: SemGrad is large where the answer hangs on how a question is worded. The gradient at the hidden states that
+carry the meaning says how much the answer's distribution would change with them. Rewording a question changes these
+states a little and the meaning not at all. So the change of the same answer's distribution, its Kullback-Leibler
+divergence token by token, is measured and compared with the scores by ranks.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from semgrad_guard.calibration.fit import SCALARS, WITHOUT_GRADIENTS, later_features, layer_features, out_of_fold
+from semgrad_guard.calibration.fit import later_features, layer_features, out_of_fold, scalar_features
 from semgrad_guard.calibration.prompts import PromptForm
 from semgrad_guard.errors import DataError
 from semgrad_guard.evaluation import metrics
 from semgrad_guard.evaluation.compare import Method, surest_errors, uncertainties
-from semgrad_guard.evaluation.run import Result, peak_memory, prompt_form, prompt_ids, token_doubts
-from semgrad_guard.records import Score, TokenDoubt
+from semgrad_guard.evaluation.run import Result, peak_memory, prompt_form, prompt_ids, token_uncertainties
+from semgrad_guard.records import Score, TokenUncertainty
 from semgrad_guard.scoring.preservation import Preservation, preservation
-from semgrad_guard.scoring.scorer import SemGradScorer, resolved_span
+from semgrad_guard.scoring.scorer import SemGradScorer
+from semgrad_guard.scoring.settings import layer_indices
 
 _FEWEST = 10
 
@@ -52,8 +54,8 @@ def premise(
         methods: whose scores are compared.
         prompt: how the questions were asked.
         most: questions at most, drawn by chance.
-        repeats: of the bootstrap.
-        seed: of the draw and the bootstrap.
+        repeats: number of bootstrap samples.
+        seed: random seed of the draw and the bootstrap.
 
     Returns:
         By method, Spearman's rank correlation with the mean divergence (nats per token), in [-1, 1], and its 95 %
@@ -82,10 +84,10 @@ def premise(
         "wordings": sum(len(paraphrases[result.query]) for result in drawn),
         "methods": {
             name: {
-                "spearman": _spearman(doubt, changes),
-                "interval": metrics.bootstrap(_spearman, doubt, changes, groups=groups, repeats=repeats, seed=seed),
+                "spearman": _spearman(values, changes),
+                "interval": metrics.bootstrap(_spearman, values, changes, groups=groups, repeats=repeats, seed=seed),
             }
-            for name, doubt in uncertainties(drawn, methods).items()
+            for name, values in uncertainties(drawn, methods).items()
         },
     }
 
@@ -104,9 +106,11 @@ def _log_probabilities(scorer: SemGradScorer, prompt: Sequence[int], response: S
     return torch.log_softmax(logits.double(), dim=-1)
 
 
-def _spearman(doubt: metrics.Numbers, changes: metrics.Numbers) -> float:
+def _spearman(uncertainty: metrics.Numbers, changes: metrics.Numbers) -> float:
     """Correlate ranks; NaN where one of them is constant."""
-    return float(spearmanr(doubt, changes).statistic) if np.ptp(doubt) > 0 and np.ptp(changes) > 0 else math.nan
+    if np.ptp(uncertainty) == 0 or np.ptp(changes) == 0:
+        return math.nan
+    return float(spearmanr(uncertainty, changes).statistic)
 
 
 _BATCH = 16
@@ -138,7 +142,7 @@ def placement(
     repeats: int = 1000,
     seed: int = 0,
 ) -> Placement | None:
-    """Score answers at all their prompt tokens at once, and compare; None where right and wrong answers are not both.
+    """Score answers at all their prompt tokens at once, and compare; None without both right and wrong answers.
 
     Args:
         scorer: its model is used; its own token is the rule's.
@@ -146,8 +150,8 @@ def placement(
         prompt: how they were asked.
         preservation: names one more token.
         most: questions at most, since reading whole prompts with gradients costs.
-        repeats: of the bootstrap.
-        seed: of the draw, the random tokens, and the bootstrap.
+        repeats: number of bootstrap samples.
+        seed: random seed of the draw, the random tokens, and the bootstrap.
     """
     usable = [result for result in results if result.correct is not None and result.score is not None]
     rng = random.Random(seed)
@@ -157,7 +161,7 @@ def placement(
         return None
 
     count = scorer.model.config.get_text_config(decoder=True).num_hidden_layers
-    upper = list(resolved_span("upper-half", count))
+    upper = list(layer_indices("upper-half", count))
     wanted = {"by the template": scorer.token_position or 1, "the last token": 1}
     if preservation is not None:
         wanted["by the preservation score"] = preservation.position(upper)
@@ -173,10 +177,10 @@ def placement(
     cut = np.array([tokens[:shortest] for tokens in states])
     groups = [result.about for result in drawn]
 
-    def found(rows: list[metrics.Numbers], span: list[int]) -> tuple[float, float, float]:
-        doubt = np.array(rows)[:, span].mean(1)
-        low, high = metrics.bootstrap(metrics.auroc, doubt, correct, groups=groups, repeats=repeats, seed=seed)
-        return metrics.auroc(doubt, correct), low, high
+    def measured(rows: list[metrics.Numbers], layers: list[int]) -> tuple[float, float, float]:
+        uncertainty = np.array(rows)[:, layers].mean(1)
+        low, high = metrics.bootstrap(metrics.auroc, uncertainty, correct, groups=groups, repeats=repeats, seed=seed)
+        return metrics.auroc(uncertainty, correct), low, high
 
     last = prompt_ids(scorer, drawn[0].query, prompt)[::-1][:shortest]
     return Placement(
@@ -185,7 +189,7 @@ def placement(
         ),
         tokens=tuple(str(scorer.tokenizer.decode([token])) for token in last),
         choices={
-            name: {"upper half": found(rows, upper), "all layers": found(rows, list(range(count)))}
+            name: {"upper half": measured(rows, upper), "all layers": measured(rows, list(range(count)))}
             for name, rows in chosen.items()
         },
         questions=len(drawn),
@@ -195,37 +199,37 @@ def placement(
 def _states(scorer: SemGradScorer, results: Sequence[Result], prompt: str | PromptForm) -> list[metrics.Numbers]:
     """Give SemGrad at every prompt token and layer, [P, L] for each answer, the last token first.
 
-    For prompts of one length, a scorer whose t* is their first token gives all others as those after it.
+    For prompts of one length, a scorer whose t* is their first token gives all other tokens as later ones.
     """
     prompts = [prompt_ids(scorer, result.query, prompt) for result in results]
-    found: dict[int, metrics.Numbers] = {}
+    by_index: dict[int, metrics.Numbers] = {}
     with tqdm(total=len(results), desc="scoring at every prompt token") as bar:
         for length in sorted({len(ids) for ids in prompts}):
-            whole = scorer.adjusted(token_position=length, span="all", later=True, unweighted=False)
+            whole = scorer.adjusted(token_position=length, layers="all", later=True, unweighted=False)
             members = [index for index, ids in enumerate(prompts) if len(ids) == length]
             for start in range(0, len(members), _BATCH):
                 batch = members[start : start + _BATCH]
                 responses = [results[index].response_ids for index in batch]
                 scores = whole.score_ids([prompts[index] for index in batch], responses, parameters=False)
                 for index, score in zip(batch, scores, strict=True):
-                    found[index] = np.array([score.layers, *score.later])[::-1]
+                    by_index[index] = np.array([score.layers, *score.later])[::-1]
                 bar.update(len(batch))
-    return [found[index] for index in range(len(results))]
+    return [by_index[index] for index in range(len(results))]
 
 
 def ablation(
     results: Sequence[Result], parts: Mapping[str, Sequence[Result]], *, repeats: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
-    """Fit the regression anew on these results, in folds by what they are about, with all features and with fewer.
+    """Fit the regression anew on these results, in folds by group, with all features and with fewer.
 
-    The profile's own regression is not touched: it was fitted on other questions. Every answer is judged by a fit that
-    has not seen its group.
+    The profile's own regression is not used: it was fitted on other questions. A fit that has not seen its group judges
+    every answer.
 
     Args:
         results: of one run; those without a label or a score are left out.
         parts: parts of them to give the AUROC on.
-        repeats: of the bootstrap.
-        seed: of the bootstrap.
+        repeats: number of bootstrap samples.
+        seed: random seed of the bootstrap.
 
     Returns:
         By set of features, and part: AUROC, and by how much it lies under that of everything, with a paired 95 %
@@ -254,36 +258,40 @@ def ablation(
         "sets": {
             name: {"features": count}
             | {
-                part: _loss(doubt[own], everything[own], right[own], [groups[index] for index in own], repeats, seed)
-                for part, own in chosen.items()
-                if len(np.unique(right[own])) > 1
+                part: _loss(values[i], everything[i], right[i], [groups[index] for index in i], repeats, seed)
+                for part, i in chosen.items()
+                if len(np.unique(right[i])) > 1
             }
-            for name, (count, doubt) in predicted.items()
+            for name, (count, values) in predicted.items()
         },
     }
 
 
 def _sets(score: Score) -> dict[str, tuple[str, ...]]:
-    layers, later = layer_features(score), later_features(score)
+    layers, later, scalars = layer_features(score), later_features(score), scalar_features()
     sets = {
-        "everything": (*SCALARS, *layers, *later),
-        "without the tokens after t*": (*SCALARS, *layers),
-        "SemGrad's mean instead of its layers": (*SCALARS, "semgrad"),
-        "without gradients at hidden states": SCALARS,
-        "without gradients": WITHOUT_GRADIENTS,
+        "everything": (*scalars, *layers, *later),
+        "without the tokens after t*": (*scalars, *layers),
+        "SemGrad's mean instead of its layers": (*scalars, "semgrad"),
+        "without gradients at hidden states": scalars,
+        "without gradients": scalar_features(gradients=False),
         "SemGrad by layer, at all tokens, alone": (*layers, *later),
     }
     return {name: features for name, features in sets.items() if later or name != "without the tokens after t*"}
 
 
 def _loss(
-    doubt: metrics.Numbers, everything: metrics.Numbers, right: Any, groups: list[str], repeats: int, seed: int
+    uncertainty: metrics.Numbers, everything: metrics.Numbers, right: Any, groups: list[str], repeats: int, seed: int
 ) -> dict[str, Any]:
     def loss(with_all: metrics.Numbers, with_fewer: metrics.Numbers, correct: Any) -> float:
         return metrics.auroc(with_all, correct) - metrics.auroc(with_fewer, correct)
 
-    interval = metrics.bootstrap(loss, everything, doubt, right, groups=groups, repeats=repeats, seed=seed)
-    return {"auroc": metrics.auroc(doubt, right), "loss": loss(everything, doubt, right), "loss_interval": interval}
+    interval = metrics.bootstrap(loss, everything, uncertainty, right, groups=groups, repeats=repeats, seed=seed)
+    return {
+        "auroc": metrics.auroc(uncertainty, right),
+        "loss": loss(everything, uncertainty, right),
+        "loss_interval": interval,
+    }
 
 
 _GROUPS = 200  # questions that the preservation score is measured on
@@ -291,10 +299,10 @@ _GROUPS = 200  # questions that the preservation score is measured on
 
 @dataclass(frozen=True)
 class Study:
-    """What was found: `doubts` by question, of the surest errors; None what could not be looked into."""
+    """The results of the studies: `attributions` of the surest errors by question; None stands for no result."""
 
     memory: Mapping[str, Any]
-    doubts: Mapping[str, Sequence[TokenDoubt]]
+    attributions: Mapping[str, Sequence[TokenUncertainty]]
     ablation: Mapping[str, Any]
     placement: Placement | None
     preservation: Preservation | None
@@ -314,31 +322,31 @@ def study(
     """Look into the results of one run.
 
     Args:
-        scorer: has given them.
+        scorer: the scorer of these results.
         results: all of them.
         methods: that are compared; the surest errors are the first one's.
         parts: of the results, by name.
         prompt: how the questions were asked.
         max_new_tokens: longest answer.
-        paraphrases: groups of questions that mean the same; the first of a group is the one that was asked.
+        paraphrases: groups of questions that mean the same; the first of a group is the question itself.
     """
     usable = [group for group in paraphrases if len(set(group)) > 1]
-    asked = usable[:_GROUPS]
-    others = {first: tuple(dict.fromkeys(rest)) for first, *rest in usable}
+    measured = usable[:_GROUPS]
+    rewordings = {first: tuple(dict.fromkeys(rest)) for first, *rest in usable}
     preserved = None
-    if len(asked) > 1:
-        last, form = _last(scorer, asked, prompt), prompt_form(prompt)
-        preserved = preservation(scorer.model, scorer.tokenizer, asked, last=last, messages=form.messages)
+    if len(measured) > 1:
+        last, form = _last(scorer, measured, prompt), prompt_form(prompt)
+        preserved = preservation(scorer.model, scorer.tokenizer, measured, last=last, messages=form.messages)
     return Study(
         memory=peak_memory(scorer, [result.query for result in results], prompt, max_new_tokens),
-        doubts=token_doubts(scorer, surest_errors(results, methods[0]), prompt),
+        attributions=token_uncertainties(scorer, surest_errors(results, methods[0]), prompt),
         ablation=ablation(results, parts),
         placement=placement(scorer, results, prompt, preserved),
         preservation=preserved,
-        premise=premise(scorer, results, others, methods, prompt) if others else None,
+        premise=premise(scorer, results, rewordings, methods, prompt) if rewordings else None,
     )
 
 
-def _last(scorer: SemGradScorer, asked: Sequence[Sequence[str]], prompt: str | PromptForm) -> int:
+def _last(scorer: SemGradScorer, groups: Sequence[Sequence[str]], prompt: str | PromptForm) -> int:
     """Give how many prompt tokens from the end every prompt has, ten at most."""
-    return min(LAST, *(len(prompt_ids(scorer, text, prompt)) for texts in asked for text in texts))
+    return min(LAST, *(len(prompt_ids(scorer, text, prompt)) for texts in groups for text in texts))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from langchain_core.callbacks import adispatch_custom_event, dispatch_custom_event
+from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.runnables import RunnableConfig
 
@@ -26,15 +27,14 @@ from semgrad_guard.errors import (
     described,
     named,
 )
-from semgrad_guard.langchain.chat_model import ChatSemGrad
+from semgrad_guard.langchain.chat_model import ChatSemGrad, chat_model
 from semgrad_guard.langchain.drafts import Draft, astep, step, without_text
-from semgrad_guard.langchain.messages import EMPTY_QUESTION, asked_with, last_question, reads_tool_results
+from semgrad_guard.langchain.messages import EMPTY_QUESTION, asked_with, question_in
 from semgrad_guard.langchain.metadata import with_record
 from semgrad_guard.langchain.scored_messages import judged, watched_score
 from semgrad_guard.langchain.streaming import joined, last_chunk
 from semgrad_guard.model.fingerprint import precision, template_fingerprint
-from semgrad_guard.model.text_spans import is_blank
-from semgrad_guard.records import Decision, Failure, MessageScores, Score, Source, TokenDoubt
+from semgrad_guard.records import Decision, Failure, MessageScores, Score, Source, TokenUncertainty
 from semgrad_guard.routing.attempts import aattempted, attempted
 from semgrad_guard.routing.ladder import Answer, Outcome, Resolution, Route, Situation, climb
 from semgrad_guard.routing.routes import Abstain, Raise
@@ -42,7 +42,7 @@ from semgrad_guard.settings import checked, shown
 
 logger = logging.getLogger(__name__)
 
-Context = Literal["none", "given", "retrieved"]
+Passages = Literal["optional", "in_prompt", "required"]
 
 # What may go wrong while answering and means "not sure" rather than a mistake of the caller: the prompt does not fit,
 # or memory runs out, which torch reports as a RuntimeError.
@@ -53,7 +53,7 @@ _GENERATE = RunnableConfig(run_name="generate")
 
 @dataclass(frozen=True)
 class Manner:
-    """How a guard asks: which model, against which standard, with whose context, and whether traces see drafts.
+    """How a guard asks: which model, against which standard, where passages come from, and whether traces see drafts.
 
     `prompt` is what it puts around the question; None for nothing.
     """
@@ -62,7 +62,7 @@ class Manner:
     standard: Standard
     watch: Watch | None
     raw_watch: RawWatch | None
-    context: Context
+    passages: Passages
     record_drafts: bool
     prompt: PromptForm | None = None
 
@@ -89,12 +89,10 @@ def profile_of(profile: Any) -> Profile | None:
 def chat_model_for(llm: Any, profile: Profile | None) -> ChatSemGrad:
     """Wrap the model; with a profile, score exactly as the profile was fitted, and refuse another model."""
     if profile is None:
-        return llm if isinstance(llm, ChatSemGrad) else ChatSemGrad.of(llm)
-    settings = profile.bound_to.settings()
-    if isinstance(llm, ChatSemGrad) and all(getattr(llm, name) == value for name, value in settings.items()):
-        chat = llm
-    else:
-        chat = ChatSemGrad.of(llm, **settings)
+        return llm if isinstance(llm, ChatSemGrad) else chat_model(llm)
+    scoring = profile.bound_to.scoring
+    same = isinstance(llm, ChatSemGrad) and llm.scoring == scoring
+    chat = llm if same else chat_model(llm, scoring=scoring)
     profile.check(chat.fingerprint, template_fingerprint(chat.tokenizer), precision(chat.model))
     return chat
 
@@ -102,13 +100,13 @@ def chat_model_for(llm: Any, profile: Profile | None) -> ChatSemGrad:
 class Asking:
     """One question on its way through the guard: how it is asked, first and again, and how answers are judged."""
 
-    def __init__(self, manner: Manner, messages: list[BaseMessage], settings: dict[str, Any]) -> None:
-        """Take the question from the messages; `settings` are those of the generation."""
-        self._manner, self._messages, self._settings = manner, messages, settings
-        self._index, self._question = last_question(messages)
-        self._grounded = manner.context == "given" or reads_tool_results(messages)
-        self.blank = is_blank(self._question)
-        self._first = messages if manner.prompt is None else self._with_question(self._question)
+    def __init__(self, manner: Manner, given: LanguageModelInput, settings: dict[str, Any]) -> None:
+        """Take the question from the input of the guard; `settings` are those of the generation."""
+        question = question_in(given)
+        self._manner, self._messages, self._settings = manner, question.messages, settings
+        self._index, self._question, self.blank = question.place, question.text, question.blank
+        self._grounded = manner.passages == "in_prompt" or question.after_tools
+        self._first = question.messages if manner.prompt is None else self._with_question(self._question)
 
     def situation(self, draft: Answer, sources: tuple[Source, ...]) -> Situation:
         """Give what a route may know and do."""
@@ -164,7 +162,7 @@ class Asking:
     def _unasked(self) -> Answer | None:
         if self.blank:
             return self._none(EMPTY_QUESTION)
-        return self._none(_NOT_ASKED) if self._manner.context == "retrieved" else None
+        return self._none(_NOT_ASKED) if self._manner.passages == "required" else None
 
     def _ask(self, text: str) -> Answer:
         return self._answer(self._with_question(text), grounded=True)
@@ -187,7 +185,7 @@ class Asking:
             return self._failed(error)
         return await self._ascored(message, grounded)
 
-    def _uncertainty(self, draft: Answer) -> tuple[TokenDoubt, ...]:
+    def _uncertainty(self, draft: Answer) -> tuple[TokenUncertainty, ...]:
         """Tell where the uncertainty of a draft sits; a reviewer who cannot be shown it must still get the draft."""
         if draft.message is None:
             return ()
@@ -206,26 +204,28 @@ class Asking:
         return asked_with(self._manner.prompt, self._messages, self._index, text)
 
     def _scored(self, message: AIMessage, grounded: bool) -> Answer:
-        return step("score", {"grounded": grounded}, lambda: self._judged(message, grounded), _verdict)
+        return step("score", {"grounded": grounded}, lambda: self._judged(message, grounded))
 
     async def _ascored(self, message: AIMessage, grounded: bool) -> Answer:
-        async def judge() -> Answer:
+        async def judge() -> tuple[Answer, dict[str, Any]]:
             return self._judged(message, grounded)
 
-        return await astep("score", {"grounded": grounded}, judge, _verdict)
+        return await astep("score", {"grounded": grounded}, judge)
 
-    def _judged(self, message: AIMessage, grounded: bool) -> Answer:
-        seen = watched_score(message, grounded=grounded)
-        if self._manner.watch is not None and seen is not None:
-            self._manner.watch.see(seen)
-        self._see_raw(watched_score(message, grounded=False))
-        return judged(message, self._manner.standard, grounded=grounded)
+    def _judged(self, message: AIMessage, grounded: bool) -> tuple[Answer, dict[str, Any]]:
+        """Judge an answer, and tell how sure it is, without its text."""
+        score = watched_score(message, grounded=False)
+        if self._manner.watch is not None and score is not None and not grounded:
+            self._manner.watch.see(score)
+        self._see_raw(score)
+        answer = judged(message, self._manner.standard, grounded=grounded)
+        return answer, _verdict(answer)
 
     def _see_raw(self, score: Score | None) -> None:
         standard, watch = self._manner.standard, self._manner.raw_watch
         if watch is None or standard.score_threshold is None or score is None or not score.finite():
             return
-        if (value := getattr(score, standard.method)) is not None:
+        if (value := standard.raw(score)) is not None:
             watch.see(value, standard.score_threshold, standard.method)
 
     def _failed(self, error: BaseException) -> Answer:
@@ -273,6 +273,20 @@ def last_of_stream(message: AIMessage, shown: str) -> AIMessageChunk:
 DECIDED = "semgrad.decision"  # the event
 
 
+def answer(asking: Asking, routes: Sequence[Route]) -> AIMessage:
+    """Let the model answer, and routes settle what is not sure enough.
+
+    Raises:
+        LowConfidenceError: a route wants that.
+    """
+    return settled(asking, asking.first(), routes)
+
+
+async def aanswer(asking: Asking, routes: Sequence[Route]) -> AIMessage:
+    """Async twin of `answer`."""
+    return await asettled(asking, await asking.afirst(), routes)
+
+
 def settled(asking: Asking, draft: Answer, routes: Sequence[Route]) -> AIMessage:
     """Let routes settle a draft that is not sure enough, announce the decision, and give the message that goes out.
 
@@ -283,9 +297,9 @@ def settled(asking: Asking, draft: Answer, routes: Sequence[Route]) -> AIMessage
     try:
         route, sources = next(ladder)
         while True:
-            attempt = partial(attempted, route, asking.situation(draft, sources))
+            attempt = partial(_attempt, route, asking.situation(draft, sources))
             try:
-                outcome = step("route", {"route": route.decision}, attempt, _told)
+                outcome = step("route", {"route": route.decision}, attempt)
             except Exception as error:  # fail closed: a route that breaks does not settle
                 outcome = _broken(route, error)
             route, sources = ladder.send(outcome)
@@ -301,9 +315,9 @@ async def asettled(asking: Asking, draft: Answer, routes: Sequence[Route]) -> AI
     try:
         route, sources = next(ladder)
         while True:
-            attempt = partial(aattempted, route, asking.situation(draft, sources))
+            attempt = partial(_aattempt, route, asking.situation(draft, sources))
             try:
-                outcome = await astep("route", {"route": route.decision}, attempt, _told)
+                outcome = await astep("route", {"route": route.decision}, attempt)
             except Exception as error:  # fail closed: a route that breaks does not settle
                 outcome = _broken(route, error)
             route, sources = ladder.send(outcome)
@@ -325,8 +339,15 @@ def _broken(route: Route, error: Exception) -> Outcome:
     return Outcome(False, named(error))
 
 
-def _told(outcome: Outcome) -> dict[str, Any]:
-    return {"settled": outcome.settled, "reason": outcome.reason}
+def _attempt(route: Route, situation: Situation) -> tuple[Outcome, dict[str, Any]]:
+    """Try a route, and tell how that went, without its text."""
+    outcome = attempted(route, situation)
+    return outcome, {"settled": outcome.settled, "reason": outcome.reason}
+
+
+async def _aattempt(route: Route, situation: Situation) -> tuple[Outcome, dict[str, Any]]:
+    outcome = await aattempted(route, situation)
+    return outcome, {"settled": outcome.settled, "reason": outcome.reason}
 
 
 def _announced(decision: Decision) -> dict[str, Any]:

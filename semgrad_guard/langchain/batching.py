@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
-from threading import Lock, Thread
+from dataclasses import dataclass, field, replace
+from threading import Lock, Thread, Timer
 from typing import Any, TypeVar
 
 import torch
@@ -33,8 +33,9 @@ _GONE: ContextVar[Gone | None] = ContextVar("semgrad_guard_gone", default=None)
 class Request:
     """Prompt ids, texts to stop before, schemas of the tools on offer, and settings of the generation.
 
-    The rest belongs to the row, and may differ within a batch: `forced` writes a tool call for the model, `streamer`
-    hears the tokens as they come, and once `gone` says so, nobody waits for the answer any more.
+    The rest belongs to the row, and may differ within a batch: `forced` writes a tool call for the model, and
+    `streamer` hears the tokens as they come. Once `gone` gives True, nobody waits for the answer any more; it is what
+    `until` has set where the request is made.
     """
 
     prompt: list[int]
@@ -43,7 +44,7 @@ class Request:
     settings: dict[str, Any]
     forced: LogitsProcessor | None = None
     streamer: BaseStreamer | None = None
-    gone: Gone | None = None
+    gone: Gone | None = field(default_factory=_GONE.get)
 
     @property
     def kind(self) -> str:
@@ -68,11 +69,6 @@ def until(gone: Gone) -> Iterator[None]:
         yield
     finally:
         _GONE.reset(token)
-
-
-def gone_by_now() -> Gone | None:
-    """Give what `until` has set; None outside of it."""
-    return _GONE.get()
 
 
 def joint_settings(requests: Sequence[Request]) -> dict[str, Any]:
@@ -125,53 +121,73 @@ T = TypeVar("T")
 Answers = Callable[[Sequence[Request]], list[AIMessage | BaseException]]
 
 
-class Meeting:
-    """Where the rows of a batch wait for each other.
+LONGEST_WAIT = 5.0  # seconds that a second answer waits for rows that are busy otherwise
 
-    A row is on its way from the start, and again when it has its answer, until it leaves. Whenever none is on its way,
-    those that wait are answered together.
+
+class Batcher:
+    """Answers together what the rows of a batch ask.
+
+    A row is busy from the start, and again when it has its answer, until it leaves. When no row is busy, the requests
+    that wait are answered together. From the second round on they wait for `LONGEST_WAIT` at most: a row may be busy
+    for long by then, with a retriever or a human.
     """
 
     def __init__(self, owner: object, rows: int, answers: Answers) -> None:
         """Expect so many rows of a chat model's batch."""
         self.owner = owner
         self._answers = answers
-        self._on_their_way = rows
+        self._busy = rows
         self._waiting: list[tuple[Request, Future[AIMessage]]] = []
+        self._first = True
+        self._timer: Timer | None = None
         self._lock = Lock()
 
     @contextmanager
     def row(self) -> Iterator[None]:
-        """Take part, in a context of one's own."""
-        _MEETING.set(self)
+        """Take part as a row, in a context of its own."""
+        _BATCHER.set(self)
         try:
             yield
         finally:
             with self._lock:
-                self._on_their_way -= 1
-                self._begin_if_complete()
+                self._busy -= 1
+                self._begin()
 
     def join(self, request: Request) -> Future[AIMessage]:
-        """Ask for an answer; it comes when every other row has asked, or left."""
+        """Put a request to the others; its answer comes with theirs."""
         future: Future[AIMessage] = Future()
         with self._lock:
             self._waiting.append((request, future))
-            self._on_their_way -= 1
-            self._begin_if_complete()
+            self._busy -= 1
+            self._begin()
         return future
 
-    def _begin_if_complete(self) -> None:
-        if self._on_their_way <= 0 and self._waiting:
-            together, self._waiting = self._waiting, []
-            self._on_their_way += len(together)
-            Thread(target=self._answer, args=(together,)).start()  # not the row's own: a task must not be held up
+    def _begin(self, *, overdue: bool = False) -> None:
+        """Answer what waits, if no row is busy or the wait is over; the lock is held."""
+        if self._waiting and (self._busy <= 0 or overdue):
+            batch, self._waiting = self._waiting, []
+            self._busy += len(batch)
+            self._first = False
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            Thread(target=self._answer, args=(batch,)).start()  # not the row's own: a task must not be held up
+        elif self._waiting and not self._first and self._timer is None:
+            self._timer = Timer(LONGEST_WAIT, self._end_wait)
+            self._timer.daemon = True
+            self._timer.start()
 
-    def _answer(self, together: Sequence[tuple[Request, Future[AIMessage]]]) -> None:
-        wanted = [(request, future) for request, future in together if future.set_running_or_notify_cancel()]
+    def _end_wait(self) -> None:
+        with self._lock:
+            self._timer = None
+            self._begin(overdue=True)
+
+    def _answer(self, batch: Sequence[tuple[Request, Future[AIMessage]]]) -> None:
+        wanted = [(request, future) for request, future in batch if future.set_running_or_notify_cancel()]
         answers: Sequence[AIMessage | BaseException]
         try:
             answers = self._answers([request for request, _ in wanted])
-        except BaseException as error:  # whatever happens, nobody waits for ever
+        except BaseException as error:  # whatever happens, no row waits for ever
             answers = [error] * len(wanted)
         for (_, future), answer in zip(wanted, answers, strict=True):
             if isinstance(answer, BaseException):
@@ -180,7 +196,7 @@ class Meeting:
                 future.set_result(answer)
 
 
-_MEETING: ContextVar[Meeting | None] = ContextVar("semgrad_guard_meeting", default=None)
+_BATCHER: ContextVar[Batcher | None] = ContextVar("semgrad_guard_batcher", default=None)
 
 
 class BatchedChatModel(BaseChatModel):
@@ -193,8 +209,11 @@ class BatchedChatModel(BaseChatModel):
         """Make a request of what a call was given."""
 
     @abstractmethod
-    def _answers(self, requests: Sequence[Request]) -> list[AIMessage | BaseException]:
-        """Answer requests of one kind in one batch; of those that nobody waits for any more, say so."""
+    def _answers(self, requests: Sequence[Request], settings: dict[str, Any]) -> list[AIMessage | BaseException]:
+        """Answer requests of one kind in one batch; of those that nobody waits for any more, say so.
+
+        `settings` are those of the generation for all of them together.
+        """
 
     def batch(
         self,
@@ -211,12 +230,7 @@ class BatchedChatModel(BaseChatModel):
         """
         if len(inputs) < 2:
             return super().batch(inputs, config, return_exceptions=return_exceptions, **kwargs)
-        configs = get_config_list(config, len(inputs))
-
-        def row(index: int) -> AIMessage:
-            return self.invoke(inputs[index], configs[index], **kwargs)
-
-        return self.together(row, len(inputs), configs[0].get("max_concurrency"), return_exceptions)
+        return self.map_together(self.invoke, inputs, config, return_exceptions, **kwargs)
 
     async def abatch(
         self,
@@ -229,12 +243,7 @@ class BatchedChatModel(BaseChatModel):
         """Async twin of `batch`."""
         if len(inputs) < 2:
             return await super().abatch(inputs, config, return_exceptions=return_exceptions, **kwargs)
-        configs = get_config_list(config, len(inputs))
-
-        async def row(index: int) -> AIMessage:
-            return await self.ainvoke(inputs[index], configs[index], **kwargs)
-
-        return await self.atogether(row, len(inputs), configs[0].get("max_concurrency"), return_exceptions)
+        return await self.amap_together(self.ainvoke, inputs, config, return_exceptions, **kwargs)
 
     def generate(
         self,
@@ -277,8 +286,12 @@ class BatchedChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        request, meeting = self._request(messages, stop, kwargs), self._meeting()
-        message = self._answers([request])[0] if meeting is None else meeting.join(request).result()
+        request, batcher = self._request(messages, stop, kwargs), self._batcher()
+        message: AIMessage | BaseException
+        if batcher is None:
+            (message,) = self._answers([request], joint_settings([request]))
+        else:
+            message = batcher.join(request).result()
         if isinstance(message, BaseException):
             raise message
         return ChatResult(generations=[ChatGeneration(message=message)])
@@ -290,16 +303,16 @@ class BatchedChatModel(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        meeting = self._meeting()
-        if meeting is None:
+        batcher = self._batcher()
+        if batcher is None:
             return await super()._agenerate(messages, stop, run_manager, **kwargs)
         request = await run_in_executor(None, self._request, messages, stop, kwargs)
-        message = await asyncio.wrap_future(meeting.join(request))
+        message = await asyncio.wrap_future(batcher.join(request))
         return ChatResult(generations=[ChatGeneration(message=message)])
 
-    def _meeting(self) -> Meeting | None:
-        meeting = _MEETING.get()  # a row may ask another model on its way, in a callback
-        return meeting if meeting is not None and meeting.owner is self else None
+    def _batcher(self) -> Batcher | None:
+        batcher = _BATCHER.get()  # a row may ask another model meanwhile, in a callback
+        return batcher if batcher is not None and batcher.owner is self else None
 
     def _isolated(self, requests: Sequence[Request]) -> list[AIMessage | BaseException]:
         """Answer requests that belong together in one batch; where that fails, each by itself."""
@@ -309,7 +322,8 @@ class BatchedChatModel(BaseChatModel):
             groups.setdefault(request.kind, []).append(index)
         for indices in groups.values():
             try:
-                found |= zip(indices, self._answers([requests[index] for index in indices]), strict=True)
+                group = [requests[index] for index in indices]
+                found |= zip(indices, self._answers(group, joint_settings(group)), strict=True)
             except Exception as error:
                 alone = [error] if len(indices) == 1 else [self._again(requests[index]) for index in indices]
                 found |= zip(indices, alone, strict=True)
@@ -320,8 +334,40 @@ class BatchedChatModel(BaseChatModel):
 
     def _begun(self, request: Request) -> Future[AIMessage]:
         """Begin to answer in another thread, with the other rows of a batch where there are any."""
-        meeting = self._meeting() or Meeting(self, 1, self._isolated)
-        return meeting.join(request)
+        batcher = self._batcher() or Batcher(self, 1, self._isolated)
+        return batcher.join(request)
+
+    def map_together(
+        self,
+        call: Callable[..., T],
+        inputs: Sequence[Any],
+        config: RunnableConfig | list[RunnableConfig] | None,
+        return_exceptions: bool,
+        **kwargs: Any,
+    ) -> list[T]:
+        """Call with every input and its configuration, as `together` does; `call` is an `invoke` over this model."""
+        configs = get_config_list(config, len(inputs))
+
+        def row(index: int) -> T:
+            return call(inputs[index], configs[index], **kwargs)
+
+        return self.together(row, len(inputs), configs[0].get("max_concurrency"), return_exceptions)
+
+    async def amap_together(
+        self,
+        call: Callable[..., Awaitable[T]],
+        inputs: Sequence[Any],
+        config: RunnableConfig | list[RunnableConfig] | None,
+        return_exceptions: bool,
+        **kwargs: Any,
+    ) -> list[T]:
+        """Async twin of `map_together`."""
+        configs = get_config_list(config, len(inputs))
+
+        async def row(index: int) -> T:
+            return await call(inputs[index], configs[index], **kwargs)
+
+        return await self.atogether(row, len(inputs), configs[0].get("max_concurrency"), return_exceptions)
 
     def together(
         self, row: Callable[[int], T], rows: int, most: int | None = None, return_exceptions: bool = False
@@ -332,10 +378,10 @@ class BatchedChatModel(BaseChatModel):
         """
         done: list[T] = []
         for batch in self._batches(rows, most):
-            meeting = Meeting(self, len(batch), self._isolated)
+            batcher = Batcher(self, len(batch), self._isolated)
 
-            def taking_part(index: int, meeting: Meeting = meeting) -> T:
-                with meeting.row():
+            def taking_part(index: int, batcher: Batcher = batcher) -> T:
+                with batcher.row():
                     return row(index)
 
             with ContextThreadPoolExecutor(max_workers=len(batch)) as pool:
@@ -349,10 +395,10 @@ class BatchedChatModel(BaseChatModel):
         """Async twin of `together`."""
         done: list[T] = []
         for batch in self._batches(rows, most):
-            meeting = Meeting(self, len(batch), self._isolated)
+            batcher = Batcher(self, len(batch), self._isolated)
 
-            async def taking_part(index: int, meeting: Meeting = meeting) -> T:
-                with meeting.row():
+            async def taking_part(index: int, batcher: Batcher = batcher) -> T:
+                with batcher.row():
                     return await row(index)
 
             found = await asyncio.gather(*map(taking_part, batch), return_exceptions=True)

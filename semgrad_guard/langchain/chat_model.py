@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -17,13 +18,14 @@ from langchain_core.tools import BaseTool
 from pydantic import ConfigDict, Field, PrivateAttr
 
 from semgrad_guard.errors import AbandonedError, ConfigurationError
-from semgrad_guard.langchain.batching import BatchedChatModel, Request, gone_by_now, joint_settings
+from semgrad_guard.langchain.batching import BatchedChatModel, Request
 from semgrad_guard.langchain.messages import offered, to_messages, to_template
 from semgrad_guard.langchain.metadata import get_message_scores
 from semgrad_guard.langchain.scored_messages import asked_for, scored_messages
 from semgrad_guard.langchain.source import (
     FIELDS,
     NAMES,
+    LocalModel,
     as_fields,
     check_pair,
     for_model,
@@ -31,6 +33,7 @@ from semgrad_guard.langchain.source import (
     local_model,
     over,
     refuse_loading,
+    stacked,
     with_tokenizer,
 )
 from semgrad_guard.langchain.streaming import Listener, Shown, last_chunk
@@ -38,12 +41,11 @@ from semgrad_guard.model.chat_template import encode_chat, semantic_position
 from semgrad_guard.model.fingerprint import fingerprint, template_fingerprint
 from semgrad_guard.model.forcing import forced_call
 from semgrad_guard.model.generate import check_prompt
-from semgrad_guard.model.load import revision
-from semgrad_guard.records import Generation, TokenDoubt
+from semgrad_guard.records import Generation, TokenUncertainty
 from semgrad_guard.scoring.budget import Budget
 from semgrad_guard.scoring.scorer import SemGradScorer
-from semgrad_guard.scoring.semgrad import Norm, Reduction
-from semgrad_guard.settings import checked, shown
+from semgrad_guard.scoring.settings import ScoringSettings, gathered
+from semgrad_guard.settings import checked, shown, warn_of_old
 
 # Of LangChain's standard settings, those that only models behind a network have a use for.
 _OF_NETWORKS = ("max_retries", "api_key")
@@ -72,7 +74,7 @@ class ConfiguredChatModel(BatchedChatModel):
     streaming: bool = False
 
     def __init__(self, *args: Any, **settings: Any) -> None:
-        """Check the settings, and the model; `of` wraps whatever the user has.
+        """Check the settings, and the model; `from_pretrained`, `from_model` and `from_llm` take what users have.
 
         `max_retries` and `api_key`, which LangChain's standard settings include, are accepted and have no use here.
 
@@ -82,7 +84,7 @@ class ConfiguredChatModel(BatchedChatModel):
         """
         if args:
             raise ConfigurationError(
-                f"{type(self).__name__} takes its settings by name; write ChatSemGrad.of((model, tokenizer))."
+                f"{type(self).__name__} takes its settings by name; write ChatSemGrad.from_model(model, tokenizer)."
             )
         for name in _OF_NETWORKS:
             settings.pop(name, None)
@@ -118,12 +120,14 @@ class ConfiguredChatModel(BatchedChatModel):
         layer({name: value for name, value in settings.items() if name not in OF_CALLS}, owner=type(self))
 
     def _layer(self) -> dict[str, Any]:
-        plain = {name: getattr(self, name) for name in FIELDS}
-        return over(layer(self.generation, owner=type(self)), layer(plain, owner=type(self)))
+        return stacked(*self._written(), owner=type(self))
 
-    def _settings(self, stop: list[str] | str | None, given: dict[str, Any]) -> dict[str, Any]:
+    def _settings(self, stop: list[str] | str | None, of_call: dict[str, Any]) -> dict[str, Any]:
         """Let the settings of a call stand over the chat model's own."""
-        return over(self._layer(), layer(given, {"stop": stop}, owner=type(self)))
+        return stacked(*self._written(), [of_call, {"stop": stop}], owner=type(self))
+
+    def _written(self) -> list[list[dict[str, Any]]]:
+        return [[self.generation], [{name: getattr(self, name) for name in FIELDS}]]
 
     def _convert_input(self, model_input: Any) -> PromptValue:
         """Take what LangChain's chat models take, and a single message.
@@ -138,10 +142,6 @@ class ConfiguredChatModel(BatchedChatModel):
         return ChatPromptValue(messages=to_messages(model_input))
 
 
-# How scores are computed: what a profile is bound to, and two chat models of the same weights may differ in.
-SCORING = ("token_position", "span", "reduction", "norm", "tau", "beta", "unweighted", "later")
-
-
 class ChatSemGrad(ConfiguredChatModel):
     """A local chat model whose messages carry their uncertainty.
 
@@ -149,7 +149,8 @@ class ChatSemGrad(ConfiguredChatModel):
     `response_metadata["semgrad"]`, a `MessageScores`, beside those of its tool calls and their arguments, the failure
     that forbids to trust the answer, if there is one, and the response's tokens.
     `logprobs=True` and `top_logprobs=k`, bound or with a call, add `response_metadata["logprobs"]` in OpenAI's shape.
-    `scored=False` leaves scores out, and no answer passes.
+    `scored=False` leaves scores out, and no answer passes. `scoring` says how scores are computed; its settings,
+    such as `token_position` and `layers`, are taken by their names too.
 
     Rows of a batch go through the model together, at most `batch_size` at a time. What a model thinks before it answers
     is in `additional_kwargs["reasoning_content"]`; only the answer is scored.
@@ -161,24 +162,31 @@ class ChatSemGrad(ConfiguredChatModel):
 
     model: Any = Field(repr=False, exclude=True)
     tokenizer: Any = Field(repr=False, exclude=True)
-    token_position: int | None = None
-    span: Any = "upper-half"
-    reduction: Reduction = "mean"
-    norm: Norm = "l1"
-    tau: float = 1.0
-    beta: float = 1.0
-    unweighted: bool = False
-    later: bool = False
+    scoring: ScoringSettings = ScoringSettings()
     scored: bool = True
     budget: Budget | None = Field(default=None, exclude=True)
     _scorer: SemGradScorer = PrivateAttr()
     _fingerprint: str = PrivateAttr()
+    _template: tuple[Any, str] = PrivateAttr((None, ""))
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        """Check the settings, and the model; those of scoring are gathered in `scoring`.
+
+        Raises:
+            ConfigurationError: a setting is unknown, wrong, or contradicts another.
+            UnsupportedModelError: the model cannot be scored exactly.
+        """
+        super().__init__(*args, **gathered(settings))
 
     @classmethod
-    def of(
+    def setting_names(cls) -> list[str]:
+        """Name the settings, those of scoring by themselves."""
+        return [*super().setting_names(), *ScoringSettings.model_fields]
+
+    @classmethod
+    def from_pretrained(
         cls,
-        source: Any,
-        tokenizer: Any = None,
+        source: str | Path,
         *,
         revision: str | None = None,
         dtype: Any = None,
@@ -186,53 +194,100 @@ class ChatSemGrad(ConfiguredChatModel):
         generation: dict[str, Any] | None = None,
         **settings: Any,
     ) -> ChatSemGrad:
-        """Wrap whatever the user has.
+        """Load a model with its tokenizer.
 
         Args:
-            source: a hub id, a folder, a GGUF file, a `(model, tokenizer)` pair, a `HuggingFacePipeline`, a
-                `ChatHuggingFace`, a pipeline of transformers, or a `ChatSemGrad`, which is copied.
-            tokenizer: the tokenizer, where the source is a model alone.
-            revision: for a hub id: commit, tag or branch.
-            dtype: precision of a model that is loaded by name, such as "bfloat16"; None: as `load_model` chooses.
-            device: where such a model is put, such as "cuda"; None: on the CPU.
-            generation: keywords of `model.generate`; what is not given is the source's own setting.
-            settings: the class's settings: of the answers `temperature`, `max_tokens`, `top_p`, `top_k`, `stop`, `seed`
-                and `timeout`; of scoring `token_position`, `span`, `reduction`, `norm`, `tau`, `beta`, `unweighted`,
-                `later` and `budget`, as in `SemGradScorer`; `batch_size`.
+            source: a hub id, a folder, or a GGUF file.
+            revision: commit, tag or branch of a hub id.
+            dtype: precision of the weights, such as "bfloat16"; None: as `load_model` chooses.
+            device: where the model is put, such as "cuda"; None: on the CPU.
+            generation: keywords of `model.generate`.
+            settings: fields of the class, such as `temperature`, `max_tokens` and `batch_size`, and those of
+                `ScoringSettings`.
 
         Raises:
-            ConfigurationError: a setting is unknown, wrong, or contradicts another; or it says how to load a model that
-                is loaded already.
-            UnsupportedModelError: there is no local model behind the source, or it cannot be scored exactly.
+            ConfigurationError: a setting is unknown, wrong, or contradicts another; or the source is something else.
+            UnsupportedModelError: the model cannot be scored exactly.
         """
+        if not isinstance(source, str | Path):
+            raise ConfigurationError(
+                f"{cls.__name__}.from_pretrained({shown(source)}): expected a hub id, a folder or a GGUF file. "
+                "from_model takes a model and its tokenizer, from_llm a chat model or a pipeline."
+            )
+        loading = {"revision": revision, "dtype": dtype, "device": device}
+        return cls._of(lambda: local_model(source, **loading), generation, settings)
+
+    @classmethod
+    def from_model(
+        cls, model: Any, tokenizer: Any, *, generation: dict[str, Any] | None = None, **settings: Any
+    ) -> ChatSemGrad:
+        """Wrap a model of transformers and its tokenizer; the settings are those of `from_pretrained`.
+
+        Raises:
+            ConfigurationError: a setting is unknown, wrong, or contradicts another; or one of the two is something
+                else.
+            UnsupportedModelError: the model cannot be scored exactly.
+        """
+        _refuse_loading(settings)
+        return cls._of(lambda: local_model((model, tokenizer)), generation, settings)
+
+    @classmethod
+    def from_llm(cls, llm: Any, *, generation: dict[str, Any] | None = None, **settings: Any) -> ChatSemGrad:
+        """Wrap what already answers; the settings are those of `from_pretrained`, and stand over its own.
+
+        Args:
+            llm: a `HuggingFacePipeline`, a `ChatHuggingFace`, a text-generation pipeline of transformers, or a
+                `ChatSemGrad`, which is copied.
+            generation: keywords of `model.generate`.
+            settings: fields of the class.
+
+        Raises:
+            ConfigurationError: a setting is unknown, wrong, or contradicts another.
+            UnsupportedModelError: there is no local model behind it, or it cannot be scored exactly.
+        """
+        _refuse_loading(settings)
+        if not isinstance(llm, ChatSemGrad):
+            return cls._of(lambda: local_model(llm), generation, settings)
+        written = _settings_of_generation(settings)
+        later = layer(cls._checked(generation), written, owner=cls, known=cls.setting_names())
+        fields = {name: getattr(llm, name) for name in cls.model_fields}
+        if later:
+            fields |= as_fields(over(llm._layer(), later))
+        return cls(**fields | settings)
+
+    @classmethod
+    def of(cls, source: Any, tokenizer: Any = None, **settings: Any) -> ChatSemGrad:
+        """Wrap whatever holds a model: the old name of `from_pretrained`, `from_model` and `from_llm`."""
+        names = f"{cls.__name__}.from_pretrained, from_model or from_llm"
+        warn_of_old(f"{cls.__name__}.of", names)
+        return chat_model(source, tokenizer, **settings)
+
+    @classmethod
+    def _of(
+        cls, load: Callable[[], LocalModel], generation: dict[str, Any] | None, settings: dict[str, Any]
+    ) -> ChatSemGrad:
+        """Build a chat model of what `load` gives; settings are checked before anything is loaded."""
+        written = _settings_of_generation(settings)
+        later = cls._checked(generation)
+        layer(later, written, owner=cls, known=cls.setting_names())
+        model, tokenizer, of_source = load()
+        earlier = over(layer(of_source, owner=cls), layer(later, owner=cls))
+        return cls(model=model, tokenizer=tokenizer, generation=earlier, **written, **settings)
+
+    @classmethod
+    def _checked(cls, generation: dict[str, Any] | None) -> dict[str, Any]:
         if generation is not None and not isinstance(generation, dict):
             raise ConfigurationError(f"{cls.__name__}(generation={shown(generation)}): expected a dict.")
-        loading = {"revision": revision, "dtype": dtype, "device": device}
-        written = {name: settings.pop(name) for name in [*settings] if name in NAMES}
-        known = cls.setting_names()
-        later = layer(generation or {}, written, owner=cls, known=known)
-        if isinstance(source, ChatSemGrad) and tokenizer is None:
-            refuse_loading(**loading)
-            whole = {name: getattr(source, name) for name in cls.model_fields}
-            if later:
-                whole |= as_fields(over(source._layer(), later))
-        else:
-            model, tokenizer, own = local_model(with_tokenizer(source, tokenizer), **loading)
-            earlier = over(layer(own, owner=cls), layer(generation or {}, owner=cls))
-            whole = {"model": model, "tokenizer": tokenizer, "generation": earlier} | written
-        return cls(**whole | settings)
+        return generation or {}
 
     def model_post_init(self, context: Any, /) -> None:
         """Build the scorer, which checks the model."""
         super().model_post_init(context)
         check_pair(self.model, self.tokenizer)
-        position = self.token_position if self.token_position is not None else semantic_position(self.tokenizer)
-        self._scorer = SemGradScorer(
-            self.model,
-            self.tokenizer,
-            budget=self.budget,
-            **self._scoring() | {"token_position": position},
-        )
+        scoring = self.scoring
+        if scoring.token_position is None:
+            scoring = scoring.changed(token_position=semantic_position(self.tokenizer))
+        self._scorer = SemGradScorer(self.model, self.tokenizer, budget=self.budget, scoring=scoring)
         self._fingerprint = fingerprint(self.model)
 
     @property
@@ -260,17 +315,21 @@ class ChatSemGrad(ConfiguredChatModel):
             "model": self.model.config.name_or_path,
             "fingerprint": self._fingerprint,
             "dtype": str(self.model.dtype),
-            "template": template_fingerprint(self.tokenizer),
-            "revision": revision(self.model),
+            "template": self._template_fingerprint(),
+            "revision": self._scorer.revision,
             "defaults": _plain(vars(self.model.generation_config)),
             "generation": _plain(self._layer()),
             "scored": self.scored,
             "budget": str(self.budget),
-            **self._scoring() | {"span": str(self.span)},
+            **dict(self.scoring) | {"layers": str(self.scoring.layers)},
         }
 
-    def _scoring(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in SCORING}
+    def _template_fingerprint(self) -> str:
+        """Fingerprint the chat template, anew where it has been changed."""
+        template = self.tokenizer.chat_template
+        if template != self._template[0] or not self._template[1]:
+            self._template = template, template_fingerprint(self.tokenizer)
+        return self._template[1]
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         name = str(kwargs.get("model") or self.model.config.name_or_path)
@@ -306,7 +365,7 @@ class ChatSemGrad(ConfiguredChatModel):
 
     def token_uncertainty(
         self, message: AIMessage, messages: list[BaseMessage], **settings: Any
-    ) -> tuple[TokenDoubt, ...]:
+    ) -> tuple[TokenUncertainty, ...]:
         """Tell where the uncertainty of an answer sits, token by token; nothing of an answer without tokens.
 
         Costs a pass and one backward per token.
@@ -323,9 +382,9 @@ class ChatSemGrad(ConfiguredChatModel):
         generation = Generation(tuple(prompt), record.tokens, str(message.text), "stop")
         return tuple(self._scorer.attribute(generation, record.answer_from))
 
-    def _answers(self, requests: Sequence[Request]) -> list[AIMessage | BaseException]:
-        generations = self.scorer.generate([request.prompt for request in requests], **joint_settings(requests))
-        whole = [row for row, request in enumerate(requests) if not request.abandoned]
+    def _answers(self, requests: Sequence[Request], settings: dict[str, Any]) -> list[AIMessage | BaseException]:
+        generations = self.scorer.generate([request.prompt for request in requests], **settings)
+        whole = [row for row, request in enumerate(requests) if request.gone is None or not request.gone()]
         first, kept = requests[0], [generations[row] for row in whole]
         messages = scored_messages(self.scorer, kept, first.stop, first.tools, scored=self.scored)
         found: dict[int, AIMessage] = dict(zip(whole, messages, strict=True))
@@ -371,7 +430,7 @@ class ChatSemGrad(ConfiguredChatModel):
         choice, schemas = given.pop("tool_choice", None), list(given.pop("tools", None) or ())
         given.pop("stream", None)
         given.pop("ls_structured_output_format", None)
-        most = asked_for(given)
+        most = asked_for(given) if given.keys() & {"logprobs", "top_logprobs"} else None
         combined = self._settings(stop, given)
         turns = to_template(messages)
         prompt = encode_chat(self.tokenizer, turns, tools=schemas)
@@ -383,7 +442,33 @@ class ChatSemGrad(ConfiguredChatModel):
         forced = None
         if choice is not None and schemas:
             forced = forced_call(self.model, self.tokenizer, turns, schemas, choice or None, prompt)
-        return Request(prompt, marks, schemas, settings, forced, gone=gone_by_now())
+        return Request(prompt, marks, schemas, settings, forced)
+
+
+def chat_model(source: Any, tokenizer: Any = None, **settings: Any) -> ChatSemGrad:
+    """Wrap whatever a guard takes for its model, by the constructor that takes it.
+
+    Raises:
+        ConfigurationError: a setting is unknown, wrong, or contradicts another; or it says how to load a model that is
+            loaded already.
+        UnsupportedModelError: there is no local model behind the source, or it cannot be scored exactly.
+    """
+    source = with_tokenizer(source, tokenizer)
+    if isinstance(source, str | Path):
+        return ChatSemGrad.from_pretrained(source, **settings)
+    if isinstance(source, tuple | list) and len(source) == 2:
+        return ChatSemGrad.from_model(*source, **settings)
+    return ChatSemGrad.from_llm(source, **settings)
+
+
+def _refuse_loading(settings: dict[str, Any]) -> None:
+    """Refuse settings that say how a model is loaded, where it is loaded already."""
+    refuse_loading(**{name: settings.pop(name, None) for name in ("revision", "dtype", "device")})
+
+
+def _settings_of_generation(settings: dict[str, Any]) -> dict[str, Any]:
+    """Take the settings of the generation out of all settings."""
+    return {name: settings.pop(name) for name in [*settings] if name in NAMES}
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, str]:

@@ -26,30 +26,30 @@ from semgrad_guard.langchain.chat_model import ChatSemGrad
 T = TypeVar("T")
 
 
-def step(name: str, shown: dict[str, Any], work: Callable[[], T], told: Callable[[T], dict[str, Any]]) -> T:
-    """Do a piece of work as a child run; what it takes and gives is not shown, but `shown` and `told` of it are."""
-    done: list[T] = []
+def step(name: str, shown: dict[str, Any], work: Callable[[], tuple[T, dict[str, Any]]]) -> T:
+    """Do a piece of work as a child run; the work gives its result, and what callbacks and traces may see of that."""
+    results: list[T] = []
 
     def run(_: dict[str, Any]) -> dict[str, Any]:
-        done.append(work())
-        return told(done[0])
+        result, visible = work()
+        results.append(result)
+        return visible
 
     RunnableLambda(run, name=name).invoke(shown, _marked(shown))
-    return done[0]
+    return results[0]
 
 
-async def astep(
-    name: str, shown: dict[str, Any], work: Callable[[], Awaitable[T]], told: Callable[[T], dict[str, Any]]
-) -> T:
+async def astep(name: str, shown: dict[str, Any], work: Callable[[], Awaitable[tuple[T, dict[str, Any]]]]) -> T:
     """Async twin of `step`."""
-    done: list[T] = []
+    results: list[T] = []
 
     async def run(_: dict[str, Any]) -> dict[str, Any]:
-        done.append(await work())
-        return told(done[0])
+        result, visible = await work()
+        results.append(result)
+        return visible
 
     await RunnableLambda(run, name=name).ainvoke(shown, _marked(shown))
-    return done[0]
+    return results[0]
 
 
 def in_metadata(name: str) -> str:
@@ -116,7 +116,7 @@ class Draft(BaseChatModel):
 
     @property
     def _llm_type(self) -> str:
-        return self.llm._llm_type
+        return "semgrad"  # that of the model
 
     @property
     def _identifying_params(self) -> dict[str, Any]:

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, PrivateAttr, field_validator
 
-from semgrad_guard.calibration.answers import answered
 from semgrad_guard.calibration.drift import RawWatch, Watch
-from semgrad_guard.calibration.examples import Example, calibrated_prompt, examples_of
+from semgrad_guard.calibration.examples import Example, examples_of
 from semgrad_guard.calibration.fit import Method
-from semgrad_guard.calibration.from_examples import calibrated_profile
-from semgrad_guard.calibration.labels import Labeler, labeler, tolerant
+from semgrad_guard.calibration.labels import Labeler
 from semgrad_guard.calibration.profile import Profile, agreed_prompt
-from semgrad_guard.calibration.prompts import BARE, PromptForm
+from semgrad_guard.calibration.prompts import PromptForm
 from semgrad_guard.calibration.verdict import Standard, checked_raw
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.langchain.answering import (
     Asking,
-    Context,
     Manner,
+    Passages,
+    aanswer,
+    answer,
     asettled,
     chat_model_for,
     last_of_stream,
@@ -38,7 +39,6 @@ from semgrad_guard.langchain.messages import (
     last_question,
     offered,
     prompt_form,
-    to_messages,
 )
 from semgrad_guard.langchain.routes import Retrieve, retry_with
 from semgrad_guard.langchain.source import NAMES, with_tokenizer
@@ -46,7 +46,7 @@ from semgrad_guard.records import checked_confidence
 from semgrad_guard.routing.attempts import as_routes
 from semgrad_guard.routing.ladder import Answer
 from semgrad_guard.routing.routes import Abstain
-from semgrad_guard.settings import checked, shown, unknown_name
+from semgrad_guard.settings import checked, renamed, shown, unknown_name, warn_of_old
 
 _ABSTAIN = (Abstain(),)
 
@@ -69,11 +69,12 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
     method: str | None = None
     watch: Watch | None = None
     routes: list[Any] = Field(default_factory=lambda: [Abstain()])
-    context: Context = "none"
-    streaming: Literal["buffered", "verdict"] = "buffered"
+    passages: Passages = "optional"
+    stream_drafts: bool = False
     record_drafts: bool = False
     prompt: PromptForm | None = None
     raw_watch: RawWatch | None = Field(default=None, exclude=True, repr=False)
+    _standard: Standard | None = PrivateAttr(None)
 
     @field_validator("threshold", mode="before")
     @classmethod
@@ -96,8 +97,8 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
         method: str | None = None,
         routes: Any = _ABSTAIN,
         watch: int | Watch | None = None,
-        context: Context = "none",
-        streaming: Literal["buffered", "verdict"] = "buffered",
+        passages: Passages = "optional",
+        stream_drafts: bool = False,
         record_drafts: bool = False,
         prompt: Any = None,
         raw_watch: RawWatch | None = None,
@@ -118,10 +119,10 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
             routes: what is tried in order where an answer does not pass; one route alone is a list of one.
             watch: first answers after which to look for drift and warn of it, again and again, counted over all copies
                 of the guard; None: never.
-            context: where passages come from: "none" is needed, they are "given" with the question, so that first
-                answers are judged as grounded, or must be "retrieved" by a route before the model is asked at all.
-            streaming: "buffered" gives one message after the decision; "verdict" streams first answers unjudged, and
-                the decision at the end.
+            passages: "optional": a route may retrieve them; "in_prompt": they come with the question, so that first
+                answers are judged as grounded; "required": a route must retrieve them before the model is asked at all.
+            stream_drafts: stream first answers as they come, unjudged, and the decision at the end; else a stream gives
+                one message, after the decision.
             record_drafts: let callbacks and traces, other than those that stream to the consumer, see drafts.
             prompt: put around the question: a prompt template, messages, or a text with `{query}`; None: nothing, also
                 with a profile that was calibrated with a prompt, since the chain asks with that.
@@ -135,6 +136,7 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
             ProfileError: the profile is malformed, or belongs to another model.
             UnsupportedModelError: the model cannot be scored.
         """
+        settings: dict[str, Any] = {"passages": passages, "stream_drafts": stream_drafts} | _renamed(unknown)
         for setting in unknown:
             raise ConfigurationError(_unknown(setting))
         loaded, form = profile_of(profile), prompt_form(prompt)
@@ -143,7 +145,7 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
             raise ConfigurationError(f"SemGradGuard(watch={shown(watch)}): expected a number of answers, or None.")
         if isinstance(llm, SemGradGuard):
             raise ConfigurationError("SemGradGuard(guard): a guard cannot guard another; pass the model, guard.llm.")
-        settings: dict[str, Any] = {
+        settings |= {
             "llm": chat_model_for(with_tokenizer(llm, tokenizer), loaded),
             "profile": loaded,
             "threshold": threshold,
@@ -151,8 +153,6 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
             "method": method,
             "routes": as_routes(routes),
             "watch": Watch.of(watch, loaded),
-            "context": context,
-            "streaming": streaming,
             "record_drafts": record_drafts,
             "prompt": form,
             "raw_watch": RawWatch() if raw_watch is None and loaded is None else raw_watch,
@@ -168,8 +168,11 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
                 )
 
     def standard(self) -> Standard:
-        """The standard in force; built on use, so that a threshold configured at run time counts."""
-        return Standard(self.profile, self.threshold, self.score_threshold, self.method)
+        """The standard in force; built anew where a setting has changed, as in a copy with another threshold."""
+        settings = (self.profile, self.threshold, self.score_threshold, self.method)
+        if self._standard is None or self._standard.settings != settings:
+            self._standard = Standard(*settings)
+        return self._standard
 
     def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:
         """Answer, or settle otherwise; `kwargs` are generation settings."""
@@ -189,7 +192,7 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
         In the second case what was shown stays shown: where `decision` is not "pass", the last chunk's text, if any,
         is what stands in its place.
         """
-        if self.streaming == "buffered":
+        if not self.stream_drafts:
             yield from super().stream(input, config, **kwargs)
         else:
             yield from self._transform_stream_with_config(iter([input]), self._stream_guard, config, **kwargs)
@@ -198,7 +201,7 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> AsyncIterator[AIMessage]:
         """Async twin of `stream`."""
-        if self.streaming == "buffered":
+        if not self.stream_drafts:
             async for message in super().astream(input, config, **kwargs):
                 yield message
             return
@@ -209,7 +212,33 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
         async for chunk in self._atransform_stream_with_config(once(), self._astream_guard, config, **kwargs):
             yield chunk
 
-    def calibrate(
+    def batch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[AIMessage]:
+        """Answer inputs; what they ask the model, they ask it together, as rows of a batch of `ChatSemGrad`."""
+        if len(inputs) < 2:
+            return super().batch(inputs, config, return_exceptions=return_exceptions, **kwargs)
+        return self.llm.map_together(self.invoke, inputs, config, return_exceptions, **kwargs)
+
+    async def abatch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[AIMessage]:
+        """Async twin of `batch`."""
+        if len(inputs) < 2:
+            return await super().abatch(inputs, config, return_exceptions=return_exceptions, **kwargs)
+        return await self.llm.amap_together(self.ainvoke, inputs, config, return_exceptions, **kwargs)
+
+    def calibrated(
         self,
         examples: Sequence[Example | dict[str, Any]],
         *,
@@ -231,7 +260,7 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
             risk: largest share of wrong answers among those that pass.
             delta: probability that the promise does not hold.
             labels: how an answer is compared with the right ones: a name that `labeler` knows, or a function such as
-                `judged_by` gives; where that fails now and then, the answer is left without a label.
+                an `LLMJudge`; where that fails now and then, the answer has no label.
             method: the score that confidence is made from; "auto" takes the best out of fold.
             search: also try other prompt tokens and ways to compute SemGrad, and take what tells most.
             retried: also calibrate the answers of the guard's `Retrieve` route, on questions whose first answers do
@@ -252,34 +281,34 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
             raise ConfigurationError("retried=True, but the guard has no Retrieve route to ask again with.")
         if self.prompt is not None and prompt is not None:
             raise ConfigurationError("The guard puts a prompt of its own around questions. Leave prompt=... out.")
-        given = examples_of(examples, read=labelled_example)
-        bound = calibrated_prompt(given, self.prompt or prompt_form(prompt))
-        label = labeler(labels) if isinstance(labels, str) else tolerant(labels)
-        scorer = self.llm.scorer
-        asked: dict[str, Any] = {"prompt": bound or BARE, "stop": self.llm.stop or (), "journal": journal}
-        found = calibrated_profile(
-            scorer,
-            answered(scorer, given, label, self.llm.generation_settings, **asked),
-            prompt=bound,
-            retry=None if route is None else retry_with(route, scorer, label, self.llm.generation_settings, **asked),
-            search=search,
-            model=str(self.llm.model.config.name_or_path),
-            labels=labels if isinstance(labels, str) else "a function of the caller's",
-            method=method,
+        profile = Profile.fit(
+            self.llm,
+            examples_of(examples, read=labelled_example),
             risk=risk,
             delta=delta,
+            labels=labels,
+            method=method,
+            search=search,
+            prompt=self.prompt or prompt_form(prompt),
+            journal=journal,
+            retry=None if route is None else partial(retry_with, route),
             seed=seed,
         )
         return SemGradGuard(
             self.llm,
-            profile=found.profile,
+            profile=profile,
             routes=self.routes,
             watch=self.watch,
-            context=self.context,
-            streaming=self.streaming,
+            passages=self.passages,
+            stream_drafts=self.stream_drafts,
             record_drafts=self.record_drafts,
             prompt=self.prompt,
         )
+
+    def calibrate(self, examples: Sequence[Example | dict[str, Any]], **settings: Any) -> SemGradGuard:
+        """Give a calibrated guard: the old name of `calibrated`."""
+        warn_of_old("SemGradGuard.calibrate", "SemGradGuard.calibrated")
+        return self.calibrated(examples, **settings)
 
     def bind_tools(
         self,
@@ -298,16 +327,14 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
     def _asking(self, given: LanguageModelInput, settings: dict[str, Any]) -> Asking:
         self.llm.check_settings(settings)  # else a route that asks again would break over them, and just not settle
         llm, standard = self.llm, self.standard()
-        manner = Manner(llm, standard, self.watch, self.raw_watch, self.context, self.record_drafts, self.prompt)
-        return Asking(manner, to_messages(given), settings)
+        manner = Manner(llm, standard, self.watch, self.raw_watch, self.passages, self.record_drafts, self.prompt)
+        return Asking(manner, given, settings)
 
     def _guard(self, given: LanguageModelInput, **kwargs: Any) -> AIMessage:
-        asking = self._asking(given, kwargs)
-        return settled(asking, asking.first(), self.routes)
+        return answer(self._asking(given, kwargs), self.routes)
 
     async def _aguard(self, given: LanguageModelInput, **kwargs: Any) -> AIMessage:
-        asking = self._asking(given, kwargs)
-        return await asettled(asking, await asking.afirst(), self.routes)
+        return await aanswer(self._asking(given, kwargs), self.routes)
 
     def _stream_guard(self, given: Iterator[LanguageModelInput], **kwargs: Any) -> Iterator[AIMessage]:
         asking, shown = self._asking(next(given), kwargs), ""
@@ -328,10 +355,21 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
                 yield AIMessageChunk(content=said)
 
 
+# What settings with old names say.
+_PASSAGES = {"none": "optional", "given": "in_prompt", "retrieved": "required"}
+_STREAMING = {"buffered": False, "verdict": True}
+
+
+def _renamed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Take the settings with old names out, warn of each, and give them under their new names."""
+    new = renamed(settings, "SemGradGuard", level=5, context="passages", streaming="stream_drafts")
+    values: dict[str, dict[str, Any]] = {"passages": _PASSAGES, "stream_drafts": _STREAMING}
+    return {name: values[name].get(value, value) if isinstance(value, str) else value for name, value in new.items()}
+
+
 def _unknown(name: str) -> str:
     """Say of an unknown setting what was probably meant."""
     if name in NAMES and name not in SemGradGuard.model_fields:
-        return (
-            f"SemGradGuard has no setting {name!r}, which the model has: SemGradGuard(ChatSemGrad.of(llm, {name}=...))."
-        )
+        instead = f"SemGradGuard(ChatSemGrad.from_llm(llm, {name}=...))"
+        return f"SemGradGuard has no setting {name!r}, which the model has: {instead}."
     return unknown_name("SemGradGuard", name, [name for name in SemGradGuard.model_fields if name != "name"])

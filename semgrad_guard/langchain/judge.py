@@ -8,8 +8,9 @@ from typing import Any
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import Runnable
 
-from semgrad_guard.calibration.labels import Labeler, words
-from semgrad_guard.errors import DataError
+from semgrad_guard.calibration.labels import words
+from semgrad_guard.errors import ConfigurationError, DataError
+from semgrad_guard.settings import shown, warn_of_old
 
 # What is asked comes last, after the answer: whatever an answer says, it is not the last word.
 _PROMPT = """Question: {question}
@@ -19,24 +20,44 @@ Answer given: {answer}
 Does the answer given say the same as one of the right answers? Reply with yes or no only."""
 
 
-def judged_by(model: Runnable[Any, Any]) -> Labeler:
-    """Let a model say whether answers are right: `guard.calibrate(examples, labels=judged_by(llm))`.
+class LLMJudge:
+    """A labeler that lets a model say whether answers are right: `guard.calibrated(examples, labels=LLMJudge(llm))`.
 
     A judge errs too, and what is promised is then promised of its labels: compare some of them with your own.
-
-    Args:
-        model: takes a text and gives a message or a text that begins with yes or no; a chat model, or a chain.
-
-    Raises:
-        DataError: when labelling, naming the question and the reply, where that is neither.
     """
 
-    def label(question: str, answer: str, right: Sequence[str]) -> bool:
-        reply = model.invoke(_PROMPT.format(question=question, right="; ".join(right), answer=answer.strip()))
+    def __init__(self, llm: Runnable[Any, Any]) -> None:
+        """Set the judge.
+
+        Args:
+            llm: a chat model or a chain that takes a text, and gives a message or a text that begins with yes or no.
+
+        Raises:
+            ConfigurationError: it is no Runnable.
+        """
+        if not isinstance(llm, Runnable):
+            raise ConfigurationError(f"LLMJudge({shown(llm)}): expected a chat model, or a chain that gives a text.")
+        self.llm = llm
+
+    def __call__(self, question: str, answer: str, right: Sequence[str]) -> bool:
+        """Tell whether an answer says the same as one of the right ones.
+
+        Raises:
+            DataError: the reply is neither yes nor no; the error names the question and the reply.
+        """
+        reply = self.llm.invoke(_PROMPT.format(question=question, right="; ".join(right), answer=answer.strip()))
         text = str(reply.text) if isinstance(reply, BaseMessage) else reply
         first = words(text)[:1] if isinstance(text, str) else []
         if first not in (["yes"], ["no"]):
             raise DataError(f"Judging the answer to {question!r}: expected a reply of yes or no, not {text!r}.")
         return first == ["yes"]
 
-    return label
+    def __repr__(self) -> str:
+        """Name the model."""
+        return f"LLMJudge({type(self.llm).__name__})"
+
+
+def judged_by(model: Runnable[Any, Any]) -> LLMJudge:
+    """Give an `LLMJudge`, whose old name this is."""
+    warn_of_old("judged_by", "LLMJudge")
+    return LLMJudge(model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from langchain_core.documents import Document
 from langchain_core.messages import (
@@ -22,7 +22,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from semgrad_guard.calibration.examples import Example
 from semgrad_guard.calibration.prompts import QUERY, PromptForm
 from semgrad_guard.errors import ConfigurationError
-from semgrad_guard.model.text_spans import is_blank
+from semgrad_guard.model.responses import is_blank
 from semgrad_guard.records import Failure
 
 _ROLES: dict[type[BaseMessage], str] = {
@@ -105,10 +105,35 @@ def text_of(message: BaseMessage) -> str:
     return "".join(parts)
 
 
+class Question(NamedTuple):
+    """The question of a conversation, its last human message: its place and its text.
+
+    `blank` tells that it has no visible character, so that any answer would be to no question. `after_tools` tells that
+    a tool has answered since, so that the answer is given from its result.
+    """
+
+    messages: list[BaseMessage]
+    place: int
+    text: str
+    blank: bool
+    after_tools: bool
+
+
+def question_in(given: Any) -> Question:
+    """Find the question in what a chat model takes.
+
+    Raises:
+        ConfigurationError: it is something else, or there is no human message.
+    """
+    messages = to_messages(given)
+    index, text = last_question(messages)
+    after_tools = any(isinstance(message, ToolMessage) for message in messages[index:])
+    return Question(messages, index, text, is_blank(text), after_tools)
+
+
 def reads_tool_results(messages: Sequence[BaseMessage]) -> bool:
     """Tell whether a tool has answered since the last human message, so that the answer is given from its result."""
-    index, _ = last_question(messages)
-    return any(isinstance(message, ToolMessage) for message in messages[index:])
+    return question_in(messages).after_tools
 
 
 def last_question(messages: Sequence[BaseMessage]) -> tuple[int, str]:
@@ -168,7 +193,7 @@ def _keys(value: Mapping[Any, Any]) -> str:
 
 def asks_nothing(messages: Sequence[BaseMessage]) -> bool:
     """Tell whether the last human message has no visible character, so that any answer would be to no question."""
-    return is_blank(last_question(messages)[1])
+    return question_in(messages).blank
 
 
 def _plain(message: BaseMessage) -> dict[str, Any]:

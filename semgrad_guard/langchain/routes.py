@@ -22,14 +22,14 @@ from semgrad_guard.errors import ConfigurationError, RetrievalError
 from semgrad_guard.langchain.drafts import unseen, without_streams
 from semgrad_guard.langchain.metadata import get_decision, get_message_scores
 from semgrad_guard.langchain.passages import query_from, sources_from
-from semgrad_guard.model.text_spans import is_blank
+from semgrad_guard.model.responses import is_blank
 from semgrad_guard.records import Source, Verdict
 from semgrad_guard.routing.grounding import grounded_question, passages_used
 from semgrad_guard.routing.ladder import Answer, Outcome, Situation
 from semgrad_guard.routing.limits import await_within, call_within
 from semgrad_guard.routing.routes import ReviewRequest, review_request
 from semgrad_guard.scoring.scorer import SemGradScorer
-from semgrad_guard.settings import SecondsOrNone, Settings, shown
+from semgrad_guard.settings import SecondsOrNone, Settings, renamed, shown
 
 _RETRIEVER = "a retriever, a vector store, or a function that finds passages"
 
@@ -57,29 +57,55 @@ class Retrieve(Settings):
     max_length: int | None = Field(default=None, ge=1)
     length_function: Callable[[str], int] = len
     below: float | None = Field(default=None, ge=0, le=1)
-    timeout: SecondsOrNone = None
+    timeout_seconds: SecondsOrNone = None
     decision: Literal["retrieve"] = "retrieve"
 
-    def __init__(self, retriever: Runnable[str, Any] | VectorStore | Callable[[str], Any], **settings: Any) -> None:
+    def __init__(
+        self,
+        retriever: Runnable[str, Any] | VectorStore | Callable[[str], Any],
+        *,
+        k: int = 3,
+        prompt: Callable[[str, Sequence[str]], str] = grounded_question,
+        rewrite: Any = None,
+        rounds: int = 1,
+        max_length: int | None = None,
+        length_function: Callable[[str], int] = len,
+        below: float | None = None,
+        timeout_seconds: float | None = None,
+        **unknown: Any,
+    ) -> None:
         """Set the retriever and how its passages are used.
 
         Args:
             retriever: a `BaseRetriever`, any Runnable or function from a string to documents or texts, alone or each in
                 a pair with its score, or a `VectorStore`, which is asked for the `k` nearest.
-            settings: `k`, the most passages used in a round; `prompt`, from question and passages to the prompt;
-                `rewrite`, a function or Runnable from a `Search` to the query (default: the question itself); `rounds`,
-                the most searches, each with a query of its own; `max_length`, how long the passages of a round may be
-                together, as `length_function` counts them (default: characters; those that do not fit are left out);
-                `below`, the confidence under which the route applies (None: the guard's threshold); `timeout` of each
-                search and each rewriting, in seconds.
+            k: the most passages used in a round.
+            prompt: makes the prompt from the question and the passages.
+            rewrite: a function or Runnable from a `Search` to the query; None: the question is the query.
+            rounds: the most searches, each with a query of its own.
+            max_length: how long the passages of a round may be together; those that do not fit are left out.
+            length_function: measures a passage for `max_length`; by default it counts characters.
+            below: confidence under which the route applies; None for the guard's threshold.
+            timeout_seconds: limit of each search and of each rewriting; None for as long as it takes.
+            unknown: refused by name.
 
         Raises:
             ConfigurationError: several rounds, but nothing that rewrites the query; a setting is unknown or wrong.
         """
+        settings: dict[str, Any] = {
+            "k": k,
+            "prompt": prompt,
+            "rewrite": rewrite,
+            "rounds": rounds,
+            "max_length": max_length,
+            "length_function": length_function,
+            "below": below,
+            "timeout_seconds": timeout_seconds,
+        }
+        settings |= renamed(unknown, "Retrieve", timeout="timeout_seconds")
         if isinstance(retriever, VectorStore):
-            most = settings.get("k", type(self).model_fields["k"].default)
-            retriever = retriever.as_retriever(search_kwargs={"k": most})
-        super().__init__(retriever=runnable_of(retriever, "Retrieve", _RETRIEVER), **settings)
+            retriever = retriever.as_retriever(search_kwargs={"k": k})
+        super().__init__(retriever=runnable_of(retriever, "Retrieve", _RETRIEVER), **settings, **unknown)
         if self.rounds > 1 and self.rewrite is None:
             raise ConfigurationError(
                 f"Retrieve(rounds={self.rounds}) without rewrite=... would search for the same again."
@@ -112,7 +138,7 @@ class Retrieve(Settings):
                 if isinstance(step, _Prompt):
                     step = rounds.send(await situation.aask(step.text))
                 else:
-                    step = rounds.send(await await_within(self.timeout, self._acalled(step)))
+                    step = rounds.send(await await_within(self.timeout_seconds, self._acalled(step)))
         except StopIteration as end:
             return cast(Outcome, end.value)
 
@@ -146,7 +172,7 @@ class Retrieve(Settings):
         return _Call(self.rewrite, _told(question, queries, sources), lambda text: query_from(text, question))
 
     def _called(self, call: _Call) -> Any:
-        return call_within(self.timeout, lambda: call.read(call.runnable.invoke(call.given)))
+        return call_within(self.timeout_seconds, lambda: call.read(call.runnable.invoke(call.given)))
 
     async def _acalled(self, call: _Call) -> Any:
         result = await call.runnable.ainvoke(call.given)
@@ -266,45 +292,65 @@ class Escalate(Settings):
     is promised of what settles: promises are about questions of all kinds, not about those that are left over here.
     """
 
-    other: Runnable[Any, Any]
+    to: Runnable[Any, Any]
     prompt: Callable[[ReviewRequest], Any] | None = None
-    allow: Callable[[], bool] | None = None
+    budget: Callable[[], bool] | None = None
     below: float | None = Field(default=None, ge=0, le=1)
-    timeout: SecondsOrNone = None
+    timeout_seconds: SecondsOrNone = None
     decision: Literal["escalate"] = "escalate"
 
-    def __init__(self, other: Runnable[Any, Any] | Callable[[Any], Any], **settings: Any) -> None:
-        """Set who is asked, and within which budget.
+    def __init__(
+        self,
+        to: Runnable[Any, Any] | Callable[[Any], Any] | None = None,
+        *,
+        prompt: Callable[[ReviewRequest], Any] | None = None,
+        budget: Callable[[], bool] | None = None,
+        below: float | None = None,
+        timeout_seconds: float | None = None,
+        **unknown: Any,
+    ) -> None:
+        """Set who answers, and within which budget.
 
         Args:
-            other: a Runnable or function that takes messages, or what `prompt` gives, and answers with a message or a
+            to: a Runnable or function that takes messages, or what `prompt` gives, and answers with a message or a
                 text.
-            settings: `prompt`, from a `ReviewRequest` with the question, the draft, its confidence and its scores to
-                the other's input (default: the messages the guard was given); since it may show the draft, callbacks
-                and traces then see the other only with `record_drafts`. `allow`, asked before each call, such as
-                `AtMost(10, per=3600)`; `below`, the confidence under which the route applies (None: the guard's
-                threshold); `timeout` in seconds.
+            prompt: makes its input from a `ReviewRequest` with the question, the draft, its confidence and its scores;
+                None: the messages that the guard was given. Since a prompt may show the draft, callbacks and traces
+                then see the run only with `record_drafts`.
+            budget: tells before each call whether it may be made, such as `RateLimit(10, per=3600)`; None: always.
+            below: confidence under which the route applies; None for the guard's threshold.
+            timeout_seconds: limit of each call; None for as long as it takes.
+            unknown: refused by name.
 
         Raises:
             ConfigurationError: a setting is unknown or wrong.
         """
-        super().__init__(other=runnable_of(other, "Escalate", "a Runnable or a function that answers"), **settings)
+        settings: dict[str, Any] = {
+            "to": to,
+            "prompt": prompt,
+            "budget": budget,
+            "below": below,
+            "timeout_seconds": timeout_seconds,
+        }
+        settings |= renamed(unknown, "Escalate", other="to", allow="budget", timeout="timeout_seconds")
+        settings["to"] = runnable_of(settings["to"], "Escalate", "a Runnable or a function that answers")
+        super().__init__(**settings, **unknown)
 
     def attempt(self, situation: Situation) -> Outcome:
         """Ask the other, if the budget allows."""
         given = self._given(situation)
-        if self.allow is not None and not self.allow():
+        if self.budget is not None and not self.budget():
             return _EXHAUSTED
         with self._heard_by(situation) as config:
-            return _outcome(call_within(self.timeout, lambda: self.other.invoke(given, config)))
+            return _outcome(call_within(self.timeout_seconds, lambda: self.to.invoke(given, config)))
 
     async def aattempt(self, situation: Situation) -> Outcome:
         """Ask the other, if the budget allows."""
         given = self._given(situation)
-        if self.allow is not None and not self.allow():
+        if self.budget is not None and not self.budget():
             return _EXHAUSTED
         with self._heard_by(situation) as config:
-            return _outcome(await await_within(self.timeout, self.other.ainvoke(given, config)))
+            return _outcome(await await_within(self.timeout_seconds, self.to.ainvoke(given, config)))
 
     def _given(self, situation: Situation) -> Any:
         return list(situation.conversation) if self.prompt is None else self.prompt(review_request(situation))

@@ -15,9 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from semgrad_guard.calibration.verdict import Standard
 from semgrad_guard.errors import ConfigurationError, DataError, described, named
 from semgrad_guard.langchain.metadata import SCORES, get_message_scores
-from semgrad_guard.model.load import revision
 from semgrad_guard.model.responses import ParsedResponse, Response, take_apart
-from semgrad_guard.model.text_spans import is_blank, token_spans
+from semgrad_guard.model.text_spans import token_spans
 from semgrad_guard.records import (
     AnswerKind,
     CallConfidence,
@@ -100,7 +99,7 @@ def scored_messages(
 
 
 def _without_answer(response: Response) -> Failure | None:
-    return response.failure or (_EMPTY if is_blank(response.text) else None)
+    return response.failure or (_EMPTY if response.blank else None)
 
 
 def _scores(
@@ -137,7 +136,7 @@ def _message(
     ids = [f"call_{uuid.uuid4().hex[:24]}" for _ in parsed.calls]
     metadata = {
         "model_name": scorer.model.config.name_or_path,
-        "revision": revision(scorer.model),
+        "revision": scorer.revision,
         "finish_reason": generation.finish_reason,
         SCORES: _record(scores, failure, ids, generation, response).model_dump(mode="json"),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,18 @@ def layer(*settings: Mapping[str, Any], owner: type[BaseModel], known: Collectio
     found |= {name: getattr(values, name) for name in found if name in _Values.model_fields}
     _check_agreement(found, written, owner)
     return found
+
+
+def stacked(*layers: Sequence[Mapping[str, Any]], owner: type[BaseModel]) -> dict[str, Any]:
+    """Check layers of settings, the earliest first, and let each stand over those before it.
+
+    Raises:
+        ConfigurationError: a setting is unknown, wrong, or contradicts another of its layer.
+    """
+    settings: dict[str, Any] = {}
+    for written in layers:
+        settings = over(settings, layer(*written, owner=owner))
+    return settings
 
 
 def over(base: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:

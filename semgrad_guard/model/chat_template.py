@@ -41,7 +41,7 @@ def encode_chat(
 def encode_answer(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], answer: str, ends: Collection[int] = ()
 ) -> list[int]:
-    """Encode an answer to messages as the model would write it: as the chat template goes on, end of turn included.
+    """Encode an answer as the model would write it after these messages, its end of turn included.
 
     The template decides about blanks before the answer and about the token that ends it. What the template writes after
     that token belongs to the next turn. Where the template does not continue the prompt with the answer, the answer is
@@ -49,7 +49,7 @@ def encode_answer(
 
     Args:
         tokenizer: has the chat template.
-        messages: what is answered; none if only the answer's own text is known.
+        messages: the messages before the answer; none if only the answer's own text is known.
         answer: the answer's text.
         ends: ids that end a turn, beside the tokenizer's end token.
 

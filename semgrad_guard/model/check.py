@@ -1,8 +1,7 @@
-"""What a model must be like so that its scores are exact; everything else is refused with cause and remedy."""
+"""The checks of a model before it is scored: one whose scores would not be exact is refused, with cause and remedy."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -10,11 +9,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from semgrad_guard._compat import cache_argument, is_compiled, linear_layers
-from semgrad_guard.errors import ConfigurationError, EmptyResponseError, PromptTooLongError, UnsupportedModelError
-from semgrad_guard.model.generate import context_length
+from semgrad_guard.errors import UnsupportedModelError
+from semgrad_guard.model.generate import check_scorable
 from semgrad_guard.model.gradient_check import check_gradients
-from semgrad_guard.model.mirror import mirror
-from semgrad_guard.model.replay import Head
+from semgrad_guard.model.replay import Head, mirror
 
 _LEAST_SHARE = 0.5  # of the embedding's rows that a tokenizer uses; padding and reserved tokens are far fewer
 
@@ -80,44 +78,15 @@ def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
 
 def _end_ids(model: PreTrainedModel) -> set[int]:
     """Collect the end tokens of both configurations."""
-    found: set[int] = set()
+    ids: set[int] = set()
     for config in (model.config.get_text_config(decoder=True), model.generation_config):
         ends = getattr(config, "eos_token_id", None)
-        found |= set(ends) if isinstance(ends, list | tuple) else set() if ends is None else {ends}
-    return found
+        ids |= set(ends) if isinstance(ends, list | tuple) else set() if ends is None else {ends}
+    return ids
 
 
 _PROBE_TOKENS = 4
 _TOLERANCE = 1e-3  # and twice the rounding of the logits' own precision; a wrong transform is off by far more
-
-
-def check_scorable(model: PreTrainedModel) -> None:
-    """Refuse training mode, in which dropout and gradient checkpointing change what is computed."""
-    if model.training:
-        raise UnsupportedModelError(f"{type(model).__name__} is in training mode. Call model.eval() before scoring.")
-
-
-def check_sequences(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
-) -> None:
-    """Refuse what cannot be scored with this model: an empty response, too many tokens, ids it does not know."""
-    check_scorable(model)
-    limit = context_length(model)
-    vocabulary = model.config.get_text_config(decoder=True).vocab_size
-    for index, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        if not response:
-            raise EmptyResponseError(f"Response {index} has no tokens; there is nothing to score.")
-        if limit is not None and len(prompt) + len(response) > limit:
-            raise PromptTooLongError(
-                f"Sequence {index} has {len(prompt)} prompt and {len(response)} response tokens; the model's "
-                f"context holds {limit}. Shorten the prompt."
-            )
-        unknown = [token for token in (*prompt, *response) if not 0 <= token < vocabulary]
-        if unknown:
-            raise ConfigurationError(
-                f"Sequence {index} holds token {unknown[0]}; the model's vocabulary has {vocabulary}. Are the ids "
-                "from another tokenizer?"
-            )
 
 
 def check_model(model: PreTrainedModel) -> None:
@@ -166,7 +135,7 @@ def _check_head(model: PreTrainedModel) -> None:
             f"{type(model).__name__} does not give one hidden state per layer, so no gradient at a layer is defined."
         )
     with torch.no_grad():
-        ours = head.transform(head.raw(states[-1])).float()
+        ours = head.transform(head.module(states[-1])).float()
     if not torch.allclose(ours, theirs.float(), rtol=tolerance, atol=tolerance * float(theirs.abs().max())):
         raise UnsupportedModelError(
             f"The output head of {type(model).__name__} transforms its logits in a way that is not known here, so the "

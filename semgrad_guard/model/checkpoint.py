@@ -1,4 +1,4 @@
-"""Where a checkpoint lies: a GGUF file, a folder, or the hub; and whether its files are whole."""
+"""The place of a checkpoint: a GGUF file, a folder, or the hub; and a check that its files are whole."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def cannot_load(name: str | Path, why: str) -> UnsupportedModelError:
 def locate(name: str | Path, *, revision: str | None = None) -> Path | str:
     """Tell files and folders from hub ids; a GGUF file on the hub is fetched, and without network the cache is used.
 
-    What begins as a path, or has a folder before its last slash that is there, is a path and never a hub id.
+    A name that begins as a path, or whose folder exists, is a path and never a hub id.
 
     Args:
         name: a GGUF file, a folder with safetensors or with one GGUF file, a hub id `owner/name`, or a hub id with a
@@ -118,10 +118,10 @@ def _check_safetensors(folder: Path) -> None:
 
 
 def hub_failure() -> str:
-    """Say why the hub cannot be asked; nothing if it answers.
+    """Say why the hub does not answer; "" if it answers.
 
-    It is asked once, and then not at all: a file that cannot be had is otherwise tried five times, and an id that does
-    not exist takes most of a minute. A name look-up has no time limit of its own, so another thread waits for it.
+    It is asked only once. Otherwise a missing file is tried five times, and an id that does not exist takes most of a
+    minute. A name look-up has no time limit of its own, so another thread waits for it.
     """
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
@@ -172,13 +172,13 @@ def _not_on_hub(name: str | Path, failure: str, error: Exception) -> Unsupported
 
 
 def hub_commit(path: Path) -> str | None:
-    """Read off a path in the hub's cache which commit it is of; None for other paths."""
-    found = _SNAPSHOT.search(path.as_posix())
-    return found and found[1]
+    """Read the commit off a path in the hub's cache; None for other paths."""
+    match = _SNAPSHOT.search(path.as_posix())
+    return match and match[1]
 
 
 def first_line(error: Exception) -> str:
-    """Give the first line of what a library says, and the kind of error where the line says little by itself."""
+    """Give the first line of a library's message, and the kind of error where the line says little by itself."""
     line = next(iter(str(error).strip().splitlines()), "").rstrip(" :")
     if line and isinstance(error, OSError | ValueError | RuntimeError | ImportError):
         return line

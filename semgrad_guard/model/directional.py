@@ -1,6 +1,6 @@
 """Directional derivatives from both sides: <J^T v, u> by the backward, and <v, J u> by two forward passes.
 
-They agree where the backward belongs to the forward, and differ where it gives zeros or something else.
+They agree where the backward belongs to the forward. They differ where it gives zeros or something else.
 """
 
 from __future__ import annotations
@@ -58,39 +58,39 @@ class Trial:
         self._rows = math.gcd(*(value.shape[0] if value.ndim > 1 else 1 for stage in stages for value in stage))
 
     def outcomes(self) -> list[Outcome]:
-        """Tell of each step from a stage to the next whether both sides agree, or do but for rounded inputs."""
+        """Compare both sides at each step between stages: they agree, agree but for rounding, or fail."""
         pairs = range(len(self._gradients) - 1)
         silent = [pair for pair in pairs if not any(bool(value.any()) for value in self._gradients[pair])]
-        settled: dict[int, Outcome] = {}
+        decided: dict[int, Outcome] = {}
         if silent:  # no gradient is right only where no change, however large, comes through
             products = self._products(_WIDE_STEPS[-1], wide=True)
-            settled = {pair: "fails" if bool(products[pair + 1].any()) else "agrees" for pair in silent}
+            decided = {pair: "fails" if bool(products[pair + 1].any()) else "agrees" for pair in silent}
         fine: list[list[Tensor]] = []
         if not self._half:
-            fine = [self._settle(settled, step, _FINE_ERROR) for step in _FINE_STEPS if len(settled) < len(pairs)]
+            fine = [self._decide(decided, step, _FINE_ERROR) for step in _FINE_STEPS if len(decided) < len(pairs)]
         for pair in pairs if len(fine) == len(_FINE_STEPS) else ():
-            if pair not in settled and _trustworthy([(products[pair], products[pair + 1]) for products in fine]):
-                settled[pair] = "fails"
+            if pair not in decided and _trustworthy([(products[pair], products[pair + 1]) for products in fine]):
+                decided[pair] = "fails"
         for step in _COARSE_STEPS[-1:] if self._linear else _COARSE_STEPS:
-            if len(settled) < len(pairs):
-                self._settle(settled, step, _COARSE_ERROR)
+            if len(decided) < len(pairs):
+                self._decide(decided, step, _COARSE_ERROR)
         for step in _WIDE_STEPS if self._linear else ():
-            if len(settled) < len(pairs):
-                self._settle(settled, step, _WIDE_ERROR, wide=True)
-        return [settled.get(pair, "fails") for pair in pairs]
+            if len(decided) < len(pairs):
+                self._decide(decided, step, _WIDE_ERROR, wide=True)
+        return [decided.get(pair, "fails") for pair in pairs]
 
     def reached(self) -> list[Outcome]:
-        """Tell of each step only whether a gradient that is finite and not all zero comes out of it.
+        """Check each step only for a gradient that is finite and not all zero.
 
-        That is all there is to know where many roundings on the way drown the differences.
+        Many roundings on the way drown all other differences.
         """
         return ["agrees" if _is_something(stage) else "fails" for stage in self._gradients[:-1]]
 
-    def _settle(self, settled: dict[int, Outcome], step: float, allowed: float, *, wide: bool = False) -> list[Tensor]:
+    def _decide(self, decided: dict[int, Outcome], step: float, allowed: float, *, wide: bool = False) -> list[Tensor]:
         products = self._products(step, wide=wide)
         for pair, (before, after) in enumerate(pairwise(products)):
-            if pair not in settled and (distance := _distance(before, after)) <= allowed:
-                settled[pair] = "rounds" if self._linear and distance > _ROUNDED else "agrees"
+            if pair not in decided and (distance := _distance(before, after)) <= allowed:
+                decided[pair] = "rounds" if self._linear and distance > _ROUNDED else "agrees"
         return products
 
     def _products(self, step: float, *, wide: bool = False) -> list[Tensor]:
@@ -120,7 +120,7 @@ class Trial:
 
 
 class _Choices(TorchFunctionMode):
-    """Remembers which experts were chosen, so that a small change does not choose others: derivatives end there."""
+    """Remembers the choice of experts, so that a small change does not choose others: derivatives end there."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ def _gradients(stages: list[Stage], weights: Stage) -> list[Stage]:
     """Pull the weights at the last stage back to the others; zeros where no gradient comes."""
     places = [place for place, output in enumerate(stages[-1]) if output.requires_grad]
     reachable = [value for stage in stages[:-1] for value in stage if value.requires_grad]
-    found: dict[int, Tensor] = {}
+    by_value: dict[int, Tensor] = {}
     if places:
         outputs, at_outputs = ([stage[place] for place in places] for stage in (stages[-1], weights))
         pulled: tuple[Tensor | None, ...]
@@ -165,8 +165,8 @@ def _gradients(stages: list[Stage], weights: Stage) -> list[Stage]:
         except Exception:  # "derivative for ... is not implemented", or whatever a kernel's own backward raises
             pulled = (None,) * len(reachable)
         pairs = zip(reachable, pulled, strict=True)
-        found = {id(value): gradient for value, gradient in pairs if gradient is not None}
-    return [[found.get(id(value), torch.zeros_like(value)).detach() for value in stage] for stage in stages[:-1]]
+        by_value = {id(value): gradient for value, gradient in pairs if gradient is not None}
+    return [[by_value.get(id(value), torch.zeros_like(value)).detach() for value in stage] for stage in stages[:-1]]
 
 
 def _is_something(gradients: Stage) -> bool:

@@ -1,4 +1,4 @@
-"""Telling models apart: a fingerprint of the weights and one of the chat template, and what the weights are held in."""
+"""Fingerprints of a model's weights and of its chat template, and the precision that the weights are held in."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def template_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _besides(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
-    """Give what is saved with a model and is no parameter: packed weights, their scales, buffers."""
+    """Give what is saved with a model beside its parameters: packed weights, their scales, buffers."""
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     yield from sorted((name, value) for name, value in model.state_dict().items() if name not in parameters)
 
@@ -73,7 +73,7 @@ def _add(digest: Any, name: str, value: Any) -> None:
 
 
 def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
-    """Take apart what holds weights: tuples of packed ones, and tensors made of several, as those of torchao."""
+    """Take containers of weights apart: tuples of packed ones, and tensors made of several, as those of torchao."""
     if isinstance(value, (list, tuple)):
         for place, part in enumerate(value):
             yield from _tensors(f"{name}.{place}", part)

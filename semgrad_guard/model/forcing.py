@@ -20,9 +20,9 @@ _CLOSING = ('"', "\\", "\n", "}", "</", "tool_call")
 
 
 class Skeleton(LogitsProcessor):
-    """Lets through fixed pieces of text and, between them, values: a string ends where the model would close it.
+    """Lets fixed pieces of text through and, between them, values: a string ends where the model would close it.
 
-    Every step, exactly the tokens that keep the call readable are left to choose from. One row at a time.
+    At every step, exactly the tokens that keep the call readable are left. It serves one row at a time.
     """
 
     def __init__(
@@ -39,19 +39,19 @@ class Skeleton(LogitsProcessor):
         """
         self._pieces, self._slots, self._width = [list(piece) for piece in pieces], list(slots), prompt_width
         self._quotes, self._digits = quotes, digits
-        self._piece, self._begun = 0, 0  # the piece being written, and the response column it began at
+        self._piece, self._piece_start = 0, 0  # the piece being written, and the response column it began at
         self._value_at: int | None = None  # the column the present value began at
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """Rule out what does not fit."""
+        """Rule out every token that does not fit."""
         place = input_ids.shape[1] - self._width
         if self._value_at is not None:
             if self._goes_on(place - self._value_at, scores):
                 return scores
-            self._piece, self._begun, self._value_at = self._piece + 1, place, None
+            self._piece, self._piece_start, self._value_at = self._piece + 1, place, None
         piece = self._pieces[self._piece]
-        if place - self._begun < len(piece):
-            return _only(scores, piece[place - self._begun])
+        if place - self._piece_start < len(piece):
+            return _only(scores, piece[place - self._piece_start])
         if self._piece == len(self._slots):
             return scores  # written out
         self._value_at = place
@@ -78,14 +78,14 @@ class RowByRow(LogitsProcessor):
         self._paddings = [max(lengths) - length for length in lengths]
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """Rule out in each row what does not fit there."""
-        found = scores.clone()
+        """Rule out in each row every token that does not fit there."""
+        allowed = scores.clone()
         width = len(scores) // len(self._rows)  # several beams of a row lie together
         for row, (processor, padding) in enumerate(zip(self._rows, self._paddings, strict=True)):
             if processor is not None:
-                own = slice(row * width, (row + 1) * width)
-                found[own] = processor(cast(torch.LongTensor, input_ids[own, padding:]), found[own])
-        return cast(torch.FloatTensor, found)
+                beams = slice(row * width, (row + 1) * width)
+                allowed[beams] = processor(cast(torch.LongTensor, input_ids[beams, padding:]), allowed[beams])
+        return cast(torch.FloatTensor, allowed)
 
 
 class ForcedBeginning(LogitsProcessor):
@@ -109,10 +109,10 @@ def forced_call(
     name: str | None,
     prompt: Sequence[int],
 ) -> LogitsProcessor:
-    """Force a call of a tool; None for the one whose name the model finds likeliest.
+    """Force a call of a tool; None stands for the tool whose name the model finds likeliest.
 
-    Where all that the tool requires are strings and integers, the call is sure to be readable and complete. Else only
-    its beginning is forced.
+    A call whose required arguments are all strings and integers is sure to be readable and complete. Of other calls
+    only the beginning is forced.
 
     Raises:
         ConfigurationError: the template does not write tool calls.
@@ -153,7 +153,7 @@ def _likeliest(
     names = [str(tool["function"]["name"]) for tool in tools]
     if len(names) == 1:
         return names[0]
-    found = []
+    averages = []
     for name in names:
         text = _written(tokenizer, messages, tools, name, {})
         ids = _ids(tokenizer, text[: text.index(name) + len(name)])
@@ -161,8 +161,8 @@ def _likeliest(
             whole = torch.tensor([[*prompt, *ids]], device=model.device)
             logits = model(input_ids=whole, use_cache=False).logits[0, len(prompt) - 1 : -1]
         log_p = torch.log_softmax(logits.float(), dim=-1)
-        found.append(float(log_p.gather(-1, whole[0, len(prompt) :, None]).mean()))
-    return names[max(range(len(names)), key=found.__getitem__)]
+        averages.append(float(log_p.gather(-1, whole[0, len(prompt) :, None]).mean()))
+    return names[max(range(len(names)), key=averages.__getitem__)]
 
 
 def _written(

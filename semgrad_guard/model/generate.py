@@ -1,4 +1,4 @@
-"""Generation: one call of `model.generate` for a batch of prompts, on ids, with nothing rendered twice."""
+"""Generation: one call of `model.generate` for a batch of prompts, on ids; no prompt is rendered twice."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from semgrad_guard._compat import generated_cache
-from semgrad_guard.errors import ConfigurationError, PromptTooLongError
-from semgrad_guard.model.mirror import Boundary
+from semgrad_guard.errors import ConfigurationError, EmptyResponseError, PromptTooLongError, UnsupportedModelError
+from semgrad_guard.model.replay import Boundary
 from semgrad_guard.records import FinishReason, Generation, GenerationBatch, TokenLogProb
 from semgrad_guard.settings import unknown_name
 
@@ -33,12 +33,41 @@ def context_length(model: PreTrainedModel) -> int | None:
 
 
 def check_prompt(model: PreTrainedModel, prompt: Sequence[int], settings: dict[str, Any]) -> None:
-    """Refuse a prompt that could not be answered, before it shares a batch with others.
+    """Refuse a prompt that leaves no room for an answer, before it shares a batch with others.
 
     Raises:
         PromptTooLongError: with the tokens to generate it does not fit into the context.
     """
     _check_length(model, len(prompt), _most(model, settings))
+
+
+def check_scorable(model: PreTrainedModel) -> None:
+    """Refuse training mode, in which dropout and gradient checkpointing change what is computed."""
+    if model.training:
+        raise UnsupportedModelError(f"{type(model).__name__} is in training mode. Call model.eval() before scoring.")
+
+
+def check_sequences(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
+) -> None:
+    """Refuse what cannot be scored with this model: an empty response, too many tokens, or unknown ids."""
+    check_scorable(model)
+    limit = context_length(model)
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    for index, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        if not response:
+            raise EmptyResponseError(f"Response {index} has no tokens; there is nothing to score.")
+        if limit is not None and len(prompt) + len(response) > limit:
+            raise PromptTooLongError(
+                f"Sequence {index} has {len(prompt)} prompt and {len(response)} response tokens; the model's "
+                f"context holds {limit}. Shorten the prompt."
+            )
+        unknown = [token for token in (*prompt, *response) if not 0 <= token < vocabulary]
+        if unknown:
+            raise ConfigurationError(
+                f"Sequence {index} holds token {unknown[0]}; the model's vocabulary has {vocabulary}. Are the ids "
+                "from another tokenizer?"
+            )
 
 
 def generate(
@@ -51,12 +80,12 @@ def generate(
     seed: int | None = None,
     **settings: Any,
 ) -> list[Generation]:
-    """Generate one response per prompt; prompts are padded on the left here, whatever the tokenizer's own side is.
+    """Generate one response per prompt; prompts are padded on the left, whatever the tokenizer's own side is.
 
-    With `keep`, a layer and a number of prompt columns, the hidden states at that layer's input are kept from those
-    columns on, so that the layers below need not be run again for scoring. With `top_logprobs`, which may be 0, each
-    response token comes with its log-probability under the unwarped distribution, and that many of the likeliest. With
-    `seed`, what is sampled is the same again, for the same prompts together, and torch's own generators are left alone.
+    `keep` names a layer and a number of prompt columns. The hidden states at that layer's input are then kept from
+    those columns on, so that scoring need not run the layers below. `top_logprobs`, which may be 0, adds to each
+    response token its log-probability under the unwarped distribution, and that many of the likeliest tokens. A `seed`
+    repeats what is sampled, for the same prompts together, and leaves torch's own generators alone.
 
     Raises:
         PromptTooLongError: a prompt with the tokens to generate does not fit into the context.
@@ -80,8 +109,8 @@ def generate(
     if (several := settings.get("num_return_sequences") or config.num_return_sequences or 1) != 1:
         raise ConfigurationError(f"num_return_sequences={several}: expected 1. Repeat the prompt for several.")
     with _blamed_on(settings):
-        others = config.update(**settings)  # what is no generation setting: a streamer, processors, the tokenizer
-    _check_names(model, others)
+        extras = config.update(**settings)  # what is no generation setting: a streamer, processors, the tokenizer
+    _check_names(model, extras)
     beams = config.num_beams or 1
     if top_logprobs is not None and beams > 1:
         raise ConfigurationError(f"logprobs with num_beams={beams}: expected 1 beam. Leave logprobs or num_beams out.")
@@ -101,14 +130,14 @@ def generate(
             input_ids=torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device),
             attention_mask=torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device),
             generation_config=config,
-            **others,
+            **extras,
         )
     cache = generated_cache(output)
     total = output.sequences.shape[1]
     batch = GenerationBatch(cache, width, total) if cache is not None and beams == 1 else None
     if batch is not None and keep is not None and boundary is not None:
         batch = replace(batch, boundary=boundary.states(keep[1] + total - 1 - width), boundary_layer=keep[0])
-    ends = _Ends.of(tokenizer, config, others, padding=pad if len(prompts) * beams > 1 else None)
+    ends = _Ends.of(tokenizer, config, extras, padding=pad if len(prompts) * beams > 1 else None)
     generations = []
     for row, prompt in enumerate(prompts):
         response, finish = ends.trim(output.sequences[row, width:].tolist())
@@ -133,7 +162,7 @@ def _seeded(seed: int | None, model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def _blamed_on(settings: dict[str, Any]) -> Iterator[None]:
-    """Name the settings that are checked by transformers alone where it fails over one."""
+    """Name the settings that transformers alone checks, where it fails over one."""
     try:
         yield
     except (ValueError, TypeError, AttributeError) as error:
@@ -146,7 +175,7 @@ def _blamed_on(settings: dict[str, Any]) -> Iterator[None]:
 
 
 def _check_names(model: PreTrainedModel, settings: dict[str, Any]) -> None:
-    """Refuse what neither `model.generate` nor the model itself takes."""
+    """Refuse a setting that neither `model.generate` nor the model takes."""
     known = {"tokenizer"}
     for method in (model.generate, model.forward):
         known |= inspect.signature(cast(Any, method)).parameters.keys()
@@ -156,20 +185,20 @@ def _check_names(model: PreTrainedModel, settings: dict[str, Any]) -> None:
 
 
 def _most(model: PreTrainedModel, settings: dict[str, Any]) -> int:
-    """Give the limit of new tokens in force."""
+    """Give the limit of new tokens."""
     config = settings.get("generation_config") or model.generation_config
     return settings.get("max_new_tokens", config.max_new_tokens) or _DEFAULT_NEW_TOKENS
 
 
 def _log_probs(logits: Sequence[Tensor], response: Sequence[int], most: int) -> tuple[TokenLogProb, ...]:
     """Read each token's log-probability, in nats, and those of the likeliest tokens there."""
-    found = []
+    log_probs = []
     for token, row in zip(response, logits, strict=True):
         log_p = torch.log_softmax(row.float(), dim=-1)
         values, ids = log_p.topk(min(most, len(log_p)))
         top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
-        found.append(TokenLogProb(token, float(log_p[token]), top))
-    return tuple(found)
+        log_probs.append(TokenLogProb(token, float(log_p[token]), top))
+    return tuple(log_probs)
 
 
 def _check_length(model: PreTrainedModel, width: int, new_tokens: int) -> None:
@@ -218,7 +247,7 @@ class _Ends:
         cls,
         tokenizer: PreTrainedTokenizerBase,
         config: GenerationConfig,
-        others: dict[str, Any],
+        extras: dict[str, Any],
         *,
         padding: int | None,
     ) -> _Ends:
@@ -229,21 +258,21 @@ class _Ends:
             padding,
             cast(int, config.max_new_tokens),
             [marks] if isinstance(marks, str) else marks,
-            bool(others.get("stopping_criteria")) and config.max_time is None,
+            bool(extras.get("stopping_criteria")) and config.max_time is None,
             config.max_time is not None,
         )
 
     def trim(self, tokens: list[int]) -> tuple[list[int], FinishReason]:
-        """Cut what is not of the response off its end, and say why it ended."""
+        """Cut padding and later text off a response's end, and say why it ended."""
         for index, token in enumerate(tokens):
             if token in self.ids:
                 stopped = token == self.padding and self._holds_mark(tokens[:index])
                 return tokens[: index + (not stopped)], "stop"
-        kept = list(tokens)
-        while kept and kept[-1] == self.padding:
-            kept.pop()
-        if len(kept) < len(tokens) and (self.criteria or self._holds_mark(kept)):
-            return kept, "stop"
+        trimmed = list(tokens)
+        while trimmed and trimmed[-1] == self.padding:
+            trimmed.pop()
+        if len(trimmed) < len(tokens) and (self.criteria or self._holds_mark(trimmed)):
+            return trimmed, "stop"
         ended = self.criteria or (self._holds_mark(tokens) if self.timed else bool(self.marks))
         return tokens, "stop" if ended and len(tokens) < self.most else "length"
 

@@ -1,4 +1,4 @@
-"""GGUF files: what the header says, so that a file can be judged before its weights are unpacked."""
+"""The header of GGUF files, by which a file is judged before its weights are unpacked."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class GgufHeader:
     @property
     def end_ids(self) -> set[int]:
         """The tokens that end an answer."""
-        found = (self.fields.get(f"tokenizer.ggml.{name}_token_id") for name in _END_FIELDS)
-        return {int(token) for token in found if token is not None}
+        ids = (self.fields.get(f"tokenizer.ggml.{name}_token_id") for name in _END_FIELDS)
+        return {int(token) for token in ids if token is not None}
 
     def memory(self, dtype: torch.dtype) -> int:
         """The memory that the unpacked weights take, in bytes."""

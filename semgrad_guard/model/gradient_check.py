@@ -1,11 +1,11 @@
-"""Gradients checked by number: what the backward gives against what a small change of the input does.
+"""Gradients checked by number: the backward is compared with what a small change of the input does.
 
 torch marks the output of a kernel without a backward, as many quantised ones, as differentiable all the same, and its
-gradient is zero. The residual stream goes round such a module, so that no score looks wrong: only a number tells.
+gradient is zero. The residual stream goes round such a module, so that no score looks wrong: only a number shows it.
 
-Each module inside the decoder is tried by itself, on what it receives from a few tokens, so that the error can name
-it. What stands between the modules is tried by a change of the embeddings, followed through the layers. The cost is
-about that of fifteen forward passes over the 24 tokens of the probe.
+Each module inside the decoder is tried by itself, on its own inputs from a few tokens, so that the error can name it. A
+change of the embeddings, followed through the layers, tries what stands between the modules. The cost is about that of
+fifteen forward passes over the 24 tokens of the probe.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from semgrad_guard.errors import UnsupportedModelError
 from semgrad_guard.model.directional import Outcome, Stage, Trial
-from semgrad_guard.model.mirror import decoder_layers, mirror
+from semgrad_guard.model.replay import decoder_layers, mirror
 
 _ROWS, _COLUMNS = 8, 3
 _STRIDE = 7919  # a prime: the tokens of the probe lie all over the vocabulary
@@ -30,7 +30,7 @@ _NAMES = 3
 def check_gradients(model: PreTrainedModel) -> None:
     """Refuse a model whose gradients are not those of its forward pass, in whole or in part.
 
-    Call it after a forward pass without gradients: some kernels repack their weights in the first one, and have no
+    Call it after a forward pass without gradients: some kernels repack their weights in the first one and have no
     backward from then on.
 
     Raises:
@@ -60,7 +60,7 @@ def check_gradients(model: PreTrainedModel) -> None:
 
 
 class _Probe:
-    """Tries the modules of a model on what they receive from a few tokens."""
+    """Tries the modules of a model on their own inputs from a few tokens."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model, self._decoder = model, model.get_decoder()
@@ -138,10 +138,10 @@ class _Probe:
             return
 
         def compute(inputs: Stage) -> list[Stage]:
-            given = dict(zip(received, inputs, strict=True))
+            replaced = dict(zip(received, inputs, strict=True))
             output = module(
-                *(given.get(place, value) for place, value in enumerate(args)),
-                **{place: given.get(place, value) for place, value in kwargs.items()},
+                *(replaced.get(place, value) for place, value in enumerate(args)),
+                **{place: replaced.get(place, value) for place, value in kwargs.items()},
             )
             return [_floating(output)]
 
@@ -153,7 +153,7 @@ class _Probe:
         self._record(name, module, outcome)
 
     def _rounds(self, module: nn.Module) -> bool:
-        """Tell whether a module holds others that round what they receive more coarsely than its precision."""
+        """Tell whether a module holds others that round their inputs more coarsely than its precision."""
         return any(type(part) in self._rounding for part in module.modules() if part is not module)
 
     def _record(self, name: str, module: nn.Module, outcome: Outcome) -> None:

@@ -161,7 +161,7 @@ def _load_weights(name: str | Path, place: Path | str, **settings: Any) -> PreTr
 
 
 def _names(tensors: Sequence[str]) -> str:
-    """Name tensors, not all of many."""
+    """Name tensors; of many, only the first."""
     if len(tensors) == 1:
         return f"the tensor {tensors[0]}"
     return f"{len(tensors)} tensors ({', '.join(tensors[:_NAMED])}{', ...' if len(tensors) > _NAMED else ''})"

@@ -1,20 +1,101 @@
-"""Running a sequence's end again, with gradients, on the generation's cache where that is exact; the output head."""
+"""The replay runs the end of a sequence again, with gradients, on a mirror of the model and the generation's cache."""
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from types import MethodType
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from semgrad_guard._compat import cache_argument, cache_of, linear_layers, plain_keys_and_values
+from semgrad_guard._compat import (
+    CHILDREN,
+    HOOK_TABLES,
+    cache_argument,
+    linear_layers,
+    sliced_cache,
+)
 from semgrad_guard.errors import UnsupportedModelError
-from semgrad_guard.model.mirror import PassThrough, decoder_layers, mirror
-from semgrad_guard.records import GenerationBatch, Path
+from semgrad_guard.records import GenerationBatch, ReplayPath
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def mirror(module: M, *, leaves: bool = False) -> M:
+    """Copy the module objects of a tree, not their weights.
+
+    transformers answers `output_hidden_states=True` by setting forward hooks that stay. A mirror takes these hooks and
+    is thrown away, and the user's modules stay free of them. The user's own hooks go along. A mirror takes microseconds
+    per module, so each pass makes its own, which is never out of date.
+
+    Modules without children are shared, since nothing sets hooks on them; with `leaves` they are copied as well.
+    """
+    children = vars(module)[CHILDREN]
+    if not (children or leaves):
+        return module
+    twin = copy.copy(module)
+    for name, value in vars(module).items():  # a forward that was replaced on the object, as accelerate does
+        if isinstance(value, MethodType) and value.__self__ is module:
+            vars(twin)[name] = MethodType(value.__func__, twin)
+        elif isinstance(value, partial) and value.args and value.args[0] is module:
+            vars(twin)[name] = partial(value.func, twin, *value.args[1:], **value.keywords)
+    for name in HOOK_TABLES:  # `copy.copy` shares the dictionaries of both
+        vars(twin)[name] = vars(twin)[name].copy()
+    vars(twin)[CHILDREN] = {
+        name: None if child is None else mirror(child, leaves=leaves) for name, child in children.items()
+    }
+    return twin
+
+
+def decoder_layers(model: PreTrainedModel, decoder: nn.Module) -> nn.ModuleList:
+    """Find the decoder layers of a model in its decoder or a mirror of it: the list as long as the configuration says.
+
+    Raises:
+        UnsupportedModelError: there is none.
+    """
+    count = model.config.get_text_config(decoder=True).num_hidden_layers
+    for child in decoder.modules():
+        if isinstance(child, nn.ModuleList) and len(child) == count:
+            return child
+    raise UnsupportedModelError(
+        f"{type(model).__name__} has no list of {count} decoder layers, so no gradient at a layer can be taken."
+    )
+
+
+class Boundary:
+    """A mirror of the model to generate with; it records the inputs of one layer meanwhile."""
+
+    def __init__(self, model: PreTrainedModel, layer: int, tail: int) -> None:
+        """Watch a layer's input: its last `tail` columns of the prompt, and every column after it."""
+        self.model = mirror(model)
+        self._tail = tail
+        self._parts: list[Tensor] = []
+        watched = decoder_layers(model, self.model.get_decoder())[layer]
+        watched.register_forward_pre_hook(self._record, with_kwargs=True)
+
+    def _record(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs = args[0] if args else kwargs["hidden_states"]
+        self._parts.append(inputs[:, -self._tail :].clone() if not self._parts else inputs)
+
+    def states(self, columns: int) -> Tensor | None:
+        """Give the recorded inputs, [B, columns, D]; None where generation did not go token by token."""
+        if not self._parts or sum(part.shape[1] for part in self._parts) != columns:
+            return None
+        return torch.cat(self._parts, dim=1)
+
+
+class PassThrough(nn.Module):
+    """Stands in for a layer below the boundary: gives its input back."""
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Do nothing."""
+        return hidden_states
 
 
 @dataclass(frozen=True)
@@ -44,11 +125,6 @@ class Head:
         )
         cap = getattr(config, "final_logit_softcapping", None)
         return cls(module, scale, None if cap is None else float(cap))
-
-    def raw(self, hidden: Tensor) -> Tensor:
-        """Apply the linear part alone: W h, in the module's own precision."""
-        output: Tensor = self.module(hidden)
-        return output
 
     def transform(self, raw: Tensor) -> Tensor:
         """Turn W h into logits, in float32 or better."""
@@ -108,7 +184,7 @@ class Replay:
 
     hidden: tuple[Tensor, ...]
     anchor: int
-    path: Path
+    path: ReplayPath
 
 
 def replay(
@@ -116,29 +192,29 @@ def replay(
 ) -> Replay:
     """Run the suffix again on the best path that is exact for this model.
 
-    `lowest` is the first hidden state a gradient is wanted for; what lies below it is no part of the graph. Where the
-    generation kept the hidden states there, the layers below are not even run ("upper").
+    `lowest` is the first hidden state with a gradient; the graph begins there. Where the generation kept the hidden
+    states of that layer's input, the layers below are not even run ("upper").
 
-    "cache": on the generation's key-value cache; "prefix": the positions before t* are run again first, without
-    gradients; "full": everything is run again, for models that keep a running state instead of keys and values.
+    "cache" runs on the generation's key-value cache. "prefix" first runs the positions before t* again, without
+    gradients. "full" runs everything again, for models that keep a running state instead of keys and values.
     """
     if any(linear_layers(model)):
         return Replay(_forward(model, layout, 0, None, lowest), layout.start, "full")
-    past = None if batch is None else _sliced(batch, rows, layout.start)
-    path: Path = "cache"
+    past = None if batch is None else sliced_cache(batch.cache, batch.sequence_width - 1, rows, layout.start)
+    path: ReplayPath = "cache"
     if past is None:
         past, path = DynamicCache(), "prefix"
         if layout.start > 0:
             with torch.no_grad():
                 _decode(model, model.get_decoder(), layout, slice(0, layout.start), past)
-    boundary = _kept(batch, rows, layout, lowest) if path == "cache" and batch is not None else None
+    boundary = _boundary_states(batch, rows, layout, lowest) if path == "cache" and batch is not None else None
     if boundary is not None:
         path = "upper"
     return Replay(_forward(model, layout, layout.start, past, lowest, boundary), 0, path)
 
 
-def _kept(batch: GenerationBatch, rows: Sequence[int], layout: Layout, lowest: int) -> Tensor | None:
-    """Give the boundary for the rows and columns that are run again; None where it was not kept for this layer."""
+def _boundary_states(batch: GenerationBatch, rows: Sequence[int], layout: Layout, lowest: int) -> Tensor | None:
+    """Give the boundary for the rows and columns that are run again; None if this layer has none."""
     if batch.boundary is None or batch.boundary_layer != lowest:
         return None
     columns = layout.ids.shape[1] - 1 - layout.start
@@ -146,20 +222,6 @@ def _kept(batch: GenerationBatch, rows: Sequence[int], layout: Layout, lowest: i
     if ahead < 0:
         return None  # t* lies before what was kept
     return batch.boundary[torch.tensor(rows, device=batch.boundary.device), ahead : ahead + columns]
-
-
-def _sliced(batch: GenerationBatch, rows: Sequence[int], length: int) -> DynamicCache | None:
-    """View the first positions of a generation's cache; None where it does not hold them as plain keys and values."""
-    held = plain_keys_and_values(batch.cache, batch.sequence_width - 1)
-    if held is None:
-        return None
-    views = []
-    for keys, values in held:
-        if len(rows) != keys.shape[0] or list(rows) != list(range(len(rows))):
-            index = torch.tensor(rows, device=keys.device)
-            keys, values = keys[index], values[index]
-        views.append((keys[..., :length, :], values[..., :length, :]))
-    return cache_of(views)
 
 
 def _forward(
@@ -176,22 +238,22 @@ def _forward(
     """
     decoder = mirror(model.get_decoder())
     layers = decoder_layers(model, decoder)
-    begun: list[Tensor] = []
+    entries: list[Tensor] = []
 
-    def begin(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def enter(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         torch.set_grad_enabled(True)
-        given = boundary if boundary is not None else args[0] if args else kwargs["hidden_states"]
-        begun.append(given.detach().requires_grad_())
-        return ((begun[0], *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": begun[0]})
+        inputs = boundary if boundary is not None else args[0] if args else kwargs["hidden_states"]
+        entries.append(inputs.detach().requires_grad_())
+        return ((entries[0], *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": entries[0]})
 
-    layers[lowest].register_forward_pre_hook(begin, with_kwargs=True)
+    layers[lowest].register_forward_pre_hook(enter, with_kwargs=True)
     for layer in range(lowest if boundary is not None else 0):
         layers[layer] = PassThrough()
     with torch.no_grad():  # until the hook
         upper = _decode(model, decoder, layout, slice(start, layout.ids.shape[1] - 1), past).hidden_states
     missing = len(layers) + 1 - len(upper)  # a layer that was passed through is not recorded
-    hidden = [begun[0]] * missing + list(upper)
-    hidden[lowest] = begun[0]
+    hidden = [entries[0]] * missing + list(upper)
+    hidden[lowest] = entries[0]
     return tuple(hidden)
 
 

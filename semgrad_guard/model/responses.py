@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
+import unicodedata
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -79,23 +80,23 @@ def parse_tool_calls(text: str) -> ParsedResponse:
 
 
 def placed_call(text: str, start: int, name: Any, arguments: Any) -> ToolCall:
-    """Find a call that something else has read, in whatever syntax, in the text that holds it from `start` on.
+    """Find a call that another parser has read, in whatever syntax, in the text that holds it from `start` on.
 
     Raises:
         ValueError: its name, or a value behind its key, does not stand there.
     """
     if not (isinstance(name, str) and name and isinstance(arguments, dict)):
         raise ValueError("a call needs a name, a string, and arguments, an object")
-    name_at = _found(text, start, name)
+    name_at = _place_of(text, start, name)
     place, values_at = name_at[1], {}
     for key, value in arguments.items():
         written = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
-        values_at[key] = _found(text, _found(text, place, key)[1], written)
+        values_at[key] = _place_of(text, _place_of(text, place, key)[1], written)
         place = values_at[key][1]
     return ToolCall(name, arguments, name_at, values_at)
 
 
-def _found(text: str, start: int, part: str) -> TextSpan:
+def _place_of(text: str, start: int, part: str) -> TextSpan:
     place = text.find(part, start)
     if place < 0:
         raise ValueError("its name or an argument does not stand in the response where the call should hold it")
@@ -104,11 +105,11 @@ def _found(text: str, start: int, part: str) -> TextSpan:
 
 def _call(text: str, at: int) -> ToolCall:
     """Read a call; `at` is where its text stands in the response."""
-    found = {key: (value, place) for key, value, place in _members(text)}
+    members = {key: (value, place) for key, value, place in _members(text)}
     for key, kind in (("name", str), ("arguments", dict)):
-        if key not in found or not isinstance(found[key][0], kind):
+        if key not in members or not isinstance(members[key][0], kind):
             raise ValueError(f'a call needs "name", a string, and "arguments", an object; {key!r} is not so')
-    (name, name_at), (arguments, (start, stop)) = found["name"], found["arguments"]
+    (name, name_at), (arguments, (start, stop)) = members["name"], members["arguments"]
     if not name:
         raise ValueError("the name of the tool is empty")
     values_at = {key: _moved(place, at + start) for key, _, place in _members(text[start:stop])}
@@ -136,8 +137,8 @@ def _members(text: str) -> Iterator[tuple[str, Any, TextSpan]]:
 
 
 def _skip(text: str, place: int) -> int:
-    found = _BLANK.match(text, place)
-    return found.end() if found else place
+    blank = _BLANK.match(text, place)
+    return blank.end() if blank else place
 
 
 OPEN, CLOSE = "<think>", "</think>"
@@ -145,7 +146,7 @@ _TAIL = 32  # tokens of the prompt's end that are looked at for an opening mark
 
 
 def marks_reasoning(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Tell whether the model marks reasoning as `<think>...</think>`: its template or its tokens name the mark."""
+    """Tell whether the model's template or tokens name the mark of reasoning, `<think>...</think>`."""
     return CLOSE in str(tokenizer.chat_template) or CLOSE in tokenizer.get_added_vocab()
 
 
@@ -157,7 +158,7 @@ def begins_inside(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int]) -> 
 def apart(text: str, *, inside: bool) -> tuple[str, int | None]:
     """Take a response apart into its reasoning, without the marks, and the place where the answer begins.
 
-    The place is None as long as the reasoning has not ended. `inside` says that it was opened by the prompt.
+    The place is None until the reasoning has ended. With `inside`, the prompt has opened it.
     """
     if not (inside or text.lstrip().startswith(OPEN)):
         return "", 0
@@ -174,15 +175,28 @@ def token_at(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], place: int)
     )
 
 
+# White space, what controls and formats text, halves of surrogate pairs, and marks that stand on other characters.
+_UNSEEN_CATEGORIES = ("Zs", "Zl", "Zp", "Cc", "Cf", "Cs", "Mn", "Me")
+_UNSEEN = (
+    "\u115f\u1160\u2800\u3164\uffa0"  # fillers of Hangul and an empty Braille cell, which count as letters or signs
+)
+
+
+def is_blank(text: str) -> bool:
+    """Tell whether a text has no visible character."""
+    return all(char in _UNSEEN or unicodedata.category(char) in _UNSEEN_CATEGORIES for char in text)
+
+
 _CUT_OFF = Failure(kind="cut_off", text="the response ends inside its reasoning, before any answer")
 _EMPTY = Failure(kind="empty_answer", text="the response is empty")
 
 
 @dataclass(frozen=True)
 class Response:
-    """What a model said: `parsed` is of the answer, `text`, which begins at the response token `start`.
+    """A response: its reasoning, and the answer `text`, which begins at the response token `start`.
 
-    `failure` says why there is no answer to be trusted; None if there may be one.
+    `parsed` is the answer taken apart. `failure` says why no answer can be trusted; None if one may be. `blank` tells
+    that nothing of `text` is visible.
     """
 
     reasoning: str
@@ -190,6 +204,11 @@ class Response:
     text: str
     parsed: ParsedResponse
     failure: Failure | None = None
+    blank: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Look for something to be seen."""
+        object.__setattr__(self, "blank", is_blank(self.text))
 
 
 def take_apart(
@@ -225,20 +244,20 @@ def _by_template(
     raw = str(tokenizer.decode(list(generation.response_ids), skip_special_tokens=False))
     prefix = str(tokenizer.decode(list(generation.prompt_ids), skip_special_tokens=False))
     try:
-        found = tokenizer.parse_response(raw, prefix=prefix, tools=list(tools))
+        message = tokenizer.parse_response(raw, prefix=prefix, tools=list(tools))
     except (ValueError, TypeError, KeyError) as error:  # what the templates' parsers raise
         failure = Failure(kind="unreadable", text=f"the response cannot be read: {type(error).__name__}")
         return _without_answer(generation, "", failure)
-    reasoning = str(found.get("thinking") or found.get("reasoning_content") or "")
-    content = str(found.get("content") or "").strip()
-    functions = [call.get("function", call) for call in found.get("tool_calls") or ()] if tools else []
+    reasoning = str(message.get("thinking") or message.get("reasoning_content") or "")
+    content = str(message.get("content") or "").strip()
+    functions = [call.get("function", call) for call in message.get("tool_calls") or ()] if tools else []
     after = raw.find(reasoning) + len(reasoning)
     place = after if functions else raw.rfind(content) if content else -1
     if place < 0:
         return _without_answer(generation, reasoning, _CUT_OFF if reasoning else _EMPTY)
     start, text = _from(tokenizer, generation, raw, place)
-    ours = parse_tool_calls(text) if functions else ParsedResponse(text, (), ())  # knows places exactly
-    calls, broken = (ours.calls, ours.broken) if ours.calls or ours.broken else _placed(text, functions)
+    exact = parse_tool_calls(text) if functions else ParsedResponse(text, (), ())  # knows places exactly
+    calls, broken = (exact.calls, exact.broken) if exact.calls or exact.broken else _placed(text, functions)
     parsed = ParsedResponse(_before(content, stop), calls, broken)
     return Response(reasoning.strip(), start, text if functions else parsed.content, parsed)
 

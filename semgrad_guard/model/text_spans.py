@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 
@@ -20,16 +19,6 @@ _SENTENCE_END = re.compile(
 )
 _CONTEXT = 8  # tokens decoded before a new one, since some are written otherwise at the beginning of a text
 _PATIENCE = 64  # tokens looked at one by one until they make text; after that, at every doubling
-# White space, what controls and formats text, halves of surrogate pairs, and marks that stand on other characters.
-_UNSEEN_CATEGORIES = ("Zs", "Zl", "Zp", "Cc", "Cf", "Cs", "Mn", "Me")
-_UNSEEN = (
-    "\u115f\u1160\u2800\u3164\uffa0"  # fillers of Hangul and an empty Braille cell, which count as letters or signs
-)
-
-
-def is_blank(text: str) -> bool:
-    """Tell whether a text has no visible character."""
-    return all(char in _UNSEEN or unicodedata.category(char) in _UNSEEN_CATEGORIES for char in text)
 
 
 def sentence_spans(text: str) -> list[TextSpan]:
@@ -37,7 +26,7 @@ def sentence_spans(text: str) -> list[TextSpan]:
 
     It goes by punctuation alone; an abbreviation in the middle of a sentence may split it.
     """
-    ends = [found.end() for found in _SENTENCE_END.finditer(text)]
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
     spans = []
     for start, stop in zip([0, *ends], [*ends, len(text)], strict=True):
         part = text[start:stop]
@@ -100,7 +89,7 @@ def _starts(decode: Callable[[Sequence[int]], str], ids: Sequence[int], text: st
 
 
 def _common(first: str, second: str) -> int:
-    """Count the characters two texts begin with alike: half a character at the end of the first is not one yet."""
+    """Count the characters that two texts share at the beginning; half a character does not count."""
     length = 0
     for ours, theirs in zip(first, second, strict=False):
         if ours != theirs:

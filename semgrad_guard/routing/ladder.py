@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from semgrad_guard.errors import RouteError
-from semgrad_guard.records import CallConfidence, Decision, Source, Step, TokenDoubt, Verdict
+from semgrad_guard.records import CallConfidence, Decision, Source, Step, TokenUncertainty, Verdict
 
 DEFAULT_ABSTENTION = "I am not sure enough to answer that."
 
@@ -46,7 +46,7 @@ class Situation:
     aask: Callable[[str], Awaitable[Answer]]
     conversation: Sequence[Any] = ()
     record_drafts: bool = False
-    uncertainty: Callable[[], tuple[TokenDoubt, ...]] = tuple
+    uncertainty: Callable[[], tuple[TokenUncertainty, ...]] = tuple
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from semgrad_guard.errors import ConfigurationError, TimedOutError
-from semgrad_guard.settings import check_seconds
+from semgrad_guard.settings import check_seconds, warn_of_old
 
 
 def call_within(seconds: float | None, function: Callable[[], Any]) -> Any:
@@ -57,7 +57,7 @@ async def await_within(seconds: float | None, awaitable: Awaitable[Any]) -> Any:
         raise
 
 
-class AtMost:
+class RateLimit:
     """Allows at most so many calls in any window of time; each call that is allowed counts.
 
     Guards that share one share its budget.
@@ -77,7 +77,7 @@ class AtMost:
         length = per is None or (isinstance(per, int | float) and per > 0)
         if not (whole and calls >= 0 and length):
             raise ConfigurationError(
-                f"AtMost({calls!r}, per={per!r}): expected calls >= 0, a whole number, and per > 0 seconds or None."
+                f"RateLimit({calls!r}, per={per!r}): expected calls >= 0, a whole number, and per > 0 seconds or None."
             )
         self.calls, self.per = calls, None if per is None else check_seconds("per", per)
         self._made: deque[float] = deque()
@@ -96,4 +96,13 @@ class AtMost:
 
     def __repr__(self) -> str:
         """Show the budget."""
-        return f"AtMost({self.calls}, per={self.per})"
+        return f"RateLimit({self.calls}, per={self.per})"
+
+
+class AtMost(RateLimit):
+    """The old name of `RateLimit`."""
+
+    def __init__(self, calls: int, *, per: float | None = None) -> None:
+        """Set the budget, and warn of the name."""
+        warn_of_old("AtMost", "RateLimit")
+        super().__init__(calls, per=per)

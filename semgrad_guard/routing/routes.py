@@ -11,10 +11,10 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from semgrad_guard.errors import ConfigurationError
-from semgrad_guard.records import CallConfidence, Source, TokenDoubt, Verdict
+from semgrad_guard.records import CallConfidence, Source, TokenUncertainty, Verdict
 from semgrad_guard.routing.ladder import DEFAULT_ABSTENTION, Outcome, Situation
 from semgrad_guard.routing.limits import await_within, call_within
-from semgrad_guard.settings import SecondsOrNone, SecondsOrZero, Settings
+from semgrad_guard.settings import SecondsOrNone, SecondsOrZero, Settings, renamed
 
 DEFAULT_PENDING = "I am not sure enough to answer that by myself; a human has been asked. Please come back later."
 
@@ -71,7 +71,7 @@ class ReviewRequest(BaseModel):
     sources: tuple[Source, ...] = ()
     tool_calls: dict[str, CallConfidence] = Field(default_factory=dict)
     conversation: tuple[str, ...] = ()
-    tokens: tuple[TokenDoubt, ...] = ()
+    tokens: tuple[TokenUncertainty, ...] = ()
 
 
 class ReviewAnswer(Settings):
@@ -121,16 +121,16 @@ class HumanReview(Settings):
     out, or answers anything else does not settle.
 
     With a queue the answer waits there, and its record carries the `review_id`. If nobody decides in time, the route
-    settles with the text `pending`; what is decided later is in the queue. A queue that fails does not settle.
+    settles with the text `pending_message`; what is decided later is in the queue. A queue that fails does not settle.
     """
 
     callback: Callable[[ReviewRequest], ReviewAnswer | str] | None = None
     acallback: Callable[[ReviewRequest], Awaitable[ReviewAnswer | str]] | None = None
     queue: Queue | None = None
-    wait: SecondsOrZero = 0.0
-    pending: str = DEFAULT_PENDING
+    wait_seconds: SecondsOrZero = 0.0
+    pending_message: str = DEFAULT_PENDING
     below: float | None = Field(default=None, ge=0, le=1)
-    timeout: SecondsOrNone = None
+    timeout_seconds: SecondsOrNone = None
     decision: Literal["review"] = "review"
 
     def __init__(
@@ -139,10 +139,10 @@ class HumanReview(Settings):
         acallback: Callable[[ReviewRequest], Awaitable[ReviewAnswer | str]] | None = None,
         *,
         queue: Queue | None = None,
-        wait: float = 0.0,
-        pending: str = DEFAULT_PENDING,
+        wait_seconds: float = 0.0,
+        pending_message: str = DEFAULT_PENDING,
         below: float | None = None,
-        timeout: float | None = None,
+        timeout_seconds: float | None = None,
         **unknown: Any,
     ) -> None:
         """Set who is asked: a callback of either kind, or whoever reads the queue.
@@ -152,10 +152,10 @@ class HumanReview(Settings):
                 function is taken for `acallback`, and a queue for `queue`.
             acallback: the same for async callers, awaited.
             queue: keeps the request until a human takes it.
-            wait: seconds to wait for a decision on what is in the queue, >= 0.
-            pending: the text that goes out when there is none by then.
+            wait_seconds: how long to wait for a decision on what is in the queue, >= 0.
+            pending_message: the text that goes out when there is none by then.
             below: confidence under which the route applies; None for the guard's threshold.
-            timeout: seconds to wait for a callback.
+            timeout_seconds: how long to wait for a callback; None for as long as it takes.
             unknown: refused by name.
 
         Raises:
@@ -165,55 +165,64 @@ class HumanReview(Settings):
             callback, queue = None, callback
         if acallback is None and inspect.iscoroutinefunction(callback):
             callback, acallback = None, callback
-        super().__init__(
-            callback=callback,
-            acallback=acallback,
-            queue=queue,
-            wait=wait,
-            pending=pending,
-            below=below,
-            timeout=timeout,
-            **unknown,
+        settings: dict[str, Any] = {
+            "callback": callback,
+            "acallback": acallback,
+            "queue": queue,
+            "wait_seconds": wait_seconds,
+            "pending_message": pending_message,
+            "below": below,
+            "timeout_seconds": timeout_seconds,
+        }
+        settings |= renamed(
+            unknown, "HumanReview", wait="wait_seconds", pending="pending_message", timeout="timeout_seconds"
         )
+        super().__init__(**settings, **unknown)
         if callback is None and acallback is None and queue is None:
             raise ConfigurationError(
                 "HumanReview has nobody to ask: pass callback=..., acallback=... or queue=ReviewQueue(...)."
             )
-        if queue is not None and (callback is not None or acallback is not None or timeout is not None):
-            raise ConfigurationError("HumanReview(queue=...) takes wait=..., and no callback or timeout beside it.")
-        if queue is None and wait:
-            raise ConfigurationError(f"wait={wait:g} is for a queue; callbacks have timeout=....")
+        if queue is not None and (callback is not None or acallback is not None or self.timeout_seconds is not None):
+            raise ConfigurationError(
+                "HumanReview(queue=...) takes wait_seconds=..., and no callback or timeout beside it."
+            )
+        if queue is None and self.wait_seconds:
+            raise ConfigurationError(
+                f"wait_seconds={self.wait_seconds:g} is for a queue; callbacks have timeout_seconds=...."
+            )
 
     def attempt(self, situation: Situation) -> Outcome:
         """Ask and wait."""
         request = review_request(situation, situation.uncertainty())
         if self.queue is not None:
             id_ = self.queue.submit(request)
-            return self._queued(id_, self.queue.wait(id_, self.wait), situation)
+            return self._queued(id_, self.queue.wait(id_, self.wait_seconds), situation)
         if self.callback is None:
             return Outcome(False, "HumanReview has an acallback only; call the guard with ainvoke")
         callback = self.callback
-        return review_outcome(call_within(self.timeout, lambda: callback(request)), situation)
+        return review_outcome(call_within(self.timeout_seconds, lambda: callback(request)), situation)
 
     async def aattempt(self, situation: Situation) -> Outcome:
         """Ask and await."""
         request = review_request(situation, await asyncio.to_thread(situation.uncertainty))
         if self.queue is not None:
             id_ = await asyncio.to_thread(self.queue.submit, request)
-            return self._queued(id_, await self.queue.await_(id_, self.wait), situation)
+            return self._queued(id_, await self.queue.await_(id_, self.wait_seconds), situation)
         if self.acallback is not None:
-            return review_outcome(await await_within(self.timeout, self.acallback(request)), situation)
+            return review_outcome(await await_within(self.timeout_seconds, self.acallback(request)), situation)
         if self.callback is None:  # __init__ refuses this; for the type checker
             return Outcome(False, "HumanReview has nobody to ask")
-        return review_outcome(await await_within(self.timeout, asyncio.to_thread(self.callback, request)), situation)
+        return review_outcome(
+            await await_within(self.timeout_seconds, asyncio.to_thread(self.callback, request)), situation
+        )
 
     def _queued(self, id_: str, answer: ReviewAnswer | None, situation: Situation) -> Outcome:
         if answer is None:
-            return Outcome(True, f"pending: review {id_}", self.pending, review_id=id_)
+            return Outcome(True, f"pending: review {id_}", self.pending_message, review_id=id_)
         return replace(review_outcome(answer, situation), review_id=id_)
 
 
-def review_request(situation: Situation, tokens: tuple[TokenDoubt, ...] = ()) -> ReviewRequest:
+def review_request(situation: Situation, tokens: tuple[TokenUncertainty, ...] = ()) -> ReviewRequest:
     """Tell of a situation what a reviewer needs."""
     return ReviewRequest(
         question=situation.question,

@@ -1,4 +1,4 @@
-"""What a pass will take, estimated before anything is computed."""
+"""The limits of a scoring pass, checked by an estimate before anything is computed."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class Budget:
 def estimated_memory(model: PreTrainedModel, layout: Layout) -> int:
     """Estimate the bytes a pass takes at its peak, beside the model and the generation's cache.
 
-    Kept for the backward are the activations of every layer over the columns that are run again, and the keys and
-    values of all columns, which are joined anew. An estimate from the configuration, good to about a factor of two.
+    The backward needs the activations of every layer over the columns that are run again, and the keys and values of
+    all columns, which are joined anew. The estimate comes from the configuration and is good to about a factor of two.
     """
     config = model.config.get_text_config(decoder=True)
     size = next(model.parameters()).element_size()

@@ -1,6 +1,6 @@
-"""Scoring as it happens, for whoever wants to hear of it: how long each pass took, and over how much.
+"""Listeners to scoring: they hear how long each pass took, and over how many rows and tokens.
 
-Without listeners nothing is measured. Nobody gets to see what was scored.
+Without listeners nothing is measured. A listener never sees what was scored.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 
 from semgrad_guard.errors import described
-from semgrad_guard.records import Generation, Path, Score
+from semgrad_guard.records import Generation, ReplayPath, Score
 
 logger = logging.getLogger(__name__)
 
@@ -27,51 +27,50 @@ PassFailure = Literal["scoring", "out_of_memory"]
 class ScoringPass:
     """One forward over the rows of a batch, and the backwards after it.
 
-    `seconds` is wall-clock time, `tokens` the number of response tokens over all rows. `path` tells how the prompt was
-    replayed: from what the generation kept ("upper", "cache"), or anew ("prefix", "full"); None if the pass failed.
+    `seconds` is wall-clock time, and `tokens` counts the response tokens of all rows. `path` says how the prompt was
+    replayed: from the generation's own states ("upper", "cache") or anew ("prefix", "full"). It is None if the pass
+    failed, and `failure` says why.
     """
 
     seconds: float
     rows: int
     tokens: int
-    path: Path | None
+    path: ReplayPath | None
     failure: PassFailure | None = None
 
 
 Listener = Callable[[ScoringPass], None]
 
 _LOCK = Lock()
-_listeners: tuple[Listener, ...] = ()
+listeners: tuple[Listener, ...] = ()
 
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Have a listener told of every pass in this process, in the thread that scored; one that raises is not heeded."""
-    global _listeners
+    """Call a listener after every pass in this process, in the thread that scored; its errors are logged."""
+    global listeners
     with _LOCK:
-        _listeners = (*_listeners, listener)
+        listeners = (*listeners, listener)
     try:
         yield
     finally:
         with _LOCK:
-            place = _listeners.index(listener)
-            _listeners = _listeners[:place] + _listeners[place + 1 :]
+            place = listeners.index(listener)
+            listeners = listeners[:place] + listeners[place + 1 :]
 
 
 def observed(generations: Sequence[Generation], work: Callable[[], list[list[Score]]]) -> list[list[Score]]:
-    """Score generations, and tell the listeners how that went; what it raises is raised."""
-    if not _listeners:
-        return work()
+    """Score generations, and notify the listeners of how it went; an error of scoring is raised again."""
     rows, tokens = len(generations), sum(len(generation.response_ids) for generation in generations)
-    begun = perf_counter()
+    start = perf_counter()
     try:
-        found = work()
+        scores_by_row = work()
     except Exception as error:
-        _tell(ScoringPass(perf_counter() - begun, rows, tokens, None, _kind(error)))
+        _notify(ScoringPass(perf_counter() - start, rows, tokens, None, _kind(error)))
         raise
-    path = next((score.path for scores in found for score in scores), None)
-    _tell(ScoringPass(perf_counter() - begun, rows, tokens, path))
-    return found
+    path = next((score.path for scores in scores_by_row for score in scores), None)
+    _notify(ScoringPass(perf_counter() - start, rows, tokens, path))
+    return scores_by_row
 
 
 def _kind(error: Exception) -> PassFailure:
@@ -80,9 +79,9 @@ def _kind(error: Exception) -> PassFailure:
     return "out_of_memory" if exhausted else "scoring"
 
 
-def _tell(happened: ScoringPass) -> None:
-    for listener in _listeners:
+def _notify(scoring_pass: ScoringPass) -> None:
+    for listener in listeners:
         try:
-            listener(happened)
-        except Exception as error:  # whoever listens must not break scoring
+            listener(scoring_pass)
+        except Exception as error:  # a listener must not break scoring
             logger.warning("A listener to scoring failed: %s", described(error))

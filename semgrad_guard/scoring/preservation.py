@@ -2,8 +2,8 @@
 
     SPS(l, t) = mean cosine of h_{-t}^(l) over paraphrases of one question - the same over different questions
 
-(arXiv 2605.04638). Where it is high, hidden states are alike for questions that mean the same and unlike for those
-that do not. t counts prompt tokens from the end, 1 being the last.
+(arXiv 2605.04638). A high SPS means that hidden states are alike for questions of one meaning and unlike for questions
+of different meanings. t counts prompt tokens from the end, 1 being the last.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from semgrad_guard.errors import DataError
 from semgrad_guard.model.chat_template import encode_chat
-from semgrad_guard.model.mirror import mirror
+from semgrad_guard.model.replay import mirror
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -27,8 +27,8 @@ from semgrad_guard.model.mirror import mirror
 class Preservation:
     """SPS by hidden state and token: `scores[l][t - 1]`, from -2 to 2, *higher = the meaning is better preserved*.
 
-    `tokens[t - 1]` is the text of the t-th prompt token from the end in the first question; `questions` and `prompts`
-    say how many it was measured on.
+    `tokens[t - 1]` is the text of the t-th prompt token from the end in the first question. `questions` and `prompts`
+    count what it was measured on.
     """
 
     scores: tuple[tuple[float, ...], ...]
@@ -36,9 +36,9 @@ class Preservation:
     questions: int
     prompts: int
 
-    def position(self, span: Sequence[int]) -> int:
-        """Give t*: the token with the highest SPS on average over the hidden states of a span."""
-        means = [sum(self.scores[layer][place] for layer in span) for place in range(len(self.tokens))]
+    def position(self, layers: Sequence[int]) -> int:
+        """Give t*: the token with the highest SPS on average over these layers."""
+        means = [sum(self.scores[layer][place] for layer in layers) for place in range(len(self.tokens))]
         return 1 + max(range(len(means)), key=means.__getitem__)
 
 
@@ -51,10 +51,10 @@ def preservation(
     batch: int = 16,
     messages: Callable[[str], list[dict[str, str]]] = lambda text: [{"role": "user", "content": text}],
 ) -> Preservation:
-    """Measure SPS; of all hidden states only sums are kept.
+    """Measure SPS; only sums of hidden states are kept.
 
-    Of unit vectors u, the cosines of all pairs add up to |sum u|^2 less their number, so that the sum of a group, and
-    the sum of all, are enough.
+    The cosines of all pairs of n unit vectors u add up to |sum u|^2 - n. So the sum of each group and the sum of all
+    are enough.
 
     Args:
         model: a decoder-only model.
@@ -62,7 +62,7 @@ def preservation(
         paraphrases: for each question, ways of asking it; at least two questions, of two or more wordings each.
         last: prompt tokens from the end to look at.
         batch: prompts at a time.
-        messages: how a question is put to the model; by itself if not given.
+        messages: the messages that put a question to the model; by default the question alone.
 
     Raises:
         DataError: there are too few questions or wordings, or a prompt is shorter than `last`.

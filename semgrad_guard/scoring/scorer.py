@@ -1,11 +1,11 @@
-"""`SemGradScorer`: generate with a local model, then say how uncertain each response was."""
+"""`SemGradScorer`: it generates with a local model and scores how uncertain each response is."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Any, Literal, cast, overload
+from functools import cached_property, partial
+from typing import Any, cast, overload
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -13,31 +13,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from semgrad_guard._compat import warn_of_untested_versions
 from semgrad_guard.errors import ConfigurationError, EmptyResponseError, TokenPositionError
 from semgrad_guard.model.chat_template import semantic_position
-from semgrad_guard.model.check import check_model, check_sequences, check_tokenizer
-from semgrad_guard.model.generate import generate
-from semgrad_guard.model.load import without_adapter_shell
+from semgrad_guard.model.check import check_model, check_tokenizer
+from semgrad_guard.model.generate import check_sequences, generate
+from semgrad_guard.model.load import revision, without_adapter_shell
 from semgrad_guard.model.replay import Head, Layout
 from semgrad_guard.model.text_spans import pieces
-from semgrad_guard.records import Generation, Score, TokenDoubt
+from semgrad_guard.records import Generation, Score, TokenUncertainty
+from semgrad_guard.scoring import observers
 from semgrad_guard.scoring.budget import Budget
 from semgrad_guard.scoring.observers import observed
-from semgrad_guard.scoring.semgrad import Norm, Pass, Reduction, as_score, shares
+from semgrad_guard.scoring.semgrad import Pass, as_score, shares
+from semgrad_guard.scoring.settings import ScoringSettings, gathered
+from semgrad_guard.settings import unknown_name
 
-Span = Literal["upper-half", "all"] | Sequence[int]
 TokenSpan = tuple[int, int] | Sequence[tuple[int, int]]
-
-
-def resolved_span(span: Span, count: int) -> tuple[int, ...]:
-    """Resolve a span against the number of decoder layers L."""
-    if span == "upper-half":
-        return tuple(range(count - max(count // 2, 1), count))
-    if span == "all":
-        return tuple(range(count))
-    if isinstance(span, str) or not span or not all(isinstance(layer, int) and 0 <= layer < count for layer in span):
-        raise ConfigurationError(
-            f"span={span!r}: expected 'upper-half', 'all', or layer indices from 0 (embeddings) to {count - 1}."
-        )
-    return tuple(sorted(set(span)))
 
 
 def whole(generations: Sequence[Generation]) -> list[list[TokenSpan]]:
@@ -62,24 +51,24 @@ _ROUGH = 0.05
 
 
 def refusal(scorer: SemGradScorer) -> str:
-    """Say why the layers below the span cannot be left out when this model is scored; empty if they can.
+    """Say why the layers below the scored ones cannot be left out with this model; "" if they can.
 
     A few tokens are generated and scored both ways.
     """
     keep = scorer.keep
     if keep is None:
-        return "the span begins at the embeddings, or t* is not known beforehand: there is no layer to leave out"
+        return "the layers begin at the embeddings, or t* is not known beforehand: there is no layer to leave out"
     vocabulary = scorer.model.config.get_text_config(decoder=True).vocab_size
     prompts = [[1 + token % (vocabulary - 1) for token in range(length)] for length in (keep[1] + 2, keep[1] + 5)]
     settings: dict[str, Any] = {"max_new_tokens": _TOKENS, "min_new_tokens": _TOKENS, "do_sample": False}
     try:
-        kept = generate(scorer.model, scorer.tokenizer, prompts, keep=keep, **settings)
-        upper = scorer.score(kept)
+        generations = generate(scorer.model, scorer.tokenizer, prompts, keep=keep, **settings)
+        upper = scorer.score(generations)
     except Exception as error:  # a model built in a way that this was not made for
         return f"it fails on this model: {type(error).__name__}: {error}"
     if upper[0].path != "upper":
         return f"this model takes the path {upper[0].path!r}"
-    plain = scorer.score(without_boundary(kept))
+    plain = scorer.score(without_boundary(generations))
     tolerance = _TOLERANCES.get(scorer.model.dtype, _ROUGH)
     for one, other in zip(upper, plain, strict=True):
         for ours, theirs in zip(one.layers, other.layers, strict=True):
@@ -89,21 +78,25 @@ def refusal(scorer: SemGradScorer) -> str:
 
 
 def without_boundary(generations: Sequence[Generation]) -> list[Generation]:
-    """Give the generations of one batch as if no hidden states had been kept."""
+    """Give the generations of one batch without their hidden states, as if they had not been kept."""
     batch = generations[0].batch
     bare = None if batch is None else replace(batch, boundary=None)
     return [replace(generation, batch=bare) for generation in generations]
 
 
+_SETTINGS = (*ScoringSettings.model_fields, "scoring", "budget", "upper_replay")
+
+
 class SemGradScorer:
-    """Scores of a local model's own responses, from one pass and without sampling.
+    """Scores of a local model's responses, from one pass and without sampling.
 
     SemGrad is the mean absolute gradient of the entropy-weighted log-likelihood of the response with respect to the
-    hidden states at the *semantic preserving token* t*, where the prompt's meaning gathers (arXiv 2605.04638,
-    equation 4); ParaGrad and ExGrad are the same at the output head's weights, with and without the entropy weights
-    (equation 5); HybridGrad mixes SemGrad and ParaGrad (equation 6). *Higher = more uncertain*, all of them.
+    hidden states at the *semantic preserving token* t*, where the prompt's meaning gathers (arXiv 2605.04638, equation
+    4). ParaGrad and ExGrad are the same at the output head's weights, with and without the entropy weights (equation
+    5). HybridGrad mixes SemGrad and ParaGrad (equation 6). *Higher = more uncertain*, all of them.
 
-    The model is left as it is: no hooks, no parameter gradients, no mode change.
+    `scoring` holds the settings with the layers by index. The model stays as it is: no hooks, no parameter gradients,
+    no mode change.
     """
 
     def __init__(
@@ -111,79 +104,74 @@ class SemGradScorer:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        token_position: int | None = None,
-        span: Span = "upper-half",
-        reduction: Reduction = "mean",
-        norm: Norm = "l1",
-        tau: float = 1.0,
-        beta: float = 1.0,
-        unweighted: bool = False,
-        later: bool = False,
         budget: Budget | None = None,
         upper_replay: bool = False,
+        **settings: Any,
     ) -> None:
         """Check the model and locate t*.
 
         Args:
             model: a decoder-only causal language model in evaluation mode.
             tokenizer: its tokenizer.
-            token_position: t*, counted from the prompt's end (1 = last token). None: the first token of the generation
-                prompt, or the last token of the user's text where the chat template has no generation prompt.
-            span: hidden states l the gradient is taken at, of 0 (embeddings) to L - 1. "upper-half": L - floor(L/2) to
-                L - 1, as in the authors' code; "all": 0 to L - 1; or indices.
-            reduction: "mean" over response tokens (the authors' code) or "sum" (the paper's text).
-            norm: "l1", mean absolute entry, or "l2", root mean square.
-            tau: temperature of HybridGrad's mixing weight e^(-mean entropy / tau), > 0.
-            beta: weight of HybridGrad's ParaGrad term, >= 0.
-            unweighted: also compute SemGrad with w_t = 1, for another backward.
-            later: also give the gradients at the prompt tokens after t*, which come with the same backward.
             budget: the most that one pass may take; a batch that would take more is refused. None: no limit.
-            upper_replay: keep hidden states during generation, so that scoring need not run the layers below the span.
-                Where it does not give the plain path's scores it stays off, and `upper_replay_refusal` says why.
+            upper_replay: keep hidden states during generation, so that scoring need not run the layers below those of
+                the settings. It is tried out at the first generation; where it does not give the plain path's scores it
+                stays off, and `upper_replay_refusal` says why.
+            settings: how scores are computed: `scoring`, a `ScoringSettings`, or its settings by their names, such as
+                `token_position` and `layers`.
 
         Raises:
             UnsupportedModelError: the model cannot be scored exactly, or not in its present state.
-            ConfigurationError: a setting is out of range.
+            ConfigurationError: a setting is unknown, or has a wrong type or value.
         """
-        self._settings = {name: value for name, value in locals().items() if name != "self"}
+        settings = gathered(settings)
+        for name in settings.keys() - {"scoring"}:
+            raise ConfigurationError(unknown_name("SemGradScorer", name, _SETTINGS))
+        scoring: ScoringSettings = settings["scoring"]
         model = without_adapter_shell(model)
         warn_of_untested_versions()
         check_model(model)
         check_tokenizer(model, tokenizer)
+        position = scoring.token_position
+        if position is None and tokenizer.chat_template is not None:
+            position = semantic_position(tokenizer)
         self.model = model
         self.tokenizer = tokenizer
-        self.span = resolved_span(span, model.config.get_text_config(decoder=True).num_hidden_layers)
-        if token_position is not None and token_position < 1:
-            raise ConfigurationError(f"token_position={token_position}: expected 1 (last prompt token) or more.")
-        if reduction not in ("mean", "sum") or norm not in ("l1", "l2"):
-            raise ConfigurationError(
-                f"reduction={reduction!r}, norm={norm!r}: expected 'mean' or 'sum', and 'l1' or 'l2'."
-            )
-        if not (tau > 0 and beta >= 0):
-            raise ConfigurationError(f"tau={tau}, beta={beta}: expected tau > 0 and beta >= 0.")
-        if token_position is None and tokenizer.chat_template is not None:
-            token_position = semantic_position(tokenizer)
-        self.token_position = token_position
-        self.reduction: Reduction = reduction
-        self.norm: Norm = norm
-        self.tau = tau
-        self.beta = beta
-        self.unweighted = unweighted
-        self.later = later
-        self.budget = budget or Budget()
+        self.scoring = scoring.resolved(model.config.get_text_config(decoder=True).num_hidden_layers, position)
+        self.budget = budget
+        self.revision = revision(model)
         self._head = Head.of(model)
-        self.upper_replay_refusal = refusal(self) if upper_replay else "it was not asked for"
+        self._upper_replay = upper_replay
+
+    @cached_property
+    def upper_replay_refusal(self) -> str:
+        """Why the lower layers are run again when scoring; "" where they are left out.
+
+        The first use tries that out: it generates and scores a few tokens.
+        """
+        return refusal(self) if self._upper_replay else "it was not asked for"
+
+    @property
+    def token_position(self) -> int | None:
+        """t*, counted from the prompt's end; None where only the user's text would tell."""
+        return self.scoring.token_position
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The hidden states that gradients are taken at, ascending."""
+        return cast(tuple[int, ...], self.scoring.layers)
 
     def adjusted(self, **settings: Any) -> SemGradScorer:
         """Build a scorer of the same model with some settings changed."""
-        return SemGradScorer(**(self._settings | settings))
+        present: dict[str, Any] = {"budget": self.budget, "upper_replay": self._upper_replay, "scoring": self.scoring}
+        return SemGradScorer(self.model, self.tokenizer, **present | settings)
 
     def generate(self, prompts: Sequence[Sequence[int]], **settings: Any) -> list[Generation]:
         """Generate one response per prompt, all in one batch.
 
         Args:
             prompts: prompt ids, chat template and generation prompt included.
-            settings: keywords of `model.generate`; what is not given is the model's own generation configuration.
+            settings: keywords of `model.generate`; the model's generation configuration holds for all others.
 
         Raises:
             PromptTooLongError: a prompt with its answer does not fit into the model's context.
@@ -194,8 +182,8 @@ class SemGradScorer:
 
     @property
     def keep(self) -> tuple[int, int] | None:
-        """The layer, and the last prompt columns, whose states upper-half replay keeps; None if there are none."""
-        return None if self.span[0] == 0 or self.token_position is None else (self.span[0], self.token_position)
+        """The layer, and the last prompt columns, whose states upper-half replay needs; None if it has no use here."""
+        return None if self.layers[0] == 0 or self.token_position is None else (self.layers[0], self.token_position)
 
     @overload
     def score(
@@ -240,10 +228,10 @@ class SemGradScorer:
             BudgetError: it would take more tokens or memory than the budget allows.
             ConfigurationError: a span reaches beyond its response, or there are not as many lists as generations.
         """
-        asked = whole(generations) if spans is None else spans
-        if len(asked) != len(generations):
+        parts = whole(generations) if spans is None else spans
+        if len(parts) != len(generations):
             raise ConfigurationError(
-                f"{len(generations)} generations and {len(asked)} lists of spans: expected as many."
+                f"{len(generations)} generations and {len(parts)} lists of spans: expected as many."
             )
         scores: dict[int, list[Score]] = {}
         groups: dict[int, list[int]] = {}
@@ -251,9 +239,10 @@ class SemGradScorer:
             groups.setdefault(id(generation.batch), []).append(index)
         for indices in groups.values():
             members = [generations[index] for index in indices]
-            own = [asked[index] for index in indices]
-            found = observed(members, partial(self._score, members, own, parameters))
-            scores.update(zip(indices, found, strict=True))
+            member_parts = [parts[index] for index in indices]
+            score = partial(self._score, members, member_parts, parameters)
+            member_scores = observed(members, score) if observers.listeners else score()
+            scores.update(zip(indices, member_scores, strict=True))
         ordered = [scores[index] for index in range(len(generations))]
         return [only for (only,) in ordered] if spans is None else ordered
 
@@ -279,19 +268,19 @@ class SemGradScorer:
         generations = [Generation(tuple(prompt), tuple(response), "", "stop") for prompt, response in pairs]
         return self.score(generations, parameters=parameters)
 
-    def attribute(self, generation: Generation, start: int = 0) -> list[TokenDoubt]:
-        """Tell where the doubt sits: the share of each response token, from token `start` on, in SemGrad of those.
+    def attribute(self, generation: Generation, start: int = 0) -> list[TokenUncertainty]:
+        """Give the share of each response token, from token `start` on, in SemGrad of those.
 
-        Costs one backward per token, so ask for it where somebody is going to look.
+        It takes one backward per token.
         """
         with torch.inference_mode(False):
             replayed = self._pass([generation])
             tokens = range(start, len(generation.response_ids))
             gradients = torch.stack([replayed.token_gradients(token)[0] for token in tokens])
-        parts, terms = shares(gradients, self.norm), replayed.terms
+        parts, terms = shares(gradients, self.scoring.norm), replayed.terms
         texts = pieces(self.tokenizer, generation.response_ids[start:])
         return [
-            TokenDoubt(
+            TokenUncertainty(
                 token=generation.response_ids[token],
                 text=text,
                 log_prob=float(terms.log_probs[0, token]),
@@ -312,20 +301,18 @@ class SemGradScorer:
         with torch.inference_mode(False):  # tensors made inside it could not be differentiated
             replayed = self._pass(generations)
             pieces = [
-                [pieces_of(span, len(generation.response_ids)) for span in own]
-                for generation, own in zip(generations, spans, strict=True)
+                [pieces_of(span, len(generation.response_ids)) for span in row_spans]
+                for generation, row_spans in zip(generations, spans, strict=True)
             ]
             for place in range(max(map(len, pieces), default=0)):
                 mask = torch.zeros_like(replayed.terms.entropies, dtype=torch.bool)
-                rows = [row for row, own in enumerate(pieces) if place < len(own)]
+                rows = [row for row, row_pieces in enumerate(pieces) if place < len(row_pieces)]
                 for row in rows:
                     for start, stop in pieces[row][place]:
                         mask[row, start:stop] = True
-                measured = replayed.measure(
-                    mask, reduction=self.reduction, norm=self.norm, unweighted=self.unweighted, parameters=parameters
-                )
+                measured = replayed.measure(mask, self.scoring, parameters=parameters)
                 for row in rows:
-                    scores[row].append(as_score(measured, row, self.span, tau=self.tau, beta=self.beta))
+                    scores[row].append(as_score(measured, row, self.scoring, self.layers))
         return scores
 
     def _pass(self, generations: Sequence[Generation]) -> Pass:
@@ -336,10 +323,11 @@ class SemGradScorer:
         batch = generations[0].batch
         width = None if batch is None else batch.prompt_width
         layout = Layout.of(prompts, responses, self._position(prompts), self.model.device, width)
-        self.budget.check(self.model, layout)
+        if self.budget is not None:
+            self.budget.check(self.model, layout)
         rows = [generation.row for generation in generations]
-        columns = self._position(prompts) if self.later else 1
-        return Pass(self.model, self._head, layout, batch, rows, self.span, columns)
+        columns = self._position(prompts) if self.scoring.later else 1
+        return Pass(self.model, self._head, layout, batch, rows, self.layers, columns)
 
     def _position(self, prompts: Sequence[Sequence[int]]) -> int:
         if self.token_position is None:

@@ -1,24 +1,44 @@
-"""The objective of SemGrad at the output: entropies, log-probabilities and the gradient at the logits. Pure tensors."""
+"""SemGrad, ParaGrad, ExGrad and HybridGrad: equations (4), (5) and (6) of arXiv 2605.04638.
+
+The objective is the entropy-weighted log-likelihood of the response y_1..y_T after the prompt x:
+
+    J = red_t  w_t log p(y_t | y_<t, x)        w_t = H(p(. | y_<t, x)) in nats; red_t is the mean over t, or the sum
+
+    S_SemGrad    = mean | dJ/dh |              h: the hidden states h^(l) at the token t*, l in the layers           (4)
+    S_ParaGrad   = mean | dJ/dW |              W: the output head's weight, V x D entries                            (5)
+    S_ExGrad     = as ParaGrad, with w_t = 1 in J
+    S_HybridGrad = (1 - c) S_SemGrad + beta c S_ParaGrad        c = e^(-mean_t w_t / tau)                            (6)
+
+The entropies w_t are fixed coefficients: nothing is differentiated through them. Each gradient at a hidden state is the
+total derivative, through all layers above. Higher scores mean more uncertainty.
+
+Both gradients begin with g_t = d(-log p(y_t))/d(W h_t), which `token_terms` takes in closed form:
+
+    dJ/dW = -sum_t w_t g_t h_t^T               `paragrad` and `exgrad` take its norm without holding the matrix
+    dJ/dh = one backward from -sum_t w_t W^T g_t at the last hidden states, in `hidden_gradients`; its norm: `semgrad`
+
+The signs do not matter to the norms and are left out. `Pass` does all of that for a batch.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from semgrad_guard.model.replay import Head, Layout, Replay, replay
-from semgrad_guard.records import GenerationBatch, Path, Score
-
-Reduction = Literal["mean", "sum"]
+from semgrad_guard.records import GenerationBatch, ReplayPath, Score
+from semgrad_guard.scoring.registry import measured_scores
+from semgrad_guard.scoring.settings import Norm, Reduction, ScoringSettings
 
 
 class TokenTerms(NamedTuple):
-    """Per-token terms of a batch of responses, each [B, T]; what stands where a row has no token means nothing."""
+    """log p(y_t) and w_t of a batch of responses, each [B, T]; entries without a token mean nothing."""
 
     log_probs: Tensor
     entropies: Tensor
@@ -41,24 +61,76 @@ def token_terms(logits: Tensor, targets: Tensor) -> tuple[TokenTerms, Tensor]:
     # is ruled out stands at -inf, which times its probability must be 0.
     odds = (wide - largest).clamp_(min=torch.finfo(wide.dtype).min)
     p = odds.exp()
-    others = p.scatter_(-1, top, 0.0).sum(-1, keepdim=True)
-    p.scatter_(-1, top, 1.0).div_(1.0 + others)
-    log_total = torch.log1p(others).squeeze(-1)
+    rest = p.scatter_(-1, top, 0.0).sum(-1, keepdim=True)
+    p.scatter_(-1, top, 1.0).div_(1.0 + rest)
+    log_total = torch.log1p(rest).squeeze(-1)
     index = targets.unsqueeze(-1)
     terms = TokenTerms(odds.gather(-1, index).squeeze(-1) - log_total, log_total - torch.linalg.vecdot(p, odds))
-    besides = torch.where(index == top, others / (1.0 + others), 1.0 - p.gather(-1, index))
+    besides = torch.where(index == top, rest / (1.0 + rest), 1.0 - p.gather(-1, index))
     return terms, p.scatter_(-1, index, -besides)
 
 
-def token_weights(entropies: Tensor, mask: Tensor, reduction: Reduction, *, weighted: bool) -> Tensor:
-    """Give each token's coefficient in the objective, [B, T]: w_t or 1, over T for the mean (the authors' code).
+def likelihood_weights(weights: Tensor | float, mask: Tensor, reduction: Reduction) -> Tensor:
+    """Give the coefficient of each log p(y_t) in J, [B, T, 1]: its weight, over T where J is a mean.
 
-    Tokens outside the mask get zero, and T counts those inside.
-
-    The entropy is a fixed coefficient: nothing is differentiated through it.
+    Args:
+        weights: the entropies w_t, [B, T]; 1.0 for ExGrad and the unweighted SemGrad.
+        mask: the tokens that J is about, [B, T]; the others get 0, and T counts those inside.
+        reduction: "mean" (the authors' code) or "sum" (the paper's text).
     """
-    weights = torch.where(mask, entropies if weighted else 1.0, 0.0)
-    return weights / mask.sum(-1, keepdim=True).clamp(min=1) if reduction == "mean" else weights
+    coefficients = torch.where(mask, weights, 0.0)
+    if reduction == "mean":
+        coefficients = coefficients / mask.sum(-1, keepdim=True).clamp(min=1)
+    return coefficients.unsqueeze(-1)
+
+
+def hidden_gradients(
+    graph: Replay, at_last: Tensor, layers: tuple[int, ...], *, columns: int = 1, keep: bool
+) -> Tensor:
+    """Compute dJ/dh^(l)_{t*} for every layer: what equation (4) takes the norm of.
+
+    Rows share one backward and stay apart: no row's objective depends on another row's states. The same backward holds
+    the gradients at the tokens after t*.
+
+    Args:
+        graph: the forward pass; `hidden[l]` is [B, N, D].
+        at_last: gradient of the objective at the head's input for the last T columns, [B, T, D].
+        layers: indices l, ascending.
+        columns: how many tokens to give the gradients at, t* being the first.
+        keep: keep the graph for another objective.
+
+    Returns:
+        [B, columns, len(layers), D] in float64.
+    """
+    last = graph.hidden[-1]
+    # A power of two per row puts the largest entry near 1: nothing underflows on the way down, and no digit changes.
+    _, exponent = torch.frexp(at_last.abs().amax(dim=(1, 2)))
+    exponent = exponent[:, None, None]
+    scaled = torch.ldexp(at_last, -exponent).to(last.dtype)
+    start = torch.nn.functional.pad(scaled, (0, 0, last.shape[1] - scaled.shape[1], 0))
+    states = [graph.hidden[layer] for layer in layers]
+    gradients = torch.autograd.grad(last, states, grad_outputs=start, retain_graph=keep)
+    tokens = slice(graph.anchor, graph.anchor + columns)
+    stacked = torch.stack([gradient[:, tokens].double() for gradient in gradients], dim=2)
+    return torch.ldexp(stacked, exponent.unsqueeze(-1).to(stacked.device))
+
+
+def semgrad(gradients: Tensor, norm: Norm) -> Tensor:
+    """Equation (4), layer by layer: the mean absolute entry of dJ/dh^(l) ("l1"), or its root mean square ("l2").
+
+    The score is the mean over the layers; with "l1" that is the mean over all entries of h.
+    """
+    return gradients.abs().mean(-1) if norm == "l1" else gradients.square().mean(-1).sqrt()
+
+
+def paragrad(at_head: Tensor, inputs: Tensor, entropies: Tensor, mask: Tensor, reduction: Reduction) -> Tensor:
+    """Equation (5): the mean absolute entry of dJ/dW, [B]; `at_head` is g_t, [B, T, V], `inputs` are h_t, [B, T, D]."""
+    return mean_abs_outer(at_head, likelihood_weights(entropies, mask, reduction) * inputs)
+
+
+def exgrad(at_head: Tensor, inputs: Tensor, mask: Tensor, reduction: Reduction) -> Tensor:
+    """Equation (5) with w_t = 1, [B]."""
+    return mean_abs_outer(at_head, likelihood_weights(1.0, mask, reduction) * inputs)
 
 
 def mean_abs_outer(coefficients: Tensor, hidden: Tensor, chunk: int = 512) -> Tensor:
@@ -73,50 +145,19 @@ def mean_abs_outer(coefficients: Tensor, hidden: Tensor, chunk: int = 512) -> Te
         [B] in float64, >= 0.
     """
     vocabulary, size = coefficients.shape[-1], hidden.shape[-1]
-    held = hidden.new_empty(min(chunk, vocabulary), size)
+    buffer = hidden.new_empty(min(chunk, vocabulary), size)
     totals = torch.zeros(len(hidden), dtype=torch.float64, device=hidden.device)
     for row, inputs in enumerate(hidden):
         for part in coefficients[row].split(chunk, dim=-1):
-            product = torch.mm(part.T, inputs, out=held[: part.shape[-1]])
+            product = torch.mm(part.T, inputs, out=buffer[: part.shape[-1]])
             totals[row] += product.abs_().sum()
     return totals / (vocabulary * size)
 
 
-Norm = Literal["l1", "l2"]
-
-
-def hidden_gradients(replay: Replay, at_last: Tensor, span: tuple[int, ...], *, columns: int = 1, keep: bool) -> Tensor:
-    """Compute the objective's gradient at h^(l)_{t*} for every layer of the span: what equation (4) takes the norm of.
-
-    Each is the total derivative, through all layers above. Rows share one backward and stay apart: no row's
-    objective depends on another row's states. The same backward holds the gradients at the tokens after t*.
-
-    Args:
-        replay: the graph; `hidden[l]` is [B, N, D].
-        at_last: gradient of the objective at the head's input for the last T columns, [B, T, D].
-        span: indices l, ascending.
-        columns: how many tokens to give the gradients at, t* being the first.
-        keep: keep the graph for another objective.
-
-    Returns:
-        [B, columns, len(span), D] in float64.
-    """
-    last = replay.hidden[-1]
-    # A power of two per row puts the largest entry near 1: nothing underflows on the way down, and no digit changes.
-    _, exponent = torch.frexp(at_last.abs().amax(dim=(1, 2)))
-    exponent = exponent[:, None, None]
-    scaled = torch.ldexp(at_last, -exponent).to(last.dtype)
-    start = torch.nn.functional.pad(scaled, (0, 0, last.shape[1] - scaled.shape[1], 0))
-    states = [replay.hidden[layer] for layer in span]
-    gradients = torch.autograd.grad(last, states, grad_outputs=start, retain_graph=keep)
-    wanted = slice(replay.anchor, replay.anchor + columns)
-    found = torch.stack([gradient[:, wanted].double() for gradient in gradients], dim=2)
-    return torch.ldexp(found, exponent.unsqueeze(-1).to(found.device))
-
-
-def size(gradients: Tensor, norm: Norm) -> Tensor:
-    """Give the mean absolute entry ("l1") or the root mean square ("l2") over the last dimension."""
-    return gradients.abs().mean(-1) if norm == "l1" else gradients.square().mean(-1).sqrt()
+def hybridgrad(semgrad: float, paragrad: float, mean_entropy: float, *, tau: float, beta: float) -> float:
+    """Equation (6): the surer the model is on average, the more ParaGrad counts."""
+    certain = math.exp(-mean_entropy / tau)
+    return (1.0 - certain) * semgrad + beta * certain * paragrad
 
 
 def shares(gradients: Tensor, norm: Norm) -> Tensor:
@@ -126,8 +167,8 @@ def shares(gradients: Tensor, norm: Norm) -> Tensor:
     own direction (its signs for "l1"), in which every token takes part by itself.
 
     Args:
-        gradients: g_t, [T, len(span), D].
-        norm: "l1" or "l2", as in `size`.
+        gradients: g_t, [T, len(layers), D].
+        norm: "l1" or "l2", as in `semgrad`.
 
     Returns:
         [T], adding up to 1; negative where a token pulls against the rest. Zeros where the sum is zero.
@@ -140,11 +181,11 @@ def shares(gradients: Tensor, norm: Norm) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """What is found for the marked tokens of a batch of B rows.
+    """The terms and norms of an objective over the marked tokens of a batch of B rows.
 
-    `log_probs` and `entropies` are [B, T], `mask` marks the tokens they count for; `layers` is SemGrad by prompt token
-    and layer, [B, N, len(span)], t* being the first of N tokens, and `layers_unweighted` the same at t*,
-    [B, len(span)]; `paragrad` and `exgrad` are [B], None where they were not asked for.
+    `terms` are [B, T], and `mask` marks the tokens that they count for. `layers` is SemGrad by prompt token and layer,
+    [B, N, len(layers)], t* being the first of N tokens. `layers_unweighted` is the same at t* with w_t = 1,
+    [B, len(layers)]; `paragrad` and `exgrad` are [B]. None stands for what was not computed.
     """
 
     mask: Tensor
@@ -153,11 +194,11 @@ class Measured:
     layers_unweighted: Tensor | None
     paragrad: Tensor | None
     exgrad: Tensor | None
-    path: Path
+    path: ReplayPath
 
 
 class Pass:
-    """A replayed batch, ready for objectives over any of its tokens: one forward, one backward per objective."""
+    """One forward pass over a batch, and the scores of any of its tokens: one backward per objective."""
 
     def __init__(
         self,
@@ -166,50 +207,47 @@ class Pass:
         layout: Layout,
         batch: GenerationBatch | None,
         rows: Sequence[int],
-        span: tuple[int, ...],
+        layers: tuple[int, ...],
         columns: int,
     ) -> None:
         """Run the forward and keep its graph; gradients are given at so many prompt tokens from t* on."""
-        self._span, self._columns = span, columns
+        self._layers, self._columns = layers, columns
         with torch.enable_grad():
-            self._graph: Replay = replay(model, layout, batch, rows, span[0])
+            self._graph: Replay = replay(model, layout, batch, rows, layers[0])
             states = self._graph.hidden[-1][:, -layout.mask.shape[1] :].detach().requires_grad_()
-            raw = head.raw(states)
+            raw = head.module(states)
         with torch.no_grad():
             logits = head.transform(raw)
-            self.terms, gradient = token_terms(logits, layout.targets)
+            self.terms, gradient = token_terms(logits, layout.ids[:, -layout.mask.shape[1] :])
             self._at_raw = head.pull_back(gradient, logits)
         self._states = states.detach().to(self._at_raw.dtype)
         # The head works on each token by itself, so one product serves every objective over the tokens.
         self._at_last = _pulled_through(raw, states, self._at_raw)
 
-    def measure(
-        self, mask: Tensor, *, reduction: Reduction, norm: Norm, unweighted: bool, parameters: bool
-    ) -> Measured:
-        """Compute every score of the objective over the tokens marked, [B, T]; rows without any give zeros."""
-        weighted, plain = (
-            token_weights(self.terms.entropies, mask, reduction, weighted=choice).unsqueeze(-1)
-            for choice in (True, False)
-        )
+    def measure(self, mask: Tensor, settings: ScoringSettings, *, parameters: bool) -> Measured:
+        """Compute equations (4) and (5) over the tokens marked, [B, T]; rows without any give zeros."""
+        entropies, reduction, norm = self.terms.entropies, settings.reduction, settings.norm
+        weighted = self.gradients(likelihood_weights(entropies, mask, reduction), self._columns)
+        plain = self.gradients(likelihood_weights(1.0, mask, reduction)) if settings.unweighted else None
         return Measured(
             mask=mask,
             terms=self.terms,
-            layers=size(self.gradients(weighted, self._columns), norm),
-            layers_unweighted=size(self.gradients(plain)[:, 0], norm) if unweighted else None,
-            paragrad=mean_abs_outer(self._at_raw, weighted * self._states) if parameters else None,
-            exgrad=mean_abs_outer(self._at_raw, plain * self._states) if parameters else None,
+            layers=semgrad(weighted, norm),
+            layers_unweighted=None if plain is None else semgrad(plain[:, 0], norm),
+            paragrad=paragrad(self._at_raw, self._states, entropies, mask, reduction) if parameters else None,
+            exgrad=exgrad(self._at_raw, self._states, mask, reduction) if parameters else None,
             path=self._graph.path,
         )
 
     def token_gradients(self, token: int) -> Tensor:
-        """Compute the gradients of w_t log p(y_t) alone for the token of that index, [B, len(span), D]."""
-        weights = torch.zeros_like(self.terms.entropies)
-        weights[:, token] = self.terms.entropies[:, token]
-        return self.gradients(weights.unsqueeze(-1))[:, 0]
+        """Compute the gradients of w_t log p(y_t) alone for the token of that index, [B, len(layers), D]."""
+        mask = torch.zeros_like(self.terms.entropies, dtype=torch.bool)
+        mask[:, token] = True
+        return self.gradients(likelihood_weights(self.terms.entropies, mask, "sum"))[:, 0]
 
     def gradients(self, weights: Tensor, columns: int = 1) -> Tensor:
-        """Pull the sum over tokens of weight times -log p(y_t), [B, T, 1], to t* on: [B, columns, len(span), D]."""
-        return hidden_gradients(self._graph, weights * self._at_last, self._span, columns=columns, keep=True)
+        """Pull the sum over tokens of weight times -log p(y_t), [B, T, 1], to t* on: [B, columns, len(layers), D]."""
+        return hidden_gradients(self._graph, weights * self._at_last, self._layers, columns=columns, keep=True)
 
 
 def _pulled_through(raw: Tensor, states: Tensor, at_raw: Tensor) -> Tensor:
@@ -225,36 +263,33 @@ def _pulled_through(raw: Tensor, states: Tensor, at_raw: Tensor) -> Tensor:
     return torch.ldexp(scaled.float(), exponent)
 
 
-def hybridgrad(semgrad: float, paragrad: float, mean_entropy: float, *, tau: float, beta: float) -> float:
-    """Mix SemGrad and ParaGrad: the surer the model on average, the more the parameters' gradient counts (eq. 6)."""
-    certain = math.exp(-mean_entropy / tau)
-    return (1.0 - certain) * semgrad + beta * certain * paragrad
-
-
-def as_score(measured: Measured, row: int, span: tuple[int, ...], *, tau: float, beta: float) -> Score:
-    """Read the score of one row; `tau` and `beta` are those of HybridGrad."""
+def as_score(measured: Measured, row: int, settings: ScoringSettings, layers: tuple[int, ...]) -> Score:
+    """Read the score of one row off what was measured; equation (6) mixes what (4) and (5) gave."""
     marked = measured.mask[row]
     log_probs = measured.terms.log_probs[row, marked].double()
     entropies = measured.terms.entropies[row, marked].double()
-    layers, *later = measured.layers[row]
+    by_layer, *later = measured.layers[row]
     unweighted = None if measured.layers_unweighted is None else measured.layers_unweighted[row]
-    semgrad = float(layers.mean())
-    paragrad, exgrad = (None if found is None else float(found[row]) for found in (measured.paragrad, measured.exgrad))
-    entropy = float(entropies.mean())
+    s_semgrad, mean_entropy = float(by_layer.mean()), float(entropies.mean())
+    s_paragrad = None if measured.paragrad is None else float(measured.paragrad[row])
+    s_hybridgrad = None
+    if s_paragrad is not None:
+        s_hybridgrad = hybridgrad(s_semgrad, s_paragrad, mean_entropy, tau=settings.tau, beta=settings.beta)
     return Score(
-        semgrad=semgrad,
-        paragrad=paragrad,
-        exgrad=exgrad,
-        hybridgrad=None if paragrad is None else hybridgrad(semgrad, paragrad, entropy, tau=tau, beta=beta),
+        semgrad=s_semgrad,
+        paragrad=s_paragrad,
+        exgrad=None if measured.exgrad is None else float(measured.exgrad[row]),
+        hybridgrad=s_hybridgrad,
         nll=-float(log_probs.sum()),
         mean_nll=-float(log_probs.mean()),
-        mean_entropy=entropy,
+        mean_entropy=mean_entropy,
         max_entropy=float(entropies.max()),
         length=len(log_probs),
         path=measured.path,
-        span=span,
-        layers=tuple(layers.tolist()),
+        layer_indices=layers,
+        layers=tuple(by_layer.tolist()),
         semgrad_unweighted=None if unweighted is None else float(unweighted.mean()),
         layers_unweighted=() if unweighted is None else tuple(unweighted.tolist()),
         later=tuple(tuple(token.tolist()) for token in later),
+        more=measured_scores(log_probs, entropies),
     )

@@ -1,4 +1,4 @@
-"""Long responses: a score for every sentence, since in the whole one wrong sentence is diluted by the right ones."""
+"""Long responses: a score for every sentence. In a score of the whole, the right sentences dilute a wrong one."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ def score_sentences(
     Raises:
         EmptyResponseError: a response has no text.
     """
-    parts = [sentence_spans(generation.text) for generation in generations]
-    for index, found in enumerate(parts):
-        if not found:
+    sentences = [sentence_spans(generation.text) for generation in generations]
+    for index, places in enumerate(sentences):
+        if not places:
             raise EmptyResponseError(f"Response {index} has no text; there is no sentence to score.")
     tokens = [
-        token_spans(scorer.tokenizer, generation.response_ids, generation.text, found)
-        for generation, found in zip(generations, parts, strict=True)
+        token_spans(scorer.tokenizer, generation.response_ids, generation.text, places)
+        for generation, places in zip(generations, sentences, strict=True)
     ]
     scores = scorer.score(generations, spans=tokens, parameters=parameters)
     return [
         LongScore(
             sentences=tuple(
                 SentenceScore(text=generation.text[slice(*place)], tokens=span, score=score)
-                for place, span, score in zip(found, spans, own, strict=True)
+                for place, span, score in zip(places, spans, sentence_scores, strict=True)
             ),
             aggregate=aggregate,
         )
-        for generation, found, spans, own in zip(generations, parts, tokens, scores, strict=True)
+        for generation, places, spans, sentence_scores in zip(generations, sentences, tokens, scores, strict=True)
     ]

@@ -21,9 +21,9 @@ from semgrad_guard.errors import (
 from semgrad_guard.langchain.guard import SemGradGuard
 from semgrad_guard.langchain.messages import EMPTY_QUESTION, asks_nothing, to_template
 from semgrad_guard.model.chat_template import encode_answer, encode_chat
-from semgrad_guard.model.check import check_sequences
-from semgrad_guard.model.generate import end_ids
-from semgrad_guard.records import Decision, Failure, Generation, Score, Step, TokenDoubt, Verdict
+from semgrad_guard.model.generate import check_sequences, end_ids
+from semgrad_guard.records import Decision, Failure, Generation, Score, Step, TokenUncertainty, Verdict
+from semgrad_guard.scoring.registry import known_scores
 from semgrad_guard.scoring.scorer import SemGradScorer
 from semgrad_guard.serving.work import Judgement, Limits, ScoreAnswer, ScoreJob, Usage
 from semgrad_guard.version import VERSION
@@ -157,7 +157,7 @@ def _judgement(verdict: Verdict) -> Judgement:
     )
 
 
-def _token_uncertainty(scorer: SemGradScorer, generation: Generation) -> tuple[TokenDoubt, ...] | None:
+def _token_uncertainty(scorer: SemGradScorer, generation: Generation) -> tuple[TokenUncertainty, ...] | None:
     try:
         return tuple(scorer.attribute(generation))
     except Exception as error:  # the answer is judged already; where its uncertainty sits is an extra
@@ -167,5 +167,7 @@ def _token_uncertainty(scorer: SemGradScorer, generation: Generation) -> tuple[T
 
 def _score(scores: Score | None, method: str) -> float | None:
     """Give the raw score that a method names, or SemGrad; None where there is none, or it counts as not scored."""
-    value: float | None = None if scores is None or scores.failure() else getattr(scores, method, scores.semgrad)
-    return value
+    if scores is None or scores.failure():
+        return None
+    kinds = {kind.name: kind for kind in known_scores()}
+    return kinds.get(method, kinds["semgrad"]).uncertainty(scores)

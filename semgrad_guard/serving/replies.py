@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from semgrad_guard.records import TokenDoubt
+from semgrad_guard.records import TokenUncertainty
 from semgrad_guard.serving.work import Called, ChatAnswer, Judgement, ModelCard, PolicyName, ScoreAnswer
 
 FinishReason = Literal["stop", "length", "tool_calls"]
@@ -113,7 +113,7 @@ class Scored(BaseModel):
     created: int
     model: str
     semgrad: Judgement
-    tokens: list[TokenDoubt] | None
+    tokens: list[TokenUncertainty] | None
     usage: Usage
 
 

@@ -91,8 +91,8 @@ class Setup(Record):
                 self.model, revision=self.revision, dtype=self.dtype, device=self.device, quiet=self.quiet
             )
         generation = {} if self.max_new_tokens is None else {"max_new_tokens": self.max_new_tokens}
-        chat = ChatSemGrad.of(
-            source, batch_size=self.limits.batch_size, scored=self.scored, generation=generation, **scoring
+        chat = ChatSemGrad.from_model(
+            *source, batch_size=self.limits.batch_size, scored=self.scored, generation=generation, scoring=scoring
         )
         reviews: Queue | None = None
         if self.reviews is not None:

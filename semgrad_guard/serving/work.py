@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol, overload
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from semgrad_guard.records import Decision, TokenDoubt
+from semgrad_guard.records import Decision, TokenUncertainty
 
 PolicyName = Literal["abstain", "annotate", "review"]
 
@@ -121,7 +121,7 @@ class ScoreAnswer(Record):
     """How sure an answer from elsewhere is; `judgement.verdict.scores` are all that were computed."""
 
     judgement: Judgement
-    tokens: tuple[TokenDoubt, ...] | None = None
+    tokens: tuple[TokenUncertainty, ...] | None = None
     usage: Usage = Usage()
 
 

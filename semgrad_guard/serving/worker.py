@@ -93,7 +93,7 @@ class Worker:
         """
         self._limits = limits or Limits()
         if guard.llm.batch_size != self._limits.batch_size:
-            llm = type(guard.llm).of(guard.llm, batch_size=self._limits.batch_size)
+            llm = type(guard.llm).from_llm(guard.llm, batch_size=self._limits.batch_size)
             guard = guard.model_copy(update={"llm": llm})
         self._guard, self._name, self._first, self._reviews = guard, name, as_routes(first), reviews
 
@@ -167,10 +167,10 @@ class Worker:
         elif policy.name == "annotate":
             routes = [*self._first, Annotate()]
         elif policy.name == "review":
-            review = HumanReview(queue=self._reviews, pending=policy.message or DEFAULT_PENDING)
+            review = HumanReview(queue=self._reviews, pending_message=policy.message or DEFAULT_PENDING)
             routes = [*self._first, review, Abstain()]
         threshold = self._guard.threshold if policy.threshold is None else policy.threshold
-        return self._guard.model_copy(update={"routes": routes, "streaming": "verdict", "threshold": threshold})
+        return self._guard.model_copy(update={"routes": routes, "stream_drafts": True, "threshold": threshold})
 
     def _settings(
         self, job: ChatJob, messages: Sequence[BaseMessage], tools: Sequence[dict[str, Any]]

@@ -14,7 +14,7 @@ STORIES = [f"Write a story about a {subject}." for subject in "cat dog king ship
 
 @pytest.fixture(scope="module")
 def chat():
-    return ChatSemGrad.of(embedded_model(), generation={"max_new_tokens": 48, "do_sample": False})
+    return ChatSemGrad.from_model(*embedded_model(), generation={"max_new_tokens": 48, "do_sample": False})
 
 
 def singly(chat, questions):

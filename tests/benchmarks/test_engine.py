@@ -27,13 +27,13 @@ def work_of(name, model, prompt, response):
     if name == "generate":
         return generate
     (row,) = generate()
-    every = SemGradScorer(model, numbered_tokenizer(32_000), token_position=POSITION, span="all")
+    every = SemGradScorer(model, numbered_tokenizer(32_000), token_position=POSITION, layers="all")
     return {
         "semgrad": partial(half.score, [row], parameters=False),
         "all scores": partial(half.score, [row]),
         "all layers": partial(every.score, [row]),
-        "official style": partial(official_style, model, row, POSITION, half.span),
-        "re-forward": partial(competent, model, row, POSITION, half.span),
+        "official style": partial(official_style, model, row, POSITION, half.layers),
+        "re-forward": partial(competent, model, row, POSITION, half.layers),
     }[name]
 
 

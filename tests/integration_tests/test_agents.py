@@ -332,7 +332,7 @@ def test_models_that_give_no_scores_are_refused():
     agent = create_agent(
         FakeListChatModel(responses=["hi"]), middleware=[ConfidenceMiddleware(fitted(), calls="block")]
     )
-    with pytest.raises(ConfigurationError, match=r"FakeListChatModel, which gives no scores.*ChatSemGrad.of"):
+    with pytest.raises(ConfigurationError, match=r"FakeListChatModel, which gives no scores.*ChatSemGrad.from_model"):
         agent.invoke(ASKED)
     with pytest.raises(ConfigurationError, match="List ConfidenceMiddleware last"):
         World(AIMessage("made up")).start()
@@ -594,7 +594,7 @@ async def test_a_tool_node_by_itself_takes_the_same_check(mode):
 
 @cache
 def small_model():
-    return ChatSemGrad.of(embedded_model(), generation={"max_new_tokens": 48, "do_sample": False})
+    return ChatSemGrad.from_model(*embedded_model(), generation={"max_new_tokens": 48, "do_sample": False})
 
 
 class Weather:

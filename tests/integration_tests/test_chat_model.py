@@ -14,7 +14,7 @@ from semgrad_guard.demo import embedded_model, embedded_profile
 
 @pytest.fixture(scope="module")
 def chat():
-    return ChatSemGrad.of(embedded_model(), generation={"max_new_tokens": 48, "do_sample": False})
+    return ChatSemGrad.from_model(*embedded_model(), generation={"max_new_tokens": 48, "do_sample": False})
 
 
 def joined(chunks):

@@ -17,13 +17,13 @@ from typer.testing import CliRunner
 from semgrad_guard import (
     BM25Retriever,
     ConfigurationError,
+    LLMJudge,
     Profile,
     Retrieve,
     Score,
     SemGradGuard,
     SemGradScorer,
     get_confidence,
-    judged_by,
 )
 from semgrad_guard.calibration.labels import contains
 from semgrad_guard.calibration.verdict import Standard
@@ -147,7 +147,7 @@ def test_the_demo_tells_all_its_stories():
 
 @pytest.fixture(scope="module")
 def scorer():
-    return SemGradScorer(*embedded_model(), span="all", later=True)
+    return SemGradScorer(*embedded_model(), layers="all", later=True)
 
 
 @pytest.mark.slow
@@ -328,12 +328,12 @@ def test_the_prompt_token_can_be_searched_for(labelled_questions, tmp_path):
     candidates = json.loads(out)["candidates"]
     assert {candidate["position"] for candidate in candidates} == {1, 2, 3, 4}
     assert [c["auroc"] for c in candidates] == sorted((c["auroc"] for c in candidates), reverse=True)
-    assert {(c["reduction"], c["weighted"], len(c["span"])) for c in candidates} == set(
+    assert {(c["reduction"], c["weighted"], len(c["layers"])) for c in candidates} == set(
         itertools.product(("mean", "sum"), (True, False), (3, 6))
     )
-    bound, best = Profile.load(tmp_path / "p.json").bound_to, candidates[0]
+    bound, best = Profile.load(tmp_path / "p.json").bound_to.scoring, candidates[0]
     assert (bound.token_position, bound.reduction) == (best["position"], best["reduction"])
-    assert (bound.span, bound.unweighted) == (tuple(best["span"]), not best["weighted"])
+    assert (bound.layers, bound.unweighted) == (tuple(best["layers"]), not best["weighted"])
     SemGradGuard(embedded_model(), profile=tmp_path / "p.json").invoke("What is the capital of France?")
 
 
@@ -348,11 +348,11 @@ def test_the_preservation_score_is_saved_and_places_where_labels_do_not(labelled
     assert code == 0, err
     profile = Profile.load(tmp_path / "p.json")
     chosen = profile.preservation.position((3, 4, 5))
-    assert (profile.position_from, profile.bound_to.token_position) == ("preservation", chosen)
+    assert (profile.position_from, profile.bound_to.scoring.token_position) == ("preservation", chosen)
     assert json.loads(out)["position"] == chosen
     assert calibrate(tmp_path / "d.jsonl", tmp_path / "q.json", "--coverage", "0.5")[0] == 0
     plain = Profile.load(tmp_path / "q.json")
-    assert (plain.position_from, plain.bound_to.token_position, plain.preservation) == ("template", 3, None)
+    assert (plain.position_from, plain.bound_to.scoring.token_position, plain.preservation) == ("template", 3, None)
 
 
 def test_hybridgrad_is_tuned_and_bound(labelled_questions, tmp_path):
@@ -362,9 +362,9 @@ def test_hybridgrad_is_tuned_and_bound(labelled_questions, tmp_path):
     assert code == 0, err
     profile = Profile.load(tmp_path / "p.json")
     assert (profile.method, profile.answer.features) == ("hybridgrad", ("hybridgrad",))
-    bound = profile.bound_to
+    bound = profile.bound_to.scoring
     guard = SemGradGuard(embedded_model(), profile=profile)
-    assert (guard.llm.scorer.tau, guard.llm.scorer.beta) == (bound.tau, bound.beta)
+    assert guard.llm.scorer.scoring == bound
     record = record_of(guard.invoke("Name a city in Germany."))
     scores = Score.model_validate(record["scores"])
     mixed = hybridgrad(scores.semgrad, scores.paragrad, scores.mean_entropy, tau=bound.tau, beta=bound.beta)
@@ -400,7 +400,7 @@ def test_second_answers_are_calibrated_apart(tmp_path):
     promised = {kind: {r["guarantee"]["n"] for r in records if r["decision"] == kind} for kind in ("pass", "retrieve")}
     assert promised == {"pass": {told["answer"]["guarantee"]["n"]}, "retrieve": {told["grounded"]["guarantee"]["n"]}}
     with pytest.raises(ConfigurationError, match="no Retrieve route"):
-        SemGradGuard(embedded_model(), score_threshold=1).calibrate(lines, retried=True)
+        SemGradGuard(embedded_model(), score_threshold=1).calibrated(lines, retried=True)
 
 
 def test_an_interrupted_calibration_goes_on(labelled_questions, tmp_path, monkeypatch):
@@ -433,7 +433,7 @@ def test_an_interrupted_calibration_goes_on(labelled_questions, tmp_path, monkey
 def test_a_guard_calibrates_itself(labelled_questions):
     bare = SemGradGuard(embedded_model(), score_threshold=1e9)
     lines = labelled_questions.read_text(encoding="utf-8").splitlines()
-    guard = bare.calibrate([json.loads(line) for line in lines[::2]], risk=0.2, delta=0.1, search=False)
+    guard = bare.calibrated([json.loads(line) for line in lines[::2]], risk=0.2, delta=0.1, search=False)
     message = guard.invoke("What is the capital of France?")
     assert message.response_metadata["semgrad_decision"]["verdict"]["guarantee"]["risk"] == 0.2
     assert bare.profile is None
@@ -451,7 +451,7 @@ def test_a_judge_that_fails_now_and_then_does_not_lose_the_run(labelled_question
         return "Yes." if contains(question, answer, given[question]) else "No."
 
     bare = SemGradGuard(embedded_model(), score_threshold=1e9)
-    guard = bare.calibrate(lines, labels=judged_by(RunnableLambda(reply)), risk=0.3, delta=0.2, search=False)
+    guard = bare.calibrated(lines, labels=LLMJudge(RunnableLambda(reply)), risk=0.3, delta=0.2, search=False)
     assert guard.profile.answer.guarantee.risk == 0.3
     (told,) = [message for message in caplog.messages if "No label" in message]
     assert told.startswith("No label for answer 1: DataError")

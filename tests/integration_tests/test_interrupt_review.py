@@ -169,7 +169,7 @@ def test_it_is_one_route_among_others(run):
 
 @pytest.mark.parametrize("wait", [None, 10])
 def test_a_callback_may_interrupt_as_well(wait):
-    asking = HumanReview(lambda request: ReviewAnswer.of(interrupt(request.question)), timeout=wait)
+    asking = HumanReview(lambda request: ReviewAnswer.of(interrupt(request.question)), timeout_seconds=wait)
     compiled = graph(guard(0.3, routes=[asking]), saver=InMemorySaver())
     assert compiled.invoke(ASKED, CONFIG)["__interrupt__"][0].value == "Where?"
     assert compiled.invoke(APPROVED, CONFIG)["messages"][-1].content == "draft"

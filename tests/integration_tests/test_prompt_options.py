@@ -215,7 +215,7 @@ def test_a_chat_model_s_own_limits_are_kept_beside_a_prompt(folder):
     """A prompt of the guard's counts when the room for the answer is measured."""
     worker = Setup(score_threshold=1e9, prompt=PromptForm.of_text("word " * 300 + "{query}")).worker()
     context = embedded_model()[0].config.max_position_embeddings
-    chat = ChatSemGrad.of(embedded_model())
+    chat = ChatSemGrad.from_model(*embedded_model())
     prompt = len(ids(worker._guard.prompt.messages(FRANCE)))
     settings = worker._settings(
         ChatJob.model_validate({"messages": [{"role": "user", "content": FRANCE}]}), [HumanMessage(FRANCE)], ()

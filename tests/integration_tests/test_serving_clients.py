@@ -211,7 +211,7 @@ def test_answers_from_elsewhere_are_scored_as_the_guard_would(client):
     question = [{"role": "user", "content": KNOWN}]
     prompt = encode_chat(tokenizer, question)
     response = [*tokenizer(" Paris", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-    scorer = SemGradScorer(*embedded_model(), **embedded_profile().bound_to.settings())
+    scorer = SemGradScorer(*embedded_model(), scoring=embedded_profile().bound_to.scoring)
     (expected,) = scorer.score_ids([prompt], [response])
     for given in (
         {"messages": question, "response": "Paris"},

@@ -181,7 +181,7 @@ def postgres_stopped_while_waiting(folder: Path) -> str:
     with _postgres() as server, _queue(server.url) as queue:
         stopping = threading.Timer(0.5, server.stop)
         stopping.start()
-        outcome = _asked(HumanReview(queue=queue, wait=30))
+        outcome = _asked(HumanReview(queue=queue, wait_seconds=30))
         stopping.join()
         server.start()
         (item,) = queue.items()
@@ -193,7 +193,7 @@ def postgres_stopped_while_waiting(folder: Path) -> str:
 )
 def slow_callback(folder: Path) -> str:
     began = time.monotonic()
-    outcome = _asked(HumanReview(lambda request: time.sleep(5) or "approve", timeout=0.2))
+    outcome = _asked(HumanReview(lambda request: time.sleep(5) or "approve", timeout_seconds=0.2))
     return f"{outcome}; after {'less' if time.monotonic() - began < 2 else 'more'} than 2 s"
 
 

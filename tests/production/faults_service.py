@@ -150,7 +150,7 @@ def retriever_raises(folder: Path) -> str:
 @fault("the service's retriever hangs", "abstains: not sure; after less than 3 s")
 def retriever_hangs(folder: Path) -> str:
     retriever = RunnableLambda(lambda query: time.sleep(5) or [])
-    with _served(_scripted(Retrieve(retriever, timeout=0.3))) as (_, url):
+    with _served(_scripted(Retrieve(retriever, timeout_seconds=0.3))) as (_, url):
         return _timed(url)
 
 
@@ -159,7 +159,7 @@ def retriever_hangs(folder: Path) -> str:
     "abstains: not sure; no review: TimeoutError; after less than 3 s",
 )
 def slow_callback(folder: Path) -> str:
-    with _served(_scripted(HumanReview(lambda request: time.sleep(5) or "approve", timeout=0.3))) as (_, url):
+    with _served(_scripted(HumanReview(lambda request: time.sleep(5) or "approve", timeout_seconds=0.3))) as (_, url):
         return _timed(url)
 
 

@@ -86,7 +86,7 @@ def request(number: int) -> ReviewRequest:
         question=f"What is number {number}?",
         draft=f"It is the one after {number - 1}. " * 5,
         confidence=(number % 80) / 100,
-        scores=Score(**scores, length=30, path="cache", span=(2, 3), layers=(0.1, 0.2)),
+        scores=Score(**scores, length=30, path="cache", layer_indices=(2, 3), layers=(0.1, 0.2)),
         reason="the confidence is below the threshold",
         sources=(Source(text="A passage about numbers. " * 10, metadata={"page": number}),),
     )

@@ -10,7 +10,7 @@ from browser import browser, served
 from scripted import request_of, score_of
 
 from semgrad_guard import ReviewAnswer, Source
-from semgrad_guard.records import TokenDoubt
+from semgrad_guard.records import TokenUncertainty
 from semgrad_guard.review import ReviewQueue
 
 pytestmark = [
@@ -55,7 +55,7 @@ def address(queue):
 
 def doubts(*pairs):
     return tuple(
-        TokenDoubt(token=place, text=text, log_prob=-0.5, entropy=1.5, share=share)
+        TokenUncertainty(token=place, text=text, log_prob=-0.5, entropy=1.5, share=share)
         for place, (text, share) in enumerate(pairs)
     )
 

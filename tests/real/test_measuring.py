@@ -63,8 +63,8 @@ def written(rows, path):
 
 
 def test_a_guard_is_calibrated(brief, rows, tmp_path):
-    guard = SemGradGuard(ChatSemGrad.of(brief, generation={"max_new_tokens": 8}), score_threshold=0.0)
-    calibrated = guard.calibrate(rows, risk=0.5, delta=0.5, labels="contains", method="semgrad", search=False)
+    guard = SemGradGuard(ChatSemGrad.from_model(*brief, generation={"max_new_tokens": 8}), score_threshold=0.0)
+    calibrated = guard.calibrated(rows, risk=0.5, delta=0.5, labels="contains", method="semgrad", search=False)
     calibrated.profile.save(tmp_path / "profile.json")
     again = SemGradGuard(calibrated.llm, profile=Profile.load(tmp_path / "profile.json"), threshold=0.5)
     known, invented = again.batch(["What is the capital of France?", "What is the capital of Zubrovia?"])

@@ -26,7 +26,7 @@ PASS, STOP = {"score_threshold": 1e9}, {"score_threshold": 0.0}
 
 @pytest.fixture(scope="module")
 def chat(brief):
-    return ChatSemGrad.of(brief, generation={"max_new_tokens": 8})
+    return ChatSemGrad.from_model(*brief, generation={"max_new_tokens": 8})
 
 
 def test_a_sure_answer_passes(chat):
@@ -75,7 +75,7 @@ def test_human_review_by_a_callback(chat):
 def test_human_review_by_a_queue(chat, tmp_path):
     queue = ReviewQueue(f"sqlite:///{tmp_path / 'reviews.db'}")
     try:
-        guard = SemGradGuard(chat, routes=[HumanReview(queue=queue, wait=0.0)], **STOP)
+        guard = SemGradGuard(chat, routes=[HumanReview(queue=queue, wait_seconds=0.0)], **STOP)
         guard.invoke(QUESTION)
         item = queue.claim("ann")
         assert item.request.draft == "Paris"
@@ -100,13 +100,13 @@ def test_a_batch_decides_as_single_calls_do(chat):
         assert scores[0] == pytest.approx(scores[1], rel=1e-4)
 
 
-@pytest.mark.parametrize("streaming", ["buffered", "verdict"])
+@pytest.mark.parametrize("stream_drafts", [False, True])
 @pytest.mark.parametrize(("standard", "shown"), [(PASS, "Paris"), (STOP, "no")])
-def test_streams_end_with_the_answer_and_its_decision(chat, streaming, standard, shown):
-    guard = SemGradGuard(chat, routes=[Abstain("no")], streaming=streaming, **standard)
+def test_streams_end_with_the_answer_and_its_decision(chat, stream_drafts, standard, shown):
+    guard = SemGradGuard(chat, routes=[Abstain("no")], stream_drafts=stream_drafts, **standard)
     chunks = list(guard.stream(QUESTION))
     text = "".join(str(chunk.content) for chunk in chunks)
-    draft_first = streaming == "verdict" and standard is STOP
+    draft_first = stream_drafts and standard is STOP
     assert text == ("Paris\n\nno" if draft_first else shown)
     assert record(chunks[-1])["decision"] == ("pass" if standard is PASS else "abstain")
 

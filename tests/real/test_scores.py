@@ -17,7 +17,7 @@ def prompts(tokenizer, *questions):
 
 def test_the_scores_are_those_of_the_reference(smollm2):
     model, tokenizer = smollm2
-    scorer = SemGradScorer(model, tokenizer, span=[15, 22, 29], unweighted=True, later=True)
+    scorer = SemGradScorer(model, tokenizer, layers=[15, 22, 29], unweighted=True, later=True)
     (generation,) = scorer.generate(prompts(tokenizer, QUESTIONS[0]), max_new_tokens=4)
     prompt, response = generation.prompt_ids, generation.response_ids
     for (score,) in (scorer.score([generation]), scorer.score_ids([prompt], [response])):

@@ -6,7 +6,7 @@ import math
 import pytest
 from models import CHATML, INST, tiny_model, tiny_tokenizer
 
-from semgrad_guard import DataError, SemGradGuard, SemGradScorer
+from semgrad_guard import ConfigurationError, DataError, Profile, SemGradGuard, SemGradScorer
 from semgrad_guard.calibration import answers
 from semgrad_guard.calibration.answers import answered, rescored
 from semgrad_guard.calibration.counts import Counts, labels_to_promise, questions_needed
@@ -278,7 +278,7 @@ def test_a_template_without_a_generation_prompt_can_be_calibrated(monkeypatch):
     assert found.scored[0].response_ids == tuple(source[1](" x")["input_ids"] + [source[1].eos_token_id])
     for own, source in ((scorer, "template"), (scorer.adjusted(token_position=3), "caller")):
         profile = covering_profile(own, found, model="m", coverage=0.5).profile
-        assert (profile.position_from, profile.bound_to.token_position) == (source, own.token_position)
+        assert (profile.position_from, profile.bound_to.scoring.token_position) == (source, own.token_position)
 
 
 def test_a_guard_keeps_a_journal_and_what_its_chain_asks(tmp_path, monkeypatch):
@@ -287,15 +287,22 @@ def test_a_guard_keeps_a_journal_and_what_its_chain_asks(tmp_path, monkeypatch):
     prompts = asked_for(monkeypatch)
     settings = {"risk": 0.3, "delta": 0.2, "search": False, "method": "semgrad", "prompt": "{query} ", "seed": 1}
     journal = tmp_path / "answers"
-    found = guard.calibrate(lines, journal=journal, **settings)
+    found = guard.calibrated(lines, journal=journal, **settings)
     asked = len(prompts)
     assert found.profile.bound_to.prompt == PromptForm.of_text("{query} ")
     assert len(journal.read_text(encoding="utf-8").splitlines()) == asked + 1
-    guard.calibrate(lines, journal=journal, **{**settings, "risk": 0.5})
+    for llm in (guard.llm, guard.llm.scorer):
+        assert Profile.fit(llm, lines, journal=journal, **settings) == found.profile
+    guard.calibrated(lines, journal=journal, **{**settings, "risk": 0.5})
     assert len(prompts) == asked
     own = SemGradGuard(guard.llm, score_threshold=1e9, prompt="{query} ")
-    assert own.calibrate(lines, journal=journal, **{**settings, "prompt": None}).prompt == own.prompt
+    assert own.calibrated(lines, journal=journal, **{**settings, "prompt": None}).prompt == own.prompt
     assert len(prompts) == asked
     with pytest.raises(Exception, match="a prompt of its own"):
-        own.calibrate(lines, **settings)
+        own.calibrated(lines, **settings)
     assert json.loads(journal.read_text(encoding="utf-8").splitlines()[0])["setting"]["generation"] == {}
+
+
+def test_a_profile_is_fitted_on_a_model_that_scores():
+    with pytest.raises(ConfigurationError, match=r"Profile\.fit\('gpt2'\): expected a ChatSemGrad or a SemGradScorer"):
+        Profile.fit("gpt2", [])

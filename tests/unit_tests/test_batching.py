@@ -26,7 +26,7 @@ def chat():
     tokenizer = tiny_tokenizer()
     mute = [token for token in range(131) if not tokenizer.decode([token], skip_special_tokens=True).strip()]
     settings = {"max_new_tokens": 12, "do_sample": False, "suppress_tokens": mute}
-    return ChatSemGrad.of((tiny_model(), tokenizer), generation=settings)
+    return ChatSemGrad.from_model(tiny_model(), tokenizer, generation=settings)
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_one_pass_for_all_with_the_results_of_single_calls(chat, passes, how):
 
 def test_rows_that_end_early_are_the_same_too():
     asked = ["Hello!", "What is the capital of France?", "Tell me a joke.", "Who are you?"]
-    chat = ChatSemGrad.of(embedded_model(), generation={"max_new_tokens": 32, "do_sample": False})
+    chat = ChatSemGrad.from_model(*embedded_model(), generation={"max_new_tokens": 32, "do_sample": False})
     for message, question in zip(chat.batch(asked), asked, strict=True):
         same(message, chat.invoke(question))
 
@@ -121,7 +121,7 @@ def test_batches_have_a_size(chat, passes):
     chat.batch(QUESTIONS, {"max_concurrency": 2})
     assert passes["generate"] == [2, 2, 1]
     passes["generate"].clear()
-    ChatSemGrad.of(chat, batch_size=3).batch(QUESTIONS, {"max_concurrency": 4})
+    ChatSemGrad.from_llm(chat, batch_size=3).batch(QUESTIONS, {"max_concurrency": 4})
     assert passes["generate"] == [3, 2]
 
 
@@ -217,7 +217,7 @@ def test_forced_calls_keep_to_their_own_rows(passes):
         restaurant: str
         people: int
 
-    chat = ChatSemGrad.of(embedded_model(), generation={"max_new_tokens": 48, "do_sample": False})
+    chat = ChatSemGrad.from_model(*embedded_model(), generation={"max_new_tokens": 48, "do_sample": False})
     bound = chat.bind_tools([Booking], tool_choice="any")
     asked = ['Call Booking("Toltec", 4).', "Hello!", "Book a table for 12 people at the restaurant Karurg, please."]
     found = bound.batch(asked)

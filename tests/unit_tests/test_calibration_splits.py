@@ -16,12 +16,12 @@ from semgrad_guard.calibration.counts import Counts
 from semgrad_guard.calibration.drift import drift
 from semgrad_guard.calibration.examples import Example
 from semgrad_guard.calibration.fit import (
-    SCALARS,
     Labelled,
     calibrate_section,
     fit_section,
     out_of_fold,
     part_of,
+    scalar_features,
     with_quantiles,
 )
 from semgrad_guard.calibration.from_examples import calibrated_profile
@@ -108,8 +108,8 @@ def test_what_is_known_of_a_thing_does_not_flatter_other_answers_about_it():
     labelled = grouped(720, seed=1, things=24)
     fitting, *_ = parts(labelled)
     scores, correct = [item.score for item in fitting], [item.correct for item in fitting]
-    mixed = out_of_fold(scores, correct, SCALARS, [str(index) for index in range(len(fitting))])
-    apart = out_of_fold(scores, correct, SCALARS, [item.about for item in fitting])
+    mixed = out_of_fold(scores, correct, scalar_features(), [str(index) for index in range(len(fitting))])
+    apart = out_of_fold(scores, correct, scalar_features(), [item.about for item in fitting])
     assert roc_auc_score(correct, mixed) > 0.99
     assert roc_auc_score(correct, apart) < 0.7
     assert calibrate_section(labelled, method="auto", risk=0.3, delta=0.1).compared["fused"] < 0.7
@@ -118,8 +118,8 @@ def test_what_is_known_of_a_thing_does_not_flatter_other_answers_about_it():
 def test_the_steps_of_a_confidence_come_from_folds_that_keep_things_together():
     labelled = grouped(1200, seed=3, things=12)
     scores, correct = [item.score for item in labelled], [item.correct for item in labelled]
-    mixed = fit_section(scores, correct, SCALARS)
-    apart = fit_section(scores, correct, SCALARS, groups=[item.about for item in labelled])
+    mixed = fit_section(scores, correct, scalar_features())
+    apart = fit_section(scores, correct, scalar_features(), groups=[item.about for item in labelled])
     surest = [max(section.confidence(one) for one in scores) for section in (mixed, apart)]
     assert surest[0] > 0.95
     assert surest[1] < 0.7

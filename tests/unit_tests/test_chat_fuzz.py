@@ -10,7 +10,7 @@ from models import tiny_model, tiny_tokenizer
 
 from semgrad_guard import Abstain, ChatSemGrad, ConfigurationError, SemGradError, SemGradGuard, SemGradScorer
 
-CHAT = ChatSemGrad.of((tiny_model(), tiny_tokenizer()), generation={"max_new_tokens": 4, "do_sample": False})
+CHAT = ChatSemGrad.from_model(tiny_model(), tiny_tokenizer(), generation={"max_new_tokens": 4, "do_sample": False})
 GUARD = SemGradGuard(CHAT, score_threshold=1e9, routes=[Abstain("no")])
 REFUSING = "{{ raise_exception('roles must alternate') }}"
 
@@ -133,7 +133,7 @@ def test_errors_say_what_is_wrong(history, error):
 
 def test_what_the_template_refuses_is_said_in_its_words():
     tokenizer = tiny_tokenizer()
-    chat = ChatSemGrad.of((tiny_model(), tokenizer))
+    chat = ChatSemGrad.from_model(tiny_model(), tokenizer)
     tokenizer.chat_template = REFUSING
     with pytest.raises(ConfigurationError, match="does not take these messages: roles must alternate"):
         chat.invoke("q?")

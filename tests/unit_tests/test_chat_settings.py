@@ -26,6 +26,7 @@ from semgrad_guard import (
     SemGradScorer,
     UnsupportedModelError,
 )
+from semgrad_guard.langchain.chat_model import chat_model
 from semgrad_guard.langchain.scored_messages import as_openai
 from semgrad_guard.langchain.source import layer, over
 from semgrad_guard.model.chat_template import encode_chat
@@ -37,7 +38,7 @@ GREEDY = {"max_new_tokens": 6, "do_sample": False}
 def chat_of(*, seed=0, template=CHATML, generation=GREEDY, seed_of_answers=None, **settings):
     if seed_of_answers is not None:
         settings["seed"] = seed_of_answers
-    return ChatSemGrad.of((tiny_model(seed=seed), tiny_tokenizer(template)), generation=generation, **settings)
+    return ChatSemGrad.from_model(tiny_model(seed=seed), tiny_tokenizer(template), generation=generation, **settings)
 
 
 def stated(logits_of):
@@ -51,11 +52,11 @@ def stated(logits_of):
 OTHERS = {
     "weights": lambda: chat_of(seed=1),
     "template": lambda: chat_of(template=CHATML.replace("\n", " ")),
-    "precision": lambda: ChatSemGrad.of((tiny_model().double(), tiny_tokenizer()), generation=GREEDY),
+    "precision": lambda: ChatSemGrad.from_model(tiny_model().double(), tiny_tokenizer(), generation=GREEDY),
     "generation": lambda: chat_of(generation=GREEDY | {"max_new_tokens": 7}),
     "own generation": lambda: stated({"repetition_penalty": 2.0}),
     "stop": lambda: chat_of(stop=["a"]),
-    "span": lambda: chat_of(span="all"),
+    "layers": lambda: chat_of(layers="all"),
     "token": lambda: chat_of(token_position=2),
     "reduction": lambda: chat_of(reduction="sum"),
     "norm": lambda: chat_of(norm="l2"),
@@ -225,9 +226,9 @@ def test_beams_have_no_log_probabilities():
 
 
 def test_metadata_name_the_model_and_its_revision():
-    chat = chat_of()
-    chat.model.config.name_or_path = "some/model"
-    chat.model.config._commit_hash = "abc"
+    model = tiny_model()
+    model.config.name_or_path, model.config._commit_hash = "some/model", "abc"
+    chat = ChatSemGrad.from_model(model, tiny_tokenizer(CHATML), generation=GREEDY)
     message = chat.invoke("q?")
     metadata = {name: message.response_metadata[name] for name in ("model_name", "revision", "finish_reason")}
     assert metadata == {"model_name": "some/model", "revision": "abc", "finish_reason": "length"}
@@ -245,7 +246,7 @@ PAIR = tiny_model(), tiny_tokenizer()
 
 def plain_chat(**settings):
     """A chat model whose own settings say nothing."""
-    return ChatSemGrad.of(PAIR, **settings)
+    return ChatSemGrad.from_model(*PAIR, **settings)
 
 
 def tokens(message):
@@ -256,7 +257,7 @@ PLACES = {
     "construction": lambda settings: plain_chat(**settings).invoke("hi"),
     "class": lambda settings: ChatSemGrad(model=PAIR[0], tokenizer=PAIR[1], **settings).invoke("hi"),
     "generation": lambda settings: plain_chat(generation=settings).invoke("hi"),
-    "copy": lambda settings: ChatSemGrad.of(plain_chat(max_tokens=9, temperature=0), **settings).invoke("hi"),
+    "copy": lambda settings: ChatSemGrad.from_llm(plain_chat(max_tokens=9, temperature=0), **settings).invoke("hi"),
     "bind": lambda settings: plain_chat(max_tokens=9).bind(**settings).invoke("hi"),
     "call": lambda settings: plain_chat(max_tokens=9, temperature=0).invoke("hi", **settings),
     "async call": lambda settings: asyncio.run(plain_chat(max_tokens=9).ainvoke("hi", **settings)),
@@ -324,7 +325,7 @@ def test_a_wrong_setting_of_a_call_is_refused_before_anything_is_done():
     def never(_):
         raise AssertionError("asked")
 
-    guard = SemGradGuard(plain_chat(), score_threshold=1e9, context="retrieved", routes=[never_settling(never)])
+    guard = SemGradGuard(plain_chat(), score_threshold=1e9, passages="required", routes=[never_settling(never)])
     with pytest.raises(ConfigurationError, match="has no setting 'spam'"):
         guard.invoke("hi", spam=1)
 
@@ -371,7 +372,7 @@ def test_the_scorer_refuses_unknown_settings_too():
         ({"norm": "l3"}, "norm='l3'"),
         ({"token_position": 0}, "token_position=0"),
         ({"tau": -1.0}, "tau=-1"),
-        ({"spann": "all"}, "Did you mean 'span'?"),
+        ({"layer": "all"}, "Did you mean 'layers'?"),
         (
             {"max_new_tokens": 2, "max_tokens": 3},
             "max_new_tokens=2 and max_tokens=3 contradict|max_tokens=3 and max_new",
@@ -399,7 +400,7 @@ def test_two_settings_of_one_thing_contradict_each_other():
 
 def test_a_chat_model_is_built_from_a_model_with_its_tokenizer():
     for build, message in (
-        (lambda: ChatSemGrad(tiny_model(), tiny_tokenizer()), r"write ChatSemGrad.of\(\(model, tokenizer\)\)"),
+        (lambda: ChatSemGrad(tiny_model(), tiny_tokenizer()), r"write ChatSemGrad.from_model\(model, tokenizer\)"),
         (ChatSemGrad, r"ChatSemGrad\(model\): field required"),
         (lambda: ChatSemGrad(model=None, tokenizer=tiny_tokenizer()), "None is no model"),
         (lambda: ChatSemGrad(model=tiny_tokenizer(), tokenizer=tiny_model()), "The tokenizer stands before the model"),
@@ -517,7 +518,7 @@ def test_settings_are_configured_one_by_one_at_run_time():
     assert len({chat.invoke("hi", {"configurable": {"heat": 1.5}}).content for _ in range(6)}) > 1
     with pytest.raises(ConfigurationError, match="max_tokens=0"):
         chat.invoke("hi", {"configurable": {"most": 0}})
-    from_pipeline = ChatSemGrad.of(a_pipeline(max_new_tokens=3, do_sample=False)).configurable_fields(
+    from_pipeline = ChatSemGrad.from_llm(a_pipeline(max_new_tokens=3, do_sample=False)).configurable_fields(
         max_tokens=ConfigurableField(id="most"), generation=ConfigurableField(id="generation")
     )
     assert tokens(from_pipeline.invoke("hi", {"configurable": {"most": 7}})) == 7
@@ -539,7 +540,7 @@ def test_the_same_settings_share_a_cache_entry_however_they_were_made():
         for chat in (
             plain_chat(max_tokens=6, temperature=0.5),
             plain_chat(generation={"max_new_tokens": 6, "temperature": 0.5}),
-            ChatSemGrad.of(plain_chat(max_tokens=9, do_sample=False), max_tokens=6, temperature=0.5),
+            ChatSemGrad.from_llm(plain_chat(max_tokens=9, do_sample=False), max_tokens=6, temperature=0.5),
         )
     }
     assert len(keys) == 1
@@ -558,7 +559,7 @@ def of_chat(settings, **of_pipeline):
 
 
 def in_force(source, **settings):
-    return ChatSemGrad.of(source, **settings)._layer()
+    return chat_model(source, **settings)._layer()
 
 
 def test_a_pipeline_s_settings_are_taken_over():
@@ -568,9 +569,9 @@ def test_a_pipeline_s_settings_are_taken_over():
     assert in_force(HuggingFacePipeline(pipeline=a_pipeline(**made))) == expected
     later = HuggingFacePipeline(pipeline=a_pipeline(), pipeline_kwargs={**made, "return_full_text": False})
     assert in_force(later) == expected
-    assert tokens(ChatSemGrad.of(a_pipeline(max_new_tokens=3, do_sample=False)).invoke("hi")) == 3
+    assert tokens(ChatSemGrad.from_llm(a_pipeline(max_new_tokens=3, do_sample=False)).invoke("hi")) == 3
     assert in_force(a_pipeline(max_new_tokens=3, do_sample=False)) == {"max_new_tokens": 3, "do_sample": False}
-    length = ChatSemGrad.of(a_pipeline(max_length=30, do_sample=False))
+    length = ChatSemGrad.from_llm(a_pipeline(max_length=30, do_sample=False))
     assert length.invoke("hi").usage_metadata["total_tokens"] == 30
 
 
@@ -585,7 +586,7 @@ def test_a_chat_model_s_settings_are_taken_over():
     assert in_force(of_chat({"temperature": 0.0}, max_new_tokens=9)) == {"max_new_tokens": 9, "temperature": 0.0}
     for setting in ({"n": 2}, {"presence_penalty": 0.5}, {"frequency_penalty": 0.5}, {"logit_bias": {5: 1}}):
         with pytest.raises(ConfigurationError, match="cannot be followed here"):
-            ChatSemGrad.of(of_chat(setting))
+            ChatSemGrad.from_llm(of_chat(setting))
     assert (
         in_force(of_chat({"n": 1, "presence_penalty": 0.0}, max_new_tokens=9, temperature=0.5))["max_new_tokens"] == 9
     )
@@ -635,9 +636,9 @@ def test_whatever_goes_wrong_with_settings_is_an_error_of_ours():
         lambda: plain_chat(spam=1),
         lambda: plain_chat().invoke("hi", spam=1),
         lambda: SemGradGuard(plain_chat(), score_threshold=1.0, spam=1),
-        lambda: ChatSemGrad.of("nowhere", spam=1),
+        lambda: ChatSemGrad.from_pretrained("nowhere", spam=1),
     ):
         with pytest.raises(SemGradError):
             build()
     with pytest.raises(UnsupportedModelError):
-        ChatSemGrad.of(3)
+        ChatSemGrad.from_llm(3)

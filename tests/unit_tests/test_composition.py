@@ -45,11 +45,11 @@ def test_the_threshold_can_be_configured_at_run_time():
 
 
 def test_other_settings_stay_where_the_threshold_is_configured():
-    runnable = guard(0.7, streaming="verdict", record_drafts=True, context="given")
+    runnable = guard(0.7, stream_drafts=True, record_drafts=True, passages="in_prompt")
     configured = runnable.configurable_fields(threshold=ConfigurableField(id="t"))
     prepared, _ = configured.prepare({"configurable": {"t": 0.6}})
     assert prepared.threshold == 0.6
-    names = ("llm", "profile", "routes", "streaming", "record_drafts", "context", "watch")
+    names = ("llm", "profile", "routes", "stream_drafts", "record_drafts", "passages", "watch")
     assert all(getattr(prepared, name) == getattr(runnable, name) for name in names)
 
 

@@ -18,7 +18,7 @@ def chat(**settings):
     tokenizer = tiny_tokenizer()
     mute = [token for token in range(131) if not tokenizer.decode([token], skip_special_tokens=True).strip()]
     generation = {"max_new_tokens": 4, "do_sample": False, "suppress_tokens": mute, **settings}
-    return ChatSemGrad.of((tiny_model(), tokenizer), generation=generation)
+    return ChatSemGrad.from_model(tiny_model(), tokenizer, generation=generation)
 
 
 def both_ways(runnable):

@@ -13,11 +13,11 @@ from scripted import failure_of, profile, record, scripted
 
 from semgrad_guard import (
     Abstain,
-    AtMost,
     ConfigurationError,
     Escalate,
     LowConfidenceError,
     Raise,
+    RateLimit,
     Retrieve,
     SemGradGuard,
     get_confidence,
@@ -123,18 +123,14 @@ FAILED = {"semgrad": {"scores": None, "failure": failure_of("cut off")}}
     ("other", "settings", "reason"),
     [
         (lambda messages: 1 / 0, {}, "ZeroDivisionError"),
-        (sleeps, {"timeout": 0.05}, "TimeoutError: no answer within 0.05 s"),
+        (sleeps, {"timeout_seconds": 0.05}, "TimeoutError: no answer within 0.05 s"),
         (low, {}, "LowConfidenceError: The answer is not sure enough"),
         (lambda messages: "  ", {}, "answer is empty"),
         (lambda messages: 7, {}, "gave a int; expected an AIMessage or a text"),
-        (
-            lambda messages: AIMessage("x", response_metadata=FAILED),
-            {},
-            "cut off",
-        ),
+        (lambda messages: AIMessage("x", response_metadata=FAILED), {}, "cut off"),
         (lambda messages: AIMessage("x", response_metadata={"semgrad_decision": {"decision": "?"}}), {}, "DataError"),
-        (lambda messages: "x", {"allow": lambda: False}, "the budget for escalating is used up"),
-        (lambda messages: "x", {"allow": lambda: 1 / 0}, "ZeroDivisionError"),
+        (lambda messages: "x", {"budget": lambda: False}, "the budget for escalating is used up"),
+        (lambda messages: "x", {"budget": lambda: 1 / 0}, "ZeroDivisionError"),
         (lambda messages: "x", {"prompt": lambda request: 1 / 0}, "ZeroDivisionError"),
     ],
 )
@@ -147,7 +143,7 @@ def test_what_does_not_answer_does_not_settle(other, settings, reason):
 def test_a_budget_is_over_all_calls_and_comes_back_with_time(monkeypatch):
     now = [100.0]
     monkeypatch.setattr("semgrad_guard.routing.limits.time.monotonic", lambda: now[0])
-    runnable = escalated(RunnableLambda(lambda messages: "theirs"), allow=AtMost(2, per=60))
+    runnable = escalated(RunnableLambda(lambda messages: "theirs"), budget=RateLimit(2, per=60))
     decisions = [record(message)["decision"] for message in runnable.batch(["q?"] * 3, {"max_concurrency": 1})]
     assert decisions == ["escalate", "escalate", "abstain"]
     now[0] += 59.9
@@ -157,16 +153,16 @@ def test_a_budget_is_over_all_calls_and_comes_back_with_time(monkeypatch):
 
 
 def test_a_budget_for_all_time_does_not_come_back():
-    allow = AtMost(1)
+    allow = RateLimit(1)
     assert [allow(), allow(), allow()] == [True, False, False]
-    assert not AtMost(0)()
-    assert repr(allow) == "AtMost(1, per=None)"
+    assert not RateLimit(0)()
+    assert repr(allow) == "RateLimit(1, per=None)"
 
 
 def test_a_window_may_be_shorter_than_a_second(monkeypatch):
     now = [100.0]
     monkeypatch.setattr("semgrad_guard.routing.limits.time.monotonic", lambda: now[0])
-    allow = AtMost(1, per=0.5)
+    allow = RateLimit(1, per=0.5)
     assert [allow(), allow()] == [True, False]
     now[0] += 0.5
     assert allow()
@@ -175,7 +171,7 @@ def test_a_window_may_be_shorter_than_a_second(monkeypatch):
 @pytest.mark.parametrize(("calls", "per"), [(-1, None), (1, 0), (1, -2.0)])
 def test_a_budget_that_makes_no_sense_is_refused(calls, per):
     with pytest.raises(ConfigurationError, match="expected calls >= 0"):
-        AtMost(calls, per=per)
+        RateLimit(calls, per=per)
 
 
 def test_raise_carries_the_decision_and_no_draft():

@@ -15,7 +15,7 @@ from semgrad_guard.demo import embedded_model, embedded_profile
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.evaluation.compare import POLYGRAPH, choose, compare, uncertainties
 from semgrad_guard.evaluation.polygraph import _RECIPES, Polygraph
-from semgrad_guard.evaluation.run import Work, evaluate, peak_memory, token_doubts
+from semgrad_guard.evaluation.run import Work, evaluate, peak_memory, token_uncertainties
 from semgrad_guard.scoring.scorer import SemGradScorer
 
 CPU = torch.device("cpu")
@@ -132,7 +132,7 @@ def test_a_score_that_is_not_finite_is_a_failure(scorer, tmp_path, monkeypatch):
 
 def test_doubt_is_shown_where_it_can_be(scorer, tmp_path, monkeypatch):
     results = evaluate(scorer, EXAMPLES, labeler("match"), out=tmp_path / "r.jsonl")
-    assert list(token_doubts(scorer, results, "plain")) == QUERIES
+    assert list(token_uncertainties(scorer, results, "plain")) == QUERIES
     attribute, first = scorer.attribute, results[0].response_ids
 
     def short_of_memory(generation):
@@ -141,7 +141,7 @@ def test_doubt_is_shown_where_it_can_be(scorer, tmp_path, monkeypatch):
         return attribute(generation)
 
     monkeypatch.setattr(scorer, "attribute", short_of_memory)
-    assert list(token_doubts(scorer, results, "plain")) == QUERIES[1:]
+    assert list(token_uncertainties(scorer, results, "plain")) == QUERIES[1:]
 
 
 def test_memory_is_measured(scorer, monkeypatch):

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from semgrad_guard import ChatSemGrad, ConfigurationError, SemGradGuard, TokenPositionError, UnsupportedModelError
 from semgrad_guard.cli import app
+from semgrad_guard.langchain.chat_model import chat_model
 from semgrad_guard.model.fingerprint import fingerprint
 from semgrad_guard.model.gguf_file import GgufHeader, read_header
 from semgrad_guard.model.load import load_model, revision
@@ -54,7 +55,7 @@ def test_the_weights_and_the_tokenizer_are_those_of_the_file(file):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, "bfloat16"])
 def test_the_caller_chooses_the_precision(file, dtype):
     assert load_model(file, dtype=dtype)[0].dtype == torch.bfloat16
-    assert ChatSemGrad.of(file, dtype=dtype).model.dtype == torch.bfloat16
+    assert ChatSemGrad.from_pretrained(file, dtype=dtype).model.dtype == torch.bfloat16
 
 
 def test_a_gpu_gets_bfloat16(file, monkeypatch):
@@ -87,10 +88,10 @@ def test_a_file_is_not_quantised_again(file):
 
 def test_a_model_that_is_loaded_already_cannot_be_loaded_otherwise(file):
     pair = tiny_model(), tiny_tokenizer()
-    for source in (pair, ChatSemGrad.of(pair)):
+    for source in (pair, ChatSemGrad.from_model(*pair)):
         for setting in ({"dtype": "bfloat16"}, {"device": "cpu"}, {"revision": "main"}):
             with pytest.raises(ConfigurationError, match=f"{next(iter(setting))}: the model is loaded already"):
-                ChatSemGrad.of(source, **setting)
+                chat_model(source, **setting)
     with pytest.raises(ConfigurationError, match="is no hub id"):
         load_model(file, revision="main")
 

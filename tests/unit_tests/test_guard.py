@@ -228,10 +228,10 @@ def test_an_answer_as_improbable_as_those_around_it_may_pass():
     ("route", "reason"),
     [
         (Retrieve(RunnableLambda(fails)), "ValueError"),
-        (Retrieve(RunnableLambda(sleeps), timeout=0.05), "TimeoutError: no answer within 0.05 s"),
+        (Retrieve(RunnableLambda(sleeps), timeout_seconds=0.05), "TimeoutError: no answer within 0.05 s"),
         (Retrieve(RunnableLambda(lambda _: [])), "found nothing"),
         (HumanReview(fails), "ValueError"),
-        (HumanReview(sleeps, timeout=0.05), "TimeoutError: no answer within 0.05 s"),
+        (HumanReview(sleeps, timeout_seconds=0.05), "TimeoutError: no answer within 0.05 s"),
         (HumanReview(lambda _: "yes"), "ValidationError"),
         (HumanReview(lambda _: {"decision": "edit"}), "ValidationError"),
     ],

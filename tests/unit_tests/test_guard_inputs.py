@@ -17,7 +17,6 @@ from transformers import pipeline
 
 from semgrad_guard import (
     Abstain,
-    AtMost,
     BM25Retriever,
     ChatSemGrad,
     ConfigurationError,
@@ -28,6 +27,7 @@ from semgrad_guard import (
     LowConfidenceError,
     ProfileError,
     Raise,
+    RateLimit,
     Retrieve,
     ReviewAnswer,
     SemGradError,
@@ -36,13 +36,14 @@ from semgrad_guard import (
     get_decision,
 )
 from semgrad_guard.agents import InterruptReview, confidence_gate, model_node
+from semgrad_guard.langchain.chat_model import chat_model
 from semgrad_guard.langchain.messages import to_messages
-from semgrad_guard.model.text_spans import is_blank
+from semgrad_guard.model.responses import is_blank
 from semgrad_guard.serving.work import ChatJob, Policy, ScoreJob
 from semgrad_guard.serving.worker import Worker
 
 MODEL, TOKENIZER = tiny_model(), tiny_tokenizer()
-CHAT = ChatSemGrad.of((MODEL, TOKENIZER), max_tokens=3, temperature=0)
+CHAT = ChatSemGrad.from_model(MODEL, TOKENIZER, max_tokens=3, temperature=0)
 GUARD = SemGradGuard(CHAT, score_threshold=1e9)
 PROMPT = ChatPromptTemplate.from_template("Where is {place}?")
 
@@ -120,7 +121,7 @@ WAYS = {
     "batch": lambda runnable, given: runnable.batch([given, given]),
     "abatch": lambda runnable, given: asyncio.run(runnable.abatch([given, given])),
     "after a step": lambda runnable, given: (RunnableLambda(lambda value: value) | runnable).invoke(given),
-    "verdict": lambda runnable, given: list(SemGradGuard(CHAT, score_threshold=1e9, streaming="verdict").stream(given)),
+    "verdict": lambda runnable, given: list(SemGradGuard(CHAT, score_threshold=1e9, stream_drafts=True).stream(given)),
 }
 
 
@@ -179,10 +180,10 @@ BLANK = [
 
 
 @pytest.mark.parametrize("content", BLANK, ids=repr)
-@pytest.mark.parametrize("context", ["none", "given", "retrieved"])
-def test_a_blank_question_is_not_asked_and_does_not_pass(content, context):
+@pytest.mark.parametrize("passages", ["optional", "in_prompt", "required"])
+def test_a_blank_question_is_not_asked_and_does_not_pass(content, passages):
     llm = scripted(0.99)
-    guard = SemGradGuard(llm, profile=profile(), context=context)
+    guard = SemGradGuard(llm, profile=profile(), passages=passages)
     messages = [SystemMessage("Be kind."), HumanMessage("hi"), AIMessage("hello"), HumanMessage(content)]
     for message in (guard.invoke(messages), asyncio.run(guard.ainvoke(messages)), *guard.stream(messages)):
         record = record_of(message)
@@ -227,7 +228,7 @@ def test_an_agent_s_answer_to_a_blank_question_does_not_pass():
 
 
 def test_an_answer_that_cannot_be_seen_does_not_pass():
-    chat = ChatSemGrad.of((MODEL, TOKENIZER), max_tokens=3, temperature=0)
+    chat = ChatSemGrad.from_model(MODEL, TOKENIZER, max_tokens=3, temperature=0)
     shown = TOKENIZER.decode
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(TOKENIZER), "decode", lambda self, ids, **settings: "\u200b" * len(shown(ids, **settings)))
@@ -265,7 +266,7 @@ NO_MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_may_come_in_any_clear_form(name):
     expected = CHAT.invoke("hi").content
-    assert ChatSemGrad.of(*MODELS[name]).invoke("hi", max_tokens=3, temperature=0).content == expected
+    assert chat_model(*MODELS[name]).invoke("hi", max_tokens=3, temperature=0).content == expected
     guard = SemGradGuard(*MODELS[name], score_threshold=1e9)
     assert guard.llm.invoke("hi", max_tokens=3, temperature=0).content == expected
 
@@ -273,7 +274,7 @@ def test_a_model_may_come_in_any_clear_form(name):
 @pytest.mark.parametrize("name", NO_MODELS)
 def test_what_is_no_model_says_what_to_pass(name):
     given, error, message = NO_MODELS[name]
-    for build in (lambda: SemGradGuard(*given, score_threshold=1.0), lambda: ChatSemGrad.of(*given)):
+    for build in (lambda: SemGradGuard(*given, score_threshold=1.0), lambda: chat_model(*given)):
         with pytest.raises(error, match=message) as raised:
             build()
         assert "\n" not in str(raised.value)
@@ -283,12 +284,12 @@ def test_a_guard_in_a_guard_is_refused():
     with pytest.raises(ConfigurationError, match=r"pass the model, guard\.llm"):
         SemGradGuard(GUARD, score_threshold=1.0)
     with pytest.raises(UnsupportedModelError, match="pass that, its llm"):
-        ChatSemGrad.of(GUARD)
+        ChatSemGrad.from_llm(GUARD)
 
 
 def test_a_revision_of_what_is_loaded_is_refused():
     with pytest.raises(ConfigurationError, match="revision: the model is loaded already"):
-        ChatSemGrad.of((MODEL, TOKENIZER), revision="main")
+        ChatSemGrad.from_model(MODEL, TOKENIZER, revision="main")
 
 
 def test_a_pipeline_of_another_task_is_refused():
@@ -302,10 +303,10 @@ SETTINGS = {
     "threshold of truth": ({"threshold": True}, "threshold=True"),
     "threshold beyond": ({"threshold": float("nan")}, "threshold=nan"),
     "misspelt": ({"treshold": 0.5}, "has no setting 'treshold'. Did you mean 'threshold'?"),
-    "unknown": ({"colour": "red"}, "has no setting 'colour'. Expected one of context"),
-    "of the model": ({"temperature": 0.5}, r"SemGradGuard\(ChatSemGrad.of\(llm, temperature=...\)\)"),
-    "context": ({"context": "x"}, r"context='x'\): it should be 'none', 'given' or 'retrieved'"),
-    "streaming": ({"streaming": True}, "it should be 'buffered' or 'verdict'"),
+    "unknown": ({"colour": "red"}, "has no setting 'colour'. Expected one of llm"),
+    "of the model": ({"temperature": 0.5}, r"SemGradGuard\(ChatSemGrad.from_llm\(llm, temperature=...\)\)"),
+    "passages": ({"passages": "x"}, r"passages='x'\): it should be 'optional', 'in_prompt' or 'required'"),
+    "stream_drafts": ({"stream_drafts": "yes"}, "stream_drafts='yes'"),
     "record_drafts": ({"record_drafts": "yes"}, "record_drafts='yes'"),
     "watch": ({"watch": "x"}, "watch='x'"),
     "watch of truth": ({"watch": True}, "watch=True"),
@@ -442,11 +443,11 @@ WRONG_ROUTES = {
     "Retrieve(prompt='x')": lambda: Retrieve(_find, prompt="x"),
     "expected rewrite= a function or a Runnable": lambda: Retrieve(_find, rewrite="x"),
     "HumanReview(callback='name')": lambda: HumanReview("name"),
-    "HumanReview has no setting 'tmeout'. Did you mean 'timeout'?": lambda: HumanReview(print, tmeout=3),
-    "timeout=-1: expected seconds > 0": lambda: HumanReview(print, timeout=-1),
+    "HumanReview has no setting 'wait_second'. Did you mean 'wait_seconds'?": lambda: HumanReview(print, wait_second=3),
+    "timeout_seconds=-1: expected seconds > 0": lambda: HumanReview(print, timeout_seconds=-1),
     "Escalate('gpt'): expected a Runnable or a function": lambda: Escalate("gpt"),
     "Escalate(None)": lambda: Escalate(None),
-    "Escalate(allow=10)": lambda: Escalate(print, allow=10),
+    "Escalate(budget=10)": lambda: Escalate(print, budget=10),
     "Escalate(<class": lambda: Escalate(ChatSemGrad),
     "Abstain(message=3)": lambda: Abstain(3),
     "Abstain has no setting 'mesage'. Did you mean 'message'?": lambda: Abstain(mesage="x"),
@@ -457,9 +458,9 @@ WRONG_ROUTES = {
     "ReviewAnswer(decision='approv')": lambda: ReviewAnswer(decision="approv"),
     "ReviewAnswer: decision 'edit' needs a text": lambda: ReviewAnswer(decision="edit"),
     "ReviewAnswer has no setting 'txt'. Did you mean 'text'?": lambda: ReviewAnswer(decision="reject", txt="x"),
-    "AtMost('3', per=None)": lambda: AtMost("3"),
-    "AtMost(1.5, per=None)": lambda: AtMost(1.5),
-    "AtMost(1, per='x')": lambda: AtMost(1, per="x"),
+    "RateLimit('3', per=None)": lambda: RateLimit("3"),
+    "RateLimit(1.5, per=None)": lambda: RateLimit(1.5),
+    "RateLimit(1, per='x')": lambda: RateLimit(1, per="x"),
 }
 
 
@@ -492,7 +493,7 @@ def test_a_message_of_an_unknown_kind_is_refused():
 )
 def test_examples_that_cannot_be_read_are_named(examples, message):
     with pytest.raises(DataError, match=message) as raised:
-        GUARD.calibrate(examples)
+        GUARD.calibrated(examples)
     assert "\n" not in str(raised.value)
 
 

@@ -30,7 +30,7 @@ def test_the_gradient_of_a_sure_answer_does_not_vanish(dtype, peak):
     scorer = SemGradScorer(model, tiny_tokenizer(), token_position=3, unweighted=True)
     generations = scorer.generate([PROMPT], max_new_tokens=1, do_sample=False)
     (score,), response = scorer.score(generations), generations[0].response_ids
-    expected = reference(model, PROMPT, response, position=3, span=score.span)
+    expected = reference(model, PROMPT, response, position=3, indices=score.layer_indices)
     assert for_each_nat(score) == pytest.approx(for_each_nat(expected), rel=0.05)
 
 

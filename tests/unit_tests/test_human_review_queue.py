@@ -34,8 +34,8 @@ def ask(request):
     return lambda runnable, given: asyncio.run(runnable.ainvoke(given))
 
 
-def guard(queue, *answers, wait=0.0, **settings):
-    routes = [HumanReview(queue=queue, wait=wait, **settings), Abstain("I do not know.")]
+def guard(queue, *answers, wait_seconds=0.0, **settings):
+    routes = [HumanReview(queue=queue, wait_seconds=wait_seconds, **settings), Abstain("I do not know.")]
     return SemGradGuard(scripted(*(answers or (0.3,))), profile=profile(), routes=routes)
 
 
@@ -68,7 +68,7 @@ def test_the_queue_is_one_that_routing_knows(queue):
 )
 def test_decided_in_time_settles_as_a_callback_does(ask, queue, decision, text):
     reviewer = Reviewer(queue, decision)
-    message = ask(guard(queue, wait=30), "Where?")
+    message = ask(guard(queue, wait_seconds=30), "Where?")
     reviewer.join()
     assert (message.content, record(message)["decision"]) == (text, "review")
     assert record(message)["reason"].endswith(f"; reviewer: {decision.decision}")
@@ -77,7 +77,7 @@ def test_decided_in_time_settles_as_a_callback_does(ask, queue, decision, text):
 
 @pytest.mark.parametrize("wait", [0, 0.2])
 def test_not_decided_in_time_is_pending_and_can_be_fetched_later(ask, queue, wait):
-    message = ask(guard(queue, wait=wait), "Where?")
+    message = ask(guard(queue, wait_seconds=wait), "Where?")
     review_id = record(message)["review_id"]
     assert (message.content, record(message)["decision"]) == (DEFAULT_PENDING, "review")
     assert record(message)["reason"].endswith(f"; pending: review {review_id}")
@@ -88,12 +88,12 @@ def test_not_decided_in_time_is_pending_and_can_be_fetched_later(ask, queue, wai
     assert item.request.conversation == ()
     queue.decide(review_id, "approve", "ann")
     assert queue.get(review_id).text == "draft"
-    again = ask(guard(queue, wait=wait), "Where?")
+    again = ask(guard(queue, wait_seconds=wait), "Where?")
     assert (again.content, record(again)["review_id"]) == ("draft", review_id)
 
 
 def test_the_pending_text_is_the_caller_s(ask, queue):
-    assert ask(guard(queue, pending="Patience."), "Where?").content == "Patience."
+    assert ask(guard(queue, pending_message="Patience."), "Where?").content == "Patience."
 
 
 def test_a_sure_answer_is_not_put_into_the_queue(ask, queue):
@@ -114,7 +114,7 @@ def test_a_decision_holds_for_its_own_conversation_only(ask, queue):
 
 def test_an_approved_tool_call_goes_out_as_it_was(ask, queue):
     reviewer = Reviewer(queue, ReviewAnswer(decision="approve"))
-    message = ask(guard(queue, calling(("f", {"x": 1}, 0.1)), wait=30), "Call.")
+    message = ask(guard(queue, calling(("f", {"x": 1}, 0.1)), wait_seconds=30), "Call.")
     reviewer.join()
     assert [call["args"] for call in message.tool_calls] == [{"x": 1}]
     (item,) = queue.items()
@@ -133,7 +133,7 @@ def test_a_queue_that_fails_does_not_settle(ask, url, tmp_path):
     impatient = ReviewQueue(url, busy_timeout=0.1)
     other = sqlite3.connect(tmp_path / "reviews.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    message = ask(guard(impatient, wait=1), "Where?")
+    message = ask(guard(impatient, wait_seconds=1), "Where?")
     other.execute("ROLLBACK")
     other.close()
     assert (message.content, record(message)["decision"]) == ("I do not know.", "abstain")
@@ -149,7 +149,7 @@ def test_a_review_deleted_while_it_is_waited_for_does_not_settle(ask, queue):
 
     deleting = threading.Thread(target=delete)
     deleting.start()
-    message = ask(guard(queue, wait=30), "Where?")
+    message = ask(guard(queue, wait_seconds=30), "Where?")
     deleting.join()
     assert record(message)["decision"] == "abstain"
     assert record(message)["steps"][1]["reason"] == "ReviewError"
@@ -157,7 +157,7 @@ def test_a_review_deleted_while_it_is_waited_for_does_not_settle(ask, queue):
 
 def test_many_wait_at_once_without_a_thread_each(queue):
     async def all_of_them():
-        waiting = [guard(queue, wait=60).ainvoke(f"{number}?") for number in range(50)]
+        waiting = [guard(queue, wait_seconds=60).ainvoke(f"{number}?") for number in range(50)]
         return await asyncio.gather(*waiting)
 
     def decide():
@@ -180,9 +180,9 @@ def test_many_wait_at_once_without_a_thread_each(queue):
     ("settings", "message"),
     [
         ({"callback": lambda request: "approve"}, "no callback or timeout beside it"),
-        ({"timeout": 1.0}, "no callback or timeout beside it"),
-        ({"queue": None, "wait": 1.0}, "nobody to ask"),
-        ({"queue": None, "callback": lambda request: "approve", "wait": 1.0}, "wait=1 is for a queue"),
+        ({"timeout_seconds": 1.0}, "no callback or timeout beside it"),
+        ({"queue": None, "wait_seconds": 1.0}, "nobody to ask"),
+        ({"queue": None, "callback": lambda request: "approve", "wait_seconds": 1.0}, "wait_seconds=1 is for a queue"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(queue, settings, message):

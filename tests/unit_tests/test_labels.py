@@ -10,7 +10,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.runnables import RunnableLambda
 
-from semgrad_guard import ConfigurationError, DataError, judged_by
+from semgrad_guard import ConfigurationError, DataError, LLMJudge
 from semgrad_guard.calibration.labels import labeler, tolerant
 
 ANGLES = {"It is Paris.": 0.0, "Paris": 0.5, "Lyon": 0.8}  # cos 0.5 = 0.878, cos 0.8 = 0.697
@@ -78,7 +78,7 @@ def judge(*replies):
 
 def test_a_judge_is_shown_the_question_the_right_answers_and_the_answer():
     model, asked = judge("Yes", "no.", "**No**, it is not.")
-    label = judged_by(model)
+    label = LLMJudge(model)
     assert [label("Where?", answer, ["Paris", "in Paris"]) for answer in ("Paris", "Lyon", "Nice")] == [
         True,
         False,
@@ -89,22 +89,22 @@ def test_a_judge_is_shown_the_question_the_right_answers_and_the_answer():
 
 def test_a_judge_may_be_a_chain_that_gives_text():
     model, _ = judge("Yes")
-    assert judged_by(model | StrOutputParser())("Where?", "Paris", ["Paris"]) is True
+    assert LLMJudge(model | StrOutputParser())("Where?", "Paris", ["Paris"]) is True
 
 
 @pytest.mark.parametrize("reply", ["maybe", "", "Nothing is known.", "Yesterday"])
 def test_a_reply_that_is_neither_yes_nor_no_is_named(reply):
     with pytest.raises(DataError, match=f"'Where.'.* yes or no.*{reply!r}"):
-        judged_by(judge(reply)[0])("Where?", "Paris", ["Paris"])
+        LLMJudge(judge(reply)[0])("Where?", "Paris", ["Paris"])
 
 
 def test_a_reply_that_is_no_text_is_named():
     with pytest.raises(DataError, match=r"yes or no, .*3"):
-        judged_by(RunnableLambda(lambda prompt: 3))("Where?", "Paris", ["Paris"])
+        LLMJudge(RunnableLambda(lambda prompt: 3))("Where?", "Paris", ["Paris"])
 
 
 def test_a_label_that_fails_now_and_then_leaves_one_answer_without(caplog):
-    label = tolerant(judged_by(judge(*["yes"] * 9, "maybe", "no")[0]))
+    label = tolerant(LLMJudge(judge(*["yes"] * 9, "maybe", "no")[0]))
     with caplog.at_level(logging.WARNING):
         found = [label(f"q{index}?", "a", ["b"]) for index in range(11)]
     assert found == [True] * 9 + [None, False]
@@ -114,7 +114,18 @@ def test_a_label_that_fails_now_and_then_leaves_one_answer_without(caplog):
 
 
 def test_a_label_that_keeps_failing_ends_the_run_early():
-    label = tolerant(judged_by(judge(*["maybe"] * 9)[0]))
+    label = tolerant(LLMJudge(judge(*["maybe"] * 9)[0]))
     assert [label("q?", "a", ["b"]) for _ in range(5)] == [None] * 5
     with pytest.raises(DataError, match=r"6 of 6 labels failed, the last for 'q\?': DataError: .*'maybe'"):
         label("q?", "a", ["b"])
+
+
+def test_a_judge_is_named_by_its_model_and_can_be_a_key():
+    judge = LLMJudge(RunnableLambda(lambda prompt: "yes"))
+    assert repr(judge) == "LLMJudge(RunnableLambda)"
+    assert {judge: 1}[judge] == 1
+
+
+def test_a_judge_that_is_no_model_is_refused():
+    with pytest.raises(ConfigurationError, match=r"LLMJudge\('gpt'\): expected a chat model, or a chain"):
+        LLMJudge("gpt")

@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from scripted import profile, request_of, score_of
 
-from semgrad_guard import AtMost
+from semgrad_guard import RateLimit
 from semgrad_guard.calibration import drift
 from semgrad_guard.calibration.drift import RawWatch, Watch
 from semgrad_guard.langchain import batching
@@ -51,7 +51,7 @@ def test_a_watch_of_raw_scores_warns_once():
 
 
 def test_a_budget_for_one_more_call_allows_one():
-    budget = AtMost(1, per=60)
+    budget = RateLimit(1, per=60)
     assert sorted(lockstep(budget, budget, limits)) == [False, True]
 
 
@@ -59,7 +59,7 @@ def test_a_budget_for_one_more_call_allows_one():
 def test_a_budget_forgets_each_old_call_once(monkeypatch, ahead):
     now = [0.0]
     monkeypatch.setattr(limits.time, "monotonic", lambda: now[0])
-    budget = AtMost(1, per=60)
+    budget = RateLimit(1, per=60)
     assert budget()
     now[0] = 60.0
     assert sorted(lockstep(budget, budget, limits, ahead=ahead)) == [False, True]
@@ -72,16 +72,16 @@ def test_no_row_of_a_batch_waits_for_ever():
         answered.append(len(requests))
         return [AIMessage(request) for request in requests]
 
-    meeting = batching.Meeting(object(), 3, answers)
+    batcher = batching.Batcher(object(), 3, answers)
 
     def leave():
-        with meeting.row():
+        with batcher.row():
             pass
 
-    joined = partial(meeting.join, "first")
+    joined = partial(batcher.join, "first")
     future, left = lockstep(joined, leave, batching)
     assert left is None
-    other = meeting.join("second")
+    other = batcher.join("second")
     assert [future.result(10).content, other.result(10).content] == ["first", "second"]
     assert answered == [2]
 
@@ -90,11 +90,11 @@ def test_every_listener_to_scoring_hears():
     heard = []
     listeners = [observers.listening(lambda happened, name=name: heard.append(name)) for name in "ab"]
     assert lockstep(*(listener.__enter__ for listener in listeners), observers) == [None, None]
-    observers._tell(None)
+    observers._notify(None)
     assert sorted(heard) == ["a", "b"]
     leave = [partial(listener.__exit__, None, None, None) for listener in listeners]
     assert lockstep(*leave, observers) == [False, False]
-    assert observers._listeners == ()
+    assert observers.listeners == ()
 
 
 @pytest.mark.parametrize("ahead", AHEAD)

@@ -180,7 +180,7 @@ def scoring():
     def fail(*given, **settings):
         raise RuntimeError(CANARY)
 
-    chat = ChatSemGrad.of((MODEL, TOKENIZER), token_position=3, generation={"max_new_tokens": 4})
+    chat = ChatSemGrad.from_model(MODEL, TOKENIZER, token_position=3, generation={"max_new_tokens": 4})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SemGradScorer, "score", fail)
         chat.invoke(CANARY)

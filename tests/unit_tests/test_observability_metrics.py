@@ -153,7 +153,7 @@ def test_failed_passes_are_failures(monkeypatch, error, kind):
     def fail(*given):
         raise error
 
-    scorer, metrics = SemGradScorer(MODEL, TOKENIZER, token_position=3), Metrics()
+    scorer, metrics = SemGradScorer(MODEL, TOKENIZER, token_position=3, budget=Budget()), Metrics()
     monkeypatch.setattr(Budget, "check", fail)
     with metrics.listen(), pytest.raises(type(error)):
         scorer.score_ids([[1, 2, 3, 4]], [[6, 7]])

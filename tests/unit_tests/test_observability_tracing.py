@@ -136,7 +136,7 @@ def test_a_route_s_own_questions_are_below_it(spans):
 
 def test_a_question_that_is_asked_with_passages_only(spans):
     routes = [Retrieve(RunnableLambda(found))]
-    guard(0.9, routes=routes, context="retrieved").invoke("Where?", spans.config)
+    guard(0.9, routes=routes, passages="required").invoke("Where?", spans.config)
     assert [spans.above(span) for span in spans.all] == [
         ["semgrad.route", "chat tiny"],
         ["semgrad.route", "chat tiny"],
@@ -146,7 +146,7 @@ def test_a_question_that_is_asked_with_passages_only(spans):
 
 
 def test_a_guard_that_never_asks_tells_its_decision(spans):
-    guard(0.9, routes=[], context="retrieved").invoke("Where?", spans.config)
+    guard(0.9, routes=[], passages="required").invoke("Where?", spans.config)
     (chat,) = spans.all
     assert chat.name == "chat"
     assert chat.events[0].attributes["gen_ai.evaluation.score.label"] == "abstain"
@@ -202,9 +202,9 @@ async def test_async(spans):
     assert spans.names.count("chat tiny") == 6
 
 
-@pytest.mark.parametrize("streaming", ["buffered", "verdict"])
-async def test_streams(spans, streaming):
-    asked = guard(0.3, streaming=streaming)
+@pytest.mark.parametrize("stream_drafts", [False, True])
+async def test_streams(spans, stream_drafts):
+    asked = guard(0.3, stream_drafts=stream_drafts)
     list(asked.stream("Where?", spans.config))
     assert [chunk async for chunk in asked.astream("Where?", spans.config)]
     assert spans.names == ["semgrad.generate", "semgrad.score", "semgrad.route", "chat tiny"] * 2
@@ -213,7 +213,7 @@ async def test_streams(spans, streaming):
 
 
 def test_a_stream_that_is_left_ends_its_spans(spans):
-    stream = guard(0.3, streaming="verdict").stream("Where?", spans.config)
+    stream = guard(0.3, stream_drafts=True).stream("Where?", spans.config)
     next(stream)
     stream.close()
     assert sorted(spans.names) == ["chat tiny", "semgrad.generate"]
@@ -278,7 +278,7 @@ def everything(config):
     guard(saying(CANARY, 0.9)).invoke(CANARY, config)
     guard(saying(CANARY, 0.3), routes=[retrieve, Retrieve(RunnableLambda(broken)), escalate]).invoke(CANARY, config)
     scripted(saying(CANARY, 0.9)).invoke(CANARY, config)
-    list(guard(saying(CANARY, 0.3), streaming="verdict").stream(CANARY, config))
+    list(guard(saying(CANARY, 0.3), stream_drafts=True).stream(CANARY, config))
 
 
 def test_no_content_by_default(spans):
@@ -304,9 +304,9 @@ def test_held_back_drafts_stay_unseen_also_with_content():
     guard(saying(CANARY, 0.3), routes=[Retrieve(RunnableLambda(broken)), Abstain()]).invoke("Where?", spans.config)
     assert CANARY not in spans.text()
     assert "no passages about Where?" in spans.text()
-    list(guard(saying("Lyon", 0.3), streaming="buffered").stream("Why?", spans.config))
+    list(guard(saying("Lyon", 0.3), stream_drafts=False).stream("Why?", spans.config))
     assert "Lyon" not in spans.text()
-    list(guard(saying("Lyon", 0.3), streaming="verdict").stream("Why?", spans.config))
+    list(guard(saying("Lyon", 0.3), stream_drafts=True).stream("Why?", spans.config))
     assert "Lyon" in spans.text()  # everybody has seen it
 
 

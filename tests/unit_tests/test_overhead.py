@@ -17,7 +17,7 @@ def test_baselines_give_the_same_semgrad_and_leave_no_hooks(baseline):
     scorer = SemGradScorer(model, tiny_tokenizer(), token_position=3)
     (generation,) = scorer.generate([list(range(5, 25))], max_new_tokens=6)
     expected = scorer.score([generation])[0].semgrad
-    assert baseline(model, generation, 3, scorer.span) == pytest.approx(expected, rel=1e-5)
+    assert baseline(model, generation, 3, scorer.layers) == pytest.approx(expected, rel=1e-5)
     assert not any(module._forward_hooks for module in model.modules())
 
 

@@ -24,7 +24,7 @@ SCORE = Score(
     max_entropy=2.5,
     length=3,
     path="upper",
-    span=(2, 3),
+    layer_indices=(2, 3),
     layers=(0.125, 0.1),
     later=((0.5, 0.25), (1.0, 2.0)),
 )

@@ -26,9 +26,11 @@ from semgrad_guard.calibration.verdict import Standard
 from semgrad_guard.evaluation.metrics import operations, peak_bytes
 from semgrad_guard.evaluation.overhead import numbered_tokenizer, random_llama
 from semgrad_guard.model.chat_template import encode_chat
+from semgrad_guard.model.generate import generate
 from semgrad_guard.model.replay import Layout
 from semgrad_guard.model.text_spans import sentence_spans
 from semgrad_guard.records import Generation
+from semgrad_guard.scoring import scorer as scorer_module
 from semgrad_guard.scoring.budget import estimated_memory
 from semgrad_guard.scoring.scorer import without_boundary
 
@@ -153,7 +155,9 @@ def test_what_just_fits_the_budget_is_scored():
 
 
 def test_an_answer_over_the_budget_is_not_to_be_trusted():
-    chat = ChatSemGrad.of((tiny_model(), tiny_tokenizer()), budget=Budget(tokens=1), generation={"max_new_tokens": 4})
+    chat = ChatSemGrad.from_model(
+        tiny_model(), tiny_tokenizer(), budget=Budget(tokens=1), generation={"max_new_tokens": 4}
+    )
     record = chat.invoke("q?").response_metadata["semgrad"]
     assert record["scores"] is None
     assert record["failure"].startswith("scoring failed: BudgetError")
@@ -162,7 +166,7 @@ def test_an_answer_over_the_budget_is_not_to_be_trusted():
 @pytest.mark.parametrize(("length", "response", "vocabulary"), [(64, 16, 2000), (256, 8, 500), (16, 32, 8000)])
 def test_the_estimate_of_memory_is_good_to_a_factor_of_two(length, response, vocabulary):
     model = random_llama(128, 4, vocabulary)
-    scorer = SemGradScorer(model, numbered_tokenizer(vocabulary), token_position=3, span="all")
+    scorer = SemGradScorer(model, numbered_tokenizer(vocabulary), token_position=3, layers="all")
     (generation,) = scorer.generate([list(range(5, 5 + length))], max_new_tokens=response, min_new_tokens=response)
     layout = Layout.of([generation.prompt_ids], [generation.response_ids], 3, model.device)
     taken = peak_bytes(model.device, lambda: scorer.score([generation]))
@@ -172,8 +176,8 @@ def test_the_estimate_of_memory_is_good_to_a_factor_of_two(length, response, voc
 def test_the_graph_begins_where_a_gradient_is_wanted():
     model = random_llama(128, 8, 500)
     taken = []
-    for span in ("all", "upper-half", (7,)):
-        scorer = SemGradScorer(model, numbered_tokenizer(500), token_position=3, span=span)
+    for layers in ("all", "upper-half", (7,)):
+        scorer = SemGradScorer(model, numbered_tokenizer(500), token_position=3, layers=layers)
         (generation,) = scorer.generate([PROMPT], max_new_tokens=32, min_new_tokens=32)
         taken.append(peak_bytes(model.device, lambda s=scorer, g=generation: s.score([g], parameters=False)))
     assert taken[0] > taken[1] > taken[2]
@@ -242,10 +246,25 @@ def test_a_token_before_what_was_kept_is_scored_on_the_plain_path(position):
         assert one.layers == pytest.approx(other.layers, rel=1e-5)
 
 
+def test_upper_half_replay_is_tried_out_at_the_first_generation_and_not_before(monkeypatch):
+    calls = []
+
+    def counted(*args, **settings):
+        calls.append(args)
+        return generate(*args, **settings)
+
+    monkeypatch.setattr(scorer_module, "generate", counted)
+    keeper = SemGradScorer(tiny_model(), tiny_tokenizer(), token_position=3, upper_replay=True)
+    assert calls == []
+    for count in (2, 3):  # the trial comes with the first
+        keeper.generate([PROMPT], max_new_tokens=4)
+        assert len(calls) == count
+
+
 def test_upper_half_replay_says_why_it_is_off():
     model = tiny_model()
     assert SemGradScorer(model, tiny_tokenizer()).upper_replay_refusal == "it was not asked for"
-    every = SemGradScorer(model, tiny_tokenizer(), span="all", upper_replay=True)
+    every = SemGradScorer(model, tiny_tokenizer(), layers="all", upper_replay=True)
     assert "no layer to leave out" in every.upper_replay_refusal
     beams = SemGradScorer(model, tiny_tokenizer(), token_position=3, upper_replay=True)
     assert beams.upper_replay_refusal == ""

@@ -20,7 +20,7 @@ from semgrad_guard.calibration.profile import NO_LABELS, Section
 from semgrad_guard.calibration.section import Section as SectionItself
 from semgrad_guard.calibration.verdict import Standard
 from semgrad_guard.demo import embedded_profile
-from semgrad_guard.evaluation.compare import choose, kept_promise
+from semgrad_guard.evaluation.compare import choose, promise_figures
 from semgrad_guard.evaluation.report import parts_of, report
 from semgrad_guard.evaluation.run import Result
 from semgrad_guard.evaluation.study import Study
@@ -53,7 +53,8 @@ def rich():
         spread_of=300,
     )
     plain = profile()
-    bound = plain.bound_to.model_copy(update={"tau": 0.5, "beta": 2.0, "unweighted": True, "later": True})
+    scoring = plain.bound_to.scoring.changed(reduction="sum", norm="l2", tau=0.5, beta=2.0, unweighted=True, later=True)
+    bound = plain.bound_to.model_copy(update={"scoring": scoring})
     changes = {"bound_to": bound, "answer": section, "grounded": section, "label_source": "match"}
     table = Preservation(scores=((0.5, -1.5),), tokens=("a", "b"), questions=3, prompts=9)
     return plain.model_copy(update={**changes, "preservation": table, "position_from": "preservation"})
@@ -144,7 +145,7 @@ def test_no_number_can_be_anything_else(tmp_path, path):
             assert not survives(tmp_path, path, other), other
     for other in (*odd[7:], -1, "x", 0.5, 2):
         survives(tmp_path, path, other)
-    if isinstance(value, list) and value and path[0] != "preservation" and "span" not in path:
+    if isinstance(value, list) and value and path[0] != "preservation" and "layers" not in path:
         for other in (value[:-1], [*value, value[-1]], [*value, None], value[::-1], value * 2):
             if other != value and survives(tmp_path, path, other):
                 assert path[-1] in ("quantiles", "steps", "coefficients", "features") or "steps" in path
@@ -176,18 +177,21 @@ def test_any_change_is_refused_or_promises_nothing(tmp_path_factory, path, value
         (("answer", "features", 0), "layers.-1", "'layers.-1' is no feature"),
         (("answer", "features", 0), "layers.1:1", "an empty range of layers"),
         (("answer", "features", 0), "mean_nll", "'mean_nll' stands there twice"),
-        (("answer", "features", 0), "layers.7", "'layers.7' reaches beyond the 2 layers of the span"),
+        (("answer", "features", 0), "layers.7", "'layers.7' reaches beyond the 2 layers that are scored"),
         (("answer", "features", 0), "later.0.2", "'later.0.2' reaches beyond the 2 layers"),
         (("answer", "features", 0), "later.2.0", "needs more prompt tokens after t.* than the 2"),
-        (("bound_to", "unweighted"), False, "needs unweighted, which the profile does not bind"),
-        (("bound_to", "later"), False, "needs more prompt tokens after t.* than the 0"),
-        (("bound_to", "span"), [3, 2], r"\[3, 2\]: expected hidden states in ascending order"),
-        (("bound_to", "span"), [2, 2], "each once"),
-        (("bound_to", "span"), [-1, 2], "bound_to.span.0: Input should be greater than or equal to 0"),
-        (("bound_to", "token_position"), 0, "bound_to.token_position"),
-        (("bound_to", "tau"), 0.0, "bound_to.tau"),
-        (("bound_to", "beta"), -1.0, "bound_to.beta"),
-        (("bound_to", "norm"), "l3", "bound_to.norm"),
+        (("bound_to", "scoring", "unweighted"), False, "needs unweighted, which the profile does not bind"),
+        (("bound_to", "scoring", "later"), False, "needs more prompt tokens after t.* than the 0"),
+        (("bound_to", "scoring", "layers"), [3, 2], r"\[3, 2\]: expected layers in ascending order"),
+        (("bound_to", "scoring", "layers"), [2, 2], "each once"),
+        (("bound_to", "scoring", "layers"), [-1, 2], "bound_to.scoring.layers: expected .* layer indices from 0"),
+        (("bound_to", "scoring", "layers"), "all", "layers 'all'; expected t. as a number, and the layers by index"),
+        (("bound_to", "scoring", "layers"), DELETED, "layers 'upper-half'; expected"),
+        (("bound_to", "scoring", "token_position"), 0, "bound_to.scoring.token_position: expected 1"),
+        (("bound_to", "scoring", "token_position"), None, "token_position None, layers .*; expected t. as a number"),
+        (("bound_to", "scoring", "tau"), 0.0, "bound_to.scoring.tau"),
+        (("bound_to", "scoring", "beta"), -1.0, "bound_to.scoring.beta"),
+        (("bound_to", "scoring", "norm"), "l3", "bound_to.scoring.norm"),
         (("method",), "semgrad", "method 'semgrad', but answer.features are semgrad, mean_nll"),
         (("method",), "magic", "method 'magic'"),
         (("answer", "quantiles"), [0.5, 0.1], "from least to greatest"),
@@ -319,11 +323,11 @@ def test_an_edited_threshold_promises_nothing_and_says_so(tmp_path):
         (("answer", "guarantee", "threshold"), 0.7),
         (("bound_to", "fingerprint"), "another"),
         (("bound_to", "template"), "another"),
-        (("bound_to", "token_position"), 2),
-        (("bound_to", "span"), [1, 2, 3]),
-        (("bound_to", "reduction"), "sum"),
-        (("bound_to", "norm"), "l2"),
-        (("bound_to", "tau"), 2.0),
+        (("bound_to", "scoring", "token_position"), 2),
+        (("bound_to", "scoring", "layers"), [1, 2, 3]),
+        (("bound_to", "scoring", "reduction"), "sum"),
+        (("bound_to", "scoring", "norm"), "l2"),
+        (("bound_to", "scoring", "tau"), 2.0),
     ],
 )
 def test_whatever_the_test_rested_on_voids_the_guarantee_when_it_is_changed(tmp_path, path, value):
@@ -484,7 +488,7 @@ def test_an_evaluation_gives_an_ordering_no_calibration_error():
         for value, right in answers
     ]
     for found, calibrated in ((ordering(), False), (promising(), True)):
-        kept = kept_promise(results, found)
+        kept = promise_figures(results, found)
         assert kept["calibrated"] is calibrated
         assert all((kept[name] is not None) is calibrated for name in ("brier", "ece_15_bins", "smooth_ece"))
         methods = list(choose((), found).values())
@@ -529,3 +533,16 @@ def test_numbers_of_numpy_are_numbers():
         guard = SemGradGuard(scripted(0.6), profile=profile(), threshold=value, routes=[Abstain()])
         assert guard.invoke("q?").response_metadata["semgrad_decision"]["verdict"]["threshold"] == 0.5
     assert SemGradGuard(scripted(0.6), profile=profile(), threshold=np.int64(1)).threshold == 1.0
+
+
+def test_a_file_from_before_1_0_is_the_same_profile_with_the_same_promise(tmp_path):
+    """There the settings of scoring stand beside the fingerprints, and the layers as `span`."""
+    plain = json.loads(embedded_profile().model_dump_json())
+    scoring = plain["bound_to"].pop("scoring")
+    plain["bound_to"] |= {"span": scoring.pop("layers"), **scoring}
+    old = loaded(tmp_path, plain)
+    assert old == embedded_profile()
+    assert old.answer.guarantee is not None
+    plain["bound_to"]["span"] = [0, 1, 2, 3, 4]
+    with pytest.raises(ProfileError, match="reaches beyond the 5 layers"):
+        loaded(tmp_path, plain)

@@ -26,22 +26,22 @@ def promising(**sections):
 
 
 @pytest.mark.parametrize(
-    ("sections", "context", "promise", "in_words"),
+    ("sections", "passages", "promise", "in_words"),
     [
-        ({"answer": ANSWER}, "none", ANSWER, "of what passes at most 5 % is wrong, with 90 % certainty"),
-        ({"answer": ANSWER}, "given", None, "nothing is promised of what passes"),
-        ({"answer": ANSWER, "grounded": GROUNDED}, "given", GROUNDED, "at most 20 % is wrong, with 95 % certainty"),
-        ({"answer": ANSWER, "grounded": GROUNDED}, "none", ANSWER, "at most 5 % is wrong, with 90 % certainty"),
+        ({"answer": ANSWER}, "optional", ANSWER, "of what passes at most 5 % is wrong, with 90 % certainty"),
+        ({"answer": ANSWER}, "in_prompt", None, "nothing is promised of what passes"),
+        ({"answer": ANSWER, "grounded": GROUNDED}, "in_prompt", GROUNDED, "at most 20 % is wrong, with 95 % certainty"),
+        ({"answer": ANSWER, "grounded": GROUNDED}, "optional", ANSWER, "at most 5 % is wrong, with 90 % certainty"),
     ],
 )
-def test_what_is_promised_of_answers_from_passages_was_tested_on_such(sections, context, promise, in_words):
+def test_what_is_promised_of_answers_from_passages_was_tested_on_such(sections, passages, promise, in_words):
     fitted = promising(**sections)
-    runnable = SemGradGuard(scripted(0.9), profile=fitted, context=context)
+    runnable = SemGradGuard(scripted(0.9), profile=fitted, passages=passages)
     expected = None if promise is None else promise.model_dump(include={"risk", "delta", "n"})
     for message in (runnable.invoke("q?"), asyncio.run(runnable.ainvoke("q?"))):
         record = record_of(message)
         assert (record["decision"], record["guarantee"]) == ("pass", expected)
-    kind = "answer" if context == "none" else "grounded"
+    kind = "answer" if passages == "optional" else "grounded"
     assert in_words in Standard(fitted, None, None, None).judge(score_of(0.9), "", kind).policy
 
 

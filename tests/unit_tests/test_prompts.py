@@ -14,6 +14,7 @@ from semgrad_guard.calibration.profile import agreed_prompt, agreed_scoring
 from semgrad_guard.calibration.prompts import BARE, PromptForm
 from semgrad_guard.langchain.messages import labelled_example, prompt_form
 from semgrad_guard.model.chat_template import encode_chat
+from semgrad_guard.scoring.settings import ScoringSettings
 
 SHOTS = [
     {"role": "system", "content": "Be brief."},
@@ -165,8 +166,8 @@ def test_under_a_profile_questions_are_put_as_they_were_calibrated(tmp_path):
     for calibrated, wanted in ((loaded, BARE), (profile(), form)):
         with pytest.raises(ConfigurationError, match=f"the prompt given is {wanted.fingerprint}"):
             agreed_prompt(calibrated, wanted)
-    assert agreed_scoring(loaded, 3) == agreed_scoring(loaded, None) == loaded.bound_to.settings()
-    assert agreed_scoring(None, 5) == {"token_position": 5}
+    assert agreed_scoring(loaded, 3) == agreed_scoring(loaded, None) == loaded.bound_to.scoring
+    assert agreed_scoring(None, 5) == ScoringSettings(token_position=5)
     with pytest.raises(ConfigurationError, match=r"t\* = 3, and token_position=5"):
         agreed_scoring(loaded, 5)
 
@@ -207,7 +208,7 @@ def test_routes_see_the_question_and_ask_within_the_prompt():
 
 
 def test_the_doubt_of_a_draft_is_that_of_the_prompt_it_was_given_to():
-    chat = ChatSemGrad.of((tiny_model(), tiny_tokenizer()), generation={"max_new_tokens": 4})
+    chat = ChatSemGrad.from_model(tiny_model(), tiny_tokenizer(), generation={"max_new_tokens": 4})
     guard = SemGradGuard(chat, score_threshold=0.0, prompt="Q: {query}")
     prompt = encode_chat(chat.tokenizer, [{"role": "user", "content": "Q: x?"}])
     asking = guard._asking("x?", {})

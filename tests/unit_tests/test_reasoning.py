@@ -28,7 +28,7 @@ def thinker(text, template=THINKING, *, tokenizer=None, **generation):
     tools = [WEATHER] if LISTING in template else []
     prompt = encode_chat(tokenizer, [{"role": "user", "content": "q?"}], tools=tools)
     settings = {"max_new_tokens": len(ids), "logits_processor": [ForcedBeginning(ids, len(prompt))], **generation}
-    return ChatSemGrad.of((tiny_model(), tokenizer), generation=settings)
+    return ChatSemGrad.from_model(tiny_model(), tokenizer, generation=settings)
 
 
 def semgrad(message):

@@ -218,13 +218,13 @@ def strict_when_grounded():
 
 
 def test_with_given_context_first_answers_are_judged_as_grounded():
-    for context, decision in (("none", "pass"), ("given", "abstain")):
-        message = both_ways(0.9, profile=strict_when_grounded(), context=context)
+    for passages, decision in (("optional", "pass"), ("in_prompt", "abstain")):
+        message = both_ways(0.9, profile=strict_when_grounded(), passages=passages)
         assert record(message)["decision"] == decision
 
 
 def test_a_chain_may_bring_the_context(search):
-    runnable = guard(0.99, profile=strict_when_grounded(), context="given")
+    runnable = guard(0.99, profile=strict_when_grounded(), passages="in_prompt")
     chain = (
         RunnableLambda(lambda q: grounded_question(q, [found.page_content for found in search.invoke(q)])) | runnable
     )
@@ -233,7 +233,7 @@ def test_a_chain_may_bring_the_context(search):
 
 
 def test_where_context_must_be_retrieved_the_model_is_not_asked_without(search):
-    runnable = guard(0.9, context="retrieved", routes=[Retrieve(search), Abstain("no")])
+    runnable = guard(0.9, passages="required", routes=[Retrieve(search), Abstain("no")])
     message = runnable.invoke("q?")
     assert (message.content, record(message)["decision"]) == ("draft", "retrieve")
     assert len(runnable.llm._asked) == 1
@@ -320,7 +320,7 @@ def test_a_generator_that_hangs_does_not_outlast_the_timeout():
         async def ainvoke(self, query, config=None, **settings):
             return self.invoke(query)
 
-    route = Retrieve(Hanging(lambda query: query), timeout=0.05)
+    route = Retrieve(Hanging(lambda query: query), timeout_seconds=0.05)
     message = both_ways(0.1, routes=[route, Abstain()])
     assert record(message)["steps"][1]["reason"] == "TimeoutError: no answer within 0.05 s"
 
@@ -378,9 +378,9 @@ class BrokenQueue:
         Retrieve(RunnableLambda(lambda query: ["x"]), prompt=breaks),
         Retrieve(RunnableLambda(lambda query: ["x"]), rewrite=breaks),
         Retrieve(RunnableLambda(lambda query: ["x"]), length_function=breaks),
-        Retrieve(RunnableLambda(breaks), timeout=5.0),
+        Retrieve(RunnableLambda(breaks), timeout_seconds=5.0),
         Escalate(RunnableLambda(breaks)),
-        Escalate(RunnableLambda(lambda messages: "x"), allow=breaks),
+        Escalate(RunnableLambda(lambda messages: "x"), budget=breaks),
         HumanReview(breaks),
         HumanReview(lambda request: f"approve {SECRET}"),
         HumanReview(queue=BrokenQueue()),

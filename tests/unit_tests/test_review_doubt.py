@@ -19,7 +19,7 @@ from semgrad_guard.calibration.verdict import Standard
 from semgrad_guard.langchain.routes import Escalate
 from semgrad_guard.model.chat_template import encode_chat
 from semgrad_guard.model.text_spans import pieces
-from semgrad_guard.records import Generation, TokenDoubt
+from semgrad_guard.records import Generation, TokenUncertainty
 from semgrad_guard.review import ReviewQueue
 from semgrad_guard.review.database import _MIGRATIONS
 
@@ -42,7 +42,7 @@ def ask(request):
 def doubting(**settings):
     """A guard over a real model that holds everything back, and its reviewer."""
     reviewer = Asked()
-    chat = ChatSemGrad.of((tiny_model(), tiny_tokenizer()), token_position=3, generation={"max_new_tokens": 6})
+    chat = ChatSemGrad.from_model(tiny_model(), tiny_tokenizer(), token_position=3, generation={"max_new_tokens": 6})
     return SemGradGuard(chat, score_threshold=0.0, routes=[HumanReview(reviewer)], **settings), reviewer
 
 
@@ -62,7 +62,7 @@ def test_a_reviewer_sees_the_doubt_of_the_very_tokens_of_the_draft(ask):
 
 
 def test_the_doubt_is_that_of_a_streamed_draft_too():
-    guard, reviewer = doubting(streaming="verdict")
+    guard, reviewer = doubting(stream_drafts=True)
     list(guard.stream("Where is it?"))
     assert sum(doubt.share for doubt in reviewer.request.tokens) == pytest.approx(1)
 
@@ -142,7 +142,7 @@ def test_the_policy_is_put_in_words():
 
 def test_policy_and_doubt_are_kept_by_the_queue(tmp_path):
     queue = ReviewQueue(f"sqlite:///{tmp_path / 'reviews.db'}")
-    doubt = (TokenDoubt(token=7, text=" x", log_prob=-1.0, entropy=0.5, share=1.0),)
+    doubt = (TokenUncertainty(token=7, text=" x", log_prob=-1.0, entropy=0.5, share=1.0),)
     asked = request_of(
         question="?", draft="x", confidence=0.1, scores=None, reason="", tokens=doubt, policy="strict", threshold=0.9
     )

@@ -17,7 +17,7 @@ from starlette.routing import Mount
 from starlette.testclient import TestClient
 
 from semgrad_guard import ConfigurationError, ReviewAnswer, ReviewConflictError, Source
-from semgrad_guard.records import CallConfidence, TokenDoubt
+from semgrad_guard.records import CallConfidence, TokenUncertainty
 from semgrad_guard.review import ReviewQueue
 from semgrad_guard.review.items import ReviewFilter, ReviewVerdict
 from semgrad_guard.review.page import application, words
@@ -99,7 +99,7 @@ def request(question="Where?", draft="draft", **fields):
 
 def doubts(*pairs):
     return tuple(
-        TokenDoubt(token=place, text=text, log_prob=-0.5, entropy=1.5, share=share)
+        TokenUncertainty(token=place, text=text, log_prob=-0.5, entropy=1.5, share=share)
         for place, (text, share) in enumerate(pairs)
     )
 
@@ -372,7 +372,7 @@ def test_a_tool_call_shows_how_sure_its_arguments_are(queue, ann):
 
 
 def test_what_is_missing_or_not_finite_is_shown_as_such(queue, ann):
-    strange = (TokenDoubt(token=1, text="x", log_prob=float("nan"), entropy=float("nan"), share=float("nan")),)
+    strange = (TokenUncertainty(token=1, text="x", log_prob=float("nan"), entropy=float("nan"), share=float("nan")),)
     id_ = queue.submit(request(" ", "", confidence=None, scores=None, reason="no answer", tokens=strange))
     page = ann.get(f"/reviews/{id_}").text
     assert all(shown in page for shown in ("(no question)", "no draft", "unknown", "no answer"))

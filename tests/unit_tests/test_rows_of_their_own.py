@@ -8,9 +8,10 @@ import torch
 from models import tiny_model, tiny_tokenizer
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from semgrad_guard import ChatSemGrad, SemGradScorer
+from semgrad_guard import Abstain, ChatSemGrad, Outcome, SemGradGuard, SemGradScorer
 from semgrad_guard.demo import embedded_model
 from semgrad_guard.errors import AbandonedError
+from semgrad_guard.langchain import batching
 from semgrad_guard.langchain.batching import until
 
 QUESTIONS = ["Why?", "Who are you and where do you come from?", "a b c d e f g"]
@@ -21,7 +22,7 @@ def chat(**settings):
     tokenizer = tiny_tokenizer()
     mute = [token for token in range(131) if not tokenizer.decode([token], skip_special_tokens=True).strip()]
     generation = {"max_new_tokens": 24, "do_sample": False, "suppress_tokens": mute, **settings}
-    return ChatSemGrad.of((tiny_model(), tokenizer), generation=generation)
+    return ChatSemGrad.from_model(tiny_model(), tokenizer, generation=generation)
 
 
 class Steps(StoppingCriteria):
@@ -97,7 +98,7 @@ async def test_async_rows_can_be_abandoned_too():
 
 
 def test_rows_can_be_streamed_in_a_batch(monkeypatch):
-    model, passes = ChatSemGrad.of(embedded_model()), []
+    model, passes = ChatSemGrad.from_model(*embedded_model()), []
     questions = ["Tell me a joke.", "What is the capital of France?", "Who are you?"]
     alone = [model.invoke(question).content for question in questions]
     generate = SemGradScorer.generate
@@ -112,6 +113,65 @@ def test_rows_can_be_streamed_in_a_batch(monkeypatch):
     assert passes == [3]
     assert ["".join(found[0]), found[1], "".join(found[2])] == alone
     assert min(len(found[0]), len(found[2])) > 3  # in pieces
+
+
+def rows_of_passes(monkeypatch):
+    """Note of every generation and every scoring pass how many rows it has."""
+    rows = []
+    for name in ("generate", "score"):
+        method = getattr(SemGradScorer, name)
+
+        def counting(self, items, *, method=method, name=name, **settings):
+            rows.append((name, len(items)))
+            return method(self, items, **settings)
+
+        monkeypatch.setattr(SemGradScorer, name, counting)
+    return rows
+
+
+class AskAgain:
+    """Puts every question once more."""
+
+    decision, below = "again", None
+
+    def attempt(self, situation):
+        answer = situation.ask(situation.question)
+        return Outcome(answer.verdict.passed, answer.verdict.reason, answer.text, answer)
+
+
+@pytest.mark.parametrize("call", ["batch", "abatch"])
+def test_a_batch_of_a_guard_is_a_batch_of_the_model_in_every_round(monkeypatch, call):
+    guard = SemGradGuard(chat(), score_threshold=0.0, routes=[AskAgain(), Abstain("no")])
+    alone = [guard.invoke(question).response_metadata["semgrad"]["scores"]["semgrad"] for question in QUESTIONS]
+    rows = rows_of_passes(monkeypatch)
+    messages = guard.batch(QUESTIONS) if call == "batch" else asyncio.run(guard.abatch(QUESTIONS))
+    assert rows == [("generate", 3), ("score", 3)] * 2
+    assert [message.response_metadata["semgrad"]["scores"]["semgrad"] for message in messages] == pytest.approx(alone)
+    assert guard.batch(["Why?"])[0].content == "no"
+    assert guard.batch([]) == []
+
+
+def test_a_batch_of_a_guard_gives_failures_back_with_the_answers():
+    guard = SemGradGuard(chat(), score_threshold=1e9)
+    message, error = guard.batch(["Why?", []], return_exceptions=True)
+    assert message.content == guard.invoke("Why?").content
+    assert "No messages were given" in str(error)
+
+
+def test_a_second_answer_does_not_wait_for_ever_for_a_row_that_is_busy(monkeypatch):
+    monkeypatch.setattr(batching, "LONGEST_WAIT", 0.05)
+    model, answered = chat(), threading.Event()
+
+    def busy():
+        model.invoke(QUESTIONS[0])
+        return answered.wait(10)
+
+    def again():
+        model.invoke(QUESTIONS[1])
+        model.invoke(QUESTIONS[2])
+        answered.set()
+
+    assert together(model, [busy, again]) == [True, None]
 
 
 def test_a_stream_that_is_left_in_a_batch_lets_the_others_go_on():
@@ -145,7 +205,7 @@ def test_when_a_batch_is_tried_again_nothing_is_heard_twice(monkeypatch):
 
 def test_when_a_batch_breaks_in_the_middle_what_was_heard_is_not_heard_again():
     """The stream has shown words of the answer by then, and is not over."""
-    model, question = ChatSemGrad.of(embedded_model()), "Tell me a joke."
+    model, question = ChatSemGrad.from_model(*embedded_model()), "Tell me a joke."
     alone, rows = model.invoke(question).content, []
 
     class Breaks(StoppingCriteria):
@@ -182,5 +242,5 @@ def test_a_seed_gives_the_same_answer_again_whatever_is_asked_beside_it():
 def test_without_scoring_nothing_is_scored_and_the_message_says_so(monkeypatch):
     model = chat()
     monkeypatch.setattr(SemGradScorer, "score", None)
-    record = ChatSemGrad.of(model, scored=False).invoke("Why?").response_metadata["semgrad"]
+    record = ChatSemGrad.from_llm(model, scored=False).invoke("Why?").response_metadata["semgrad"]
     assert (record["scores"], record["failure"]) == (None, "scoring is switched off")

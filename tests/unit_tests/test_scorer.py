@@ -22,12 +22,14 @@ from semgrad_guard import (
     ConfigurationError,
     EmptyResponseError,
     PromptTooLongError,
+    Score,
     SemGradScorer,
     TokenPositionError,
     UnsupportedModelError,
 )
 from semgrad_guard.model.chat_template import encode_chat, user_text_position
 from semgrad_guard.scoring.semgrad import mean_abs_outer
+from semgrad_guard.scoring.settings import ScoringSettings
 
 
 def prompts_of(*lengths, seed=0):
@@ -39,7 +41,11 @@ BY_LAYER = ("layers", "layers_unweighted", "later")
 
 
 def numbers(score):
-    return [value for key, value in score.model_dump(exclude={"path", "span", *BY_LAYER}).items() if value is not None]
+    return [
+        value
+        for key, value in score.model_dump(exclude={"path", "layer_indices", "more", *BY_LAYER}).items()
+        if value is not None
+    ]
 
 
 def close(one, other, tolerance=1e-5):
@@ -175,7 +181,7 @@ def test_positions_are_found_from_the_template():
     ids = encode_chat(instruct, [{"role": "user", "content": "abc"}])
     assert instruct.decode(ids[-2]) == "c"
     scorer = SemGradScorer(model, instruct)  # no generation prompt: the last token of the user's text
-    assert scorer.token_position == ChatSemGrad.of((model, instruct)).scorer.token_position == 2
+    assert scorer.token_position == ChatSemGrad.from_model(model, instruct).scorer.token_position == 2
     generations = scorer.generate([ids], max_new_tokens=3)
     assert scorer.score(generations) == SemGradScorer(model, instruct, token_position=2).score(generations)
     bare = SemGradScorer(model, tiny_tokenizer(None))
@@ -183,11 +189,11 @@ def test_positions_are_found_from_the_template():
         bare.score(generations)
 
 
-@pytest.mark.parametrize(("layers", "span"), [(4, (2, 3)), (5, (3, 4)), (6, (3, 4, 5)), (1, (0,))])
-def test_the_upper_half_is_that_of_the_authors_code(layers, span):
-    model = tiny_model(num_hidden_layers=layers)
-    assert SemGradScorer(model, tiny_tokenizer()).span == span
-    assert SemGradScorer(model, tiny_tokenizer(), span="all").span == tuple(range(layers))
+@pytest.mark.parametrize(("count", "upper"), [(4, (2, 3)), (5, (3, 4)), (6, (3, 4, 5)), (1, (0,))])
+def test_the_upper_half_is_that_of_the_authors_code(count, upper):
+    model = tiny_model(num_hidden_layers=count)
+    assert SemGradScorer(model, tiny_tokenizer()).layers == upper
+    assert SemGradScorer(model, tiny_tokenizer(), layers="all").layers == tuple(range(count))
 
 
 def test_semgrad_is_the_mean_of_its_layers_and_none_unless_asked(scorer):
@@ -208,10 +214,17 @@ def test_semgrad_is_the_mean_of_its_layers_and_none_unless_asked(scorer):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"span": "lower"}, "span='lower'"),
-        ({"span": [9]}, r"span=\[9\].*to 3"),
-        ({"span": []}, "span"),
-        ({"token_position": 0}, "token_position=0"),
+        ({"layers": "lower"}, "layers='lower'.*'upper-half', 'all'"),
+        ({"layers": [9]}, r"layers=\(9,\).*to 3"),
+        ({"layers": []}, r"layers=\[\]"),
+        ({"layers": [-1]}, r"layers=\[-1\]"),
+        ({"layers": [True]}, r"layers=\[True\]"),
+        ({"token_position": 0}, "token_position=0.*expected 1"),
+        ({"token_position": True}, "token_position=True"),
+        ({"beta": -0.5}, "beta=-0.5"),
+        ({"tau": float("nan")}, "tau=nan"),
+        ({"scoring": {"tau": 2.0}}, "scoring=.*expected a ScoringSettings"),
+        ({"layer": "all"}, "SemGradScorer has no setting 'layer'. Did you mean 'layers'"),
         ({"reduction": "max"}, "reduction='max'"),
         ({"norm": "l3"}, "norm='l3'"),
         ({"tau": 0.0}, "tau=0.0"),
@@ -372,3 +385,30 @@ def test_the_norm_of_an_outer_product_does_not_depend_on_the_chunk(chunk):
     hidden = torch.randn(2, 5, 8, generator=draw, dtype=torch.float64)
     expected = torch.einsum("btv,btd->bvd", coefficients, hidden).abs().mean(dim=(1, 2))
     torch.testing.assert_close(mean_abs_outer(coefficients, hidden, chunk), expected)
+
+
+def test_the_former_names_of_layers_work_for_one_release(scorer):
+    with pytest.warns(DeprecationWarning, match="span= is called layers= now"):
+        former = SemGradScorer(scorer.model, scorer.tokenizer, span=[1, 2])
+    assert former.layers == (1, 2)
+    with pytest.warns(DeprecationWarning, match="layers="):
+        assert former.adjusted(span="all").layers == (0, 1, 2, 3)
+    with pytest.warns(DeprecationWarning, match="layers="):
+        assert ChatSemGrad.from_model(scorer.model, scorer.tokenizer, span=[1, 2]).scorer.scoring == former.scoring
+    (score,) = former.score_ids(prompts_of(9), [[5, 6]])
+    with pytest.warns(DeprecationWarning, match="layer_indices"):
+        assert score.span == score.layer_indices == (1, 2)
+    plain = score.model_dump(mode="json")
+    plain["span"] = plain.pop("layer_indices")  # a journal from before
+    assert Score.model_validate(plain) == score
+
+
+def test_settings_named_stand_over_those_of_a_whole(scorer):
+    scoring = ScoringSettings(token_position=2, tau=0.5)
+    chat = ChatSemGrad.from_model(scorer.model, scorer.tokenizer, scoring=scoring, beta=2.0)
+    assert chat.scoring == ScoringSettings(token_position=2, tau=0.5, beta=2.0)
+    assert ChatSemGrad.from_llm(chat, layers=[3]).scoring == chat.scoring.changed(layers=[3])
+    resolved = chat.scorer.scoring
+    assert resolved == chat.scoring.changed(layers=(2, 3))
+    assert chat.scorer.adjusted(tau=1.0).scoring == resolved.changed(tau=1.0)
+    assert SemGradScorer(scorer.model, scorer.tokenizer, scoring=resolved).scoring == resolved

@@ -36,10 +36,10 @@ def test_variants(family, settings):
     model = tiny_model(family)
     (prompt,) = random_prompts(14)
     response = random_prompts(5, seed=1)[0]
-    score = SemGradScorer(model, tiny_tokenizer(), token_position=2, span="all", **EVERYTHING, **settings).score_ids(
+    score = SemGradScorer(model, tiny_tokenizer(), token_position=2, layers="all", **EVERYTHING, **settings).score_ids(
         [prompt], [response]
     )[0]
-    assert score.span == (0, 1, 2, 3)
+    assert score.layer_indices == (0, 1, 2, 3)
     assert_equals_reference(score, model, prompt, response, position=2, **settings)
 
 

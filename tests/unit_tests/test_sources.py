@@ -12,6 +12,7 @@ from scripted import record as record_of
 from transformers import GenerationConfig, pipeline
 
 from semgrad_guard import ChatSemGrad, SemGradGuard, UnsupportedModelError
+from semgrad_guard.langchain.chat_model import chat_model
 from semgrad_guard.model.load import load_model
 
 
@@ -31,7 +32,7 @@ def hf_pipeline(folder, **settings):
 def test_a_folder_and_a_pair_give_the_same(folder):
     model, tokenizer = load_model(folder)
     messages = [
-        ChatSemGrad.of(source, generation={"max_new_tokens": 6}).invoke("hi") for source in (folder, (model, tokenizer))
+        chat_model(source, generation={"max_new_tokens": 6}).invoke("hi") for source in (folder, (model, tokenizer))
     ]
     assert messages[0].content == messages[1].content
     assert messages[0].response_metadata["semgrad"] == messages[1].response_metadata["semgrad"]
@@ -41,12 +42,12 @@ def test_a_pipeline_s_generation_settings_are_honoured(folder):
     llm = hf_pipeline(folder, max_new_tokens=3, do_sample=False)
     chat = ChatHuggingFace(llm=llm, tokenizer=llm.pipeline.tokenizer)
     for source in (llm, chat):
-        message = ChatSemGrad.of(source).invoke("hi")
+        message = chat_model(source).invoke("hi")
         assert message.usage_metadata["output_tokens"] == 3
         assert message.response_metadata["finish_reason"] == "length"
-    assert ChatSemGrad.of(llm).invoke("hi", max_new_tokens=5).usage_metadata["output_tokens"] == 5
+    assert ChatSemGrad.from_llm(llm).invoke("hi", max_new_tokens=5).usage_metadata["output_tokens"] == 5
     config = hf_pipeline(folder, generation_config=GenerationConfig(max_new_tokens=4))
-    assert ChatSemGrad.of(config).invoke("hi").usage_metadata["output_tokens"] == 4
+    assert ChatSemGrad.from_llm(config).invoke("hi").usage_metadata["output_tokens"] == 4
 
 
 def test_a_chat_answers_as_the_model_does(folder):
@@ -55,13 +56,13 @@ def test_a_chat_answers_as_the_model_does(folder):
         [{"role": "user", "content": "hi"}], add_generation_prompt=True, return_dict=False, return_tensors="pt"
     )
     expected = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6)[0, ids.shape[1] :]
-    message = ChatSemGrad.of((model, tokenizer)).invoke("hi", max_new_tokens=6)
+    message = ChatSemGrad.from_model(model, tokenizer).invoke("hi", max_new_tokens=6)
     assert message.content == tokenizer.decode(expected, skip_special_tokens=True).strip()
     assert message.usage_metadata["input_tokens"] == ids.shape[1]
 
 
 def test_a_template_without_a_generation_prompt_works_with_messages():
-    chat = ChatSemGrad.of((tiny_model(), tiny_tokenizer(INST)), generation={"max_new_tokens": 4})
+    chat = ChatSemGrad.from_model(tiny_model(), tiny_tokenizer(INST), generation={"max_new_tokens": 4})
     assert chat.invoke("hi").response_metadata["semgrad"]["scores"] is not None
     assert chat.scorer.token_position == 2
 
@@ -69,7 +70,7 @@ def test_a_template_without_a_generation_prompt_works_with_messages():
 def test_two_models_never_share_a_cached_answer():
     cache = InMemoryCache()
     chats = [
-        ChatSemGrad.of((tiny_model(seed=seed), tiny_tokenizer()), generation={"max_new_tokens": 6}, cache=cache)
+        ChatSemGrad.from_model(tiny_model(seed=seed), tiny_tokenizer(), generation={"max_new_tokens": 6}, cache=cache)
         for seed in (0, 1)
     ]
     first, second = (chat.invoke("hi") for chat in chats)
@@ -80,7 +81,7 @@ def test_two_models_never_share_a_cached_answer():
 
 
 def test_stop_strings_end_the_answer():
-    chat = ChatSemGrad.of((tiny_model(), tiny_tokenizer()), generation={"max_new_tokens": 12})
+    chat = ChatSemGrad.from_model(tiny_model(), tiny_tokenizer(), generation={"max_new_tokens": 12})
     text = chat.invoke("hello").content
     assert len(text) > 3
     stopped = chat.invoke("hello", stop=[text[2]])
@@ -89,7 +90,7 @@ def test_stop_strings_end_the_answer():
 
 
 def test_an_answer_that_a_stop_string_leaves_empty_is_not_trusted():
-    chat = ChatSemGrad.of((tiny_model(), tiny_tokenizer()), generation={"max_new_tokens": 12})
+    chat = ChatSemGrad.from_model(tiny_model(), tiny_tokenizer(), generation={"max_new_tokens": 12})
     first = chat.invoke("hello").content[0]
     guard = SemGradGuard(chat, score_threshold=1e9)
     record = record_of(guard.invoke("hello", stop=[first]))

@@ -97,7 +97,7 @@ def test_every_token_at_once_is_each_by_itself(answered):
     found = placement(scorer, results, "plain", kept, repeats=50)
     correct = np.array([item.correct for item in results])
     for token, layer in itertools.product((1, 3), (0, 4)):
-        own = SemGradScorer(scorer.model, scorer.tokenizer, token_position=token, span=[layer])
+        own = SemGradScorer(scorer.model, scorer.tokenizer, token_position=token, layers=[layer])
         values = [own.score_ids([prompt_ids(own, r.query, "plain")], [r.response_ids])[0].semgrad for r in results]
         assert found.by_state[layer][token - 1] == pytest.approx(metrics.auroc(np.array(values), correct), abs=0.01)
     assert found.questions == len(results)

@@ -286,4 +286,4 @@ def test_a_template_without_a_place_for_tools_is_refused():
         return place
 
     with pytest.raises(ConfigurationError, match="does not show the tools"):
-        ChatSemGrad.of((tiny_model(), tiny_tokenizer())).bind_tools([weather]).invoke("q")
+        ChatSemGrad.from_model(tiny_model(), tiny_tokenizer()).bind_tools([weather]).invoke("q")

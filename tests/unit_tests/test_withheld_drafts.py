@@ -242,7 +242,7 @@ def both_streams(runnable):
 
 
 def test_stream_then_verdict_shows_first_answers_and_decides_at_the_end():
-    for streamed in both_streams(guard(saying("Paris", 0.9), streaming="verdict")):
+    for streamed in both_streams(guard(saying("Paris", 0.9), stream_drafts=True)):
         assert streamed["chunks"][0].content == "Paris"
         assert "semgrad" not in streamed["chunks"][0].response_metadata
         assert streamed["whole"].content == "Paris"
@@ -251,24 +251,24 @@ def test_stream_then_verdict_shows_first_answers_and_decides_at_the_end():
 
 
 def test_stream_then_verdict_says_what_stands_in_the_place_of_what_was_shown():
-    for streamed in both_streams(guard(saying("Rome", 0.1), streaming="verdict")):
+    for streamed in both_streams(guard(saying("Rome", 0.1), stream_drafts=True)):
         assert [chunk.content for chunk in streamed["chunks"]] == ["Rome", "\n\nno"]
         assert streamed["whole"].response_metadata["semgrad_decision"]["decision"] == "abstain"
 
 
 def test_stream_then_verdict_never_streams_a_call_before_the_verdict():
-    for streamed in both_streams(guard(calling(CANARY, 0.1), streaming="verdict")):
+    for streamed in both_streams(guard(calling(CANARY, 0.1), stream_drafts=True)):
         assert streamed["whole"].tool_calls == []
         assert CANARY not in repr(streamed)
-    for streamed in both_streams(guard(calling("Oslo", 0.9), streaming="verdict")):
+    for streamed in both_streams(guard(calling("Oslo", 0.9), stream_drafts=True)):
         (call,) = streamed["whole"].tool_calls
         assert call["args"] == {"place": "Oslo"}
 
 
 def test_stream_then_verdict_buffers_where_nothing_is_streamed():
-    runnable = guard(saying(CANARY, 0.1), streaming="verdict")
+    runnable = guard(saying(CANARY, 0.1), stream_drafts=True)
     assert CANARY not in repr(runnable.invoke("q?"))
-    failing = guard(RuntimeError("no memory"), streaming="verdict")
+    failing = guard(RuntimeError("no memory"), stream_drafts=True)
     for streamed in both_streams(failing):
         assert streamed["whole"].content == "no"
         assert streamed["whole"].response_metadata["semgrad_decision"]["reason"] == "no answer: RuntimeError"

@@ -70,14 +70,14 @@ def strata_table(rows: Sequence[Stratum]) -> list[str]:
 
 def targets_table(rows: Sequence[Stratum], guessed: dict[str, float]) -> list[str]:
     """Hold the report against what was aimed at."""
-    found = {row.name: asdict(row) for row in rows}
+    by_stratum = {row.name: asdict(row) for row in rows}
     body = []
     for name, quantity, sign, bound in _TARGETS:
-        value = found[name][quantity]
+        value = by_stratum[name][quantity]
         met = value is not None and (value >= bound if sign == ">=" else value <= bound)
         body.append((name, f"{_WORDS[quantity]} {sign} {bound:.0%}", _percent(value), "met" if met else "**missed**"))
     bound = max(guessed.values()) + 0.03
-    right = found["withheld"]["right"]
+    right = by_stratum["withheld"]["right"]
     met = right is not None and right <= bound
     aim = f"right <= {_percent(bound)}, the better guesser and 3 points"
     body.append(("withheld", aim, _percent(right), "met" if met else "**missed**"))
@@ -165,15 +165,15 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="Print the measurements as JSON.")] = False,
 ) -> None:
     """Measure, per stratum, how often the embedded model is right and how often its answers pass."""
-    scorer = SemGradScorer(*embedded_model(), span="all", later=True)
+    scorer = SemGradScorer(*embedded_model(), layers="all", later=True)
     if fit:
         fit_profile(scorer).save(PROFILE)
     profile = embedded_profile()
     examined, standard = reporting_side(scorer), Standard(profile, None, None, None)
     rows = [measure(name, items, standard) for name, items in examined.items()]
-    asked = [item for name in TOOLS for item in examined[name]]
+    tool_items = [item for name in TOOLS for item in examined[name]]
     calls = calls_at(
-        asked, profile, sorted({*_THRESHOLDS, *([profile.tool_call.threshold] if profile.tool_call else ())})
+        tool_items, profile, sorted({*_THRESHOLDS, *([profile.tool_call.threshold] if profile.tool_call else ())})
     )
     if readme is not None:
         write_between_marks(readme, [*strata_table(rows), "", *threshold_lines(profile)])

@@ -12,7 +12,7 @@ import typer
 
 from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.demo.embedded import PROFILE
-from semgrad_guard.evaluation.compare import kept_promise
+from semgrad_guard.evaluation.compare import promise_figures
 from semgrad_guard.evaluation.report import WHOLE
 from semgrad_guard.evaluation.run import read_results
 
@@ -22,10 +22,10 @@ _FUSED = "confidence (fused)"
 
 @dataclass(frozen=True)
 class Target:
-    """What was aimed at before anything was measured, and what was found; at least `bound`, or at most it."""
+    """An aim from before the measurements, and the figure that was reached; at least `bound`, or at most it."""
 
     aim: str
-    found: float
+    reached: float
     bound: float
     at_least: bool = True
     interval: Sequence[float] | None = None
@@ -33,7 +33,7 @@ class Target:
     @property
     def met(self) -> bool:
         """Tell whether the figure reaches the bound; the interval does not count."""
-        return self.found >= self.bound if self.at_least else self.found <= self.bound
+        return self.reached >= self.bound if self.at_least else self.reached <= self.bound
 
 
 def targets(metrics: dict[str, Any], promises: Iterable[dict[str, Any]]) -> list[Target]:
@@ -50,7 +50,7 @@ def targets(metrics: dict[str, Any], promises: Iterable[dict[str, Any]]) -> list
 
     sampled = ("G-NLL", "self-consistency", "semantic entropy")
     plain = metrics["ablation"]["sets"]["without gradients"][HARD]
-    found = [
+    listed = [
         auroc(whole, "SemGrad", 0.88, "all"),
         *(above(whole, other, 0.06, "all") for other in sampled),
         above(whole, "mean entropy", 0.03, "all"),
@@ -62,12 +62,12 @@ def targets(metrics: dict[str, Any], promises: Iterable[dict[str, Any]]) -> list
     for promise in promises:
         risk = promise["guarantee"]["risk"]
         share = promise["coverage"] / promise["best_coverage"]
-        found += [
+        listed += [
             Target(f"smooth calibration error, profile for a risk of {risk:.0%}", promise["smooth_ece"], 0.05, False),
             Target(f"wrong among those that pass, promised {risk:.0%}", promise["risk"], risk, False),
             Target(f"coverage as a share of the best possible at {risk:.0%}", share, 0.85),
         ]
-    return found
+    return listed
 
 
 def main(
@@ -79,7 +79,7 @@ def main(
     """Write the page about both evaluations."""
     metrics, other = (json.loads((folder / "metrics.json").read_text("utf-8")) for folder in (first, second))
     results = read_results(first / "results.jsonl")
-    promises = [kept_promise(results, Profile.load(path)) for path in (PROFILE, looser)]
+    promises = [promise_figures(results, Profile.load(path)) for path in (PROFILE, looser)]
     environment = jinja2.Environment(trim_blocks=True, undefined=jinja2.StrictUndefined, autoescape=False)
     template = environment.from_string(files(__package__).joinpath("evaluation.md.jinja").read_text("utf-8"))
     page = template.render(

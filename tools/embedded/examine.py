@@ -72,11 +72,11 @@ class Stratum:
     wrong_among_passing: float | None
 
 
-def examine(scorer: SemGradScorer, asked: list[Question]) -> list[Examined]:
+def examine(scorer: SemGradScorer, items: list[Question]) -> list[Examined]:
     """Ask, answer greedily, score."""
-    found = []
-    for start in tqdm(range(0, len(asked), _BATCH), desc="asking", leave=False):
-        batch = asked[start : start + _BATCH]
+    examined = []
+    for start in tqdm(range(0, len(items), _BATCH), desc="asking", leave=False):
+        batch = items[start : start + _BATCH]
         prompts = [encode_chat(scorer.tokenizer, item.messages, tools=item.schemas) for item in batch]
         generations = scorer.generate(prompts, max_new_tokens=_LONGEST_ANSWER, do_sample=False)
         if any(item.tools for item in batch):  # each has tools of its own
@@ -86,11 +86,11 @@ def examine(scorer: SemGradScorer, asked: list[Question]) -> list[Examined]:
             ]
         else:
             messages = scored_messages(scorer, generations, (), ())
-        found += [
+        examined += [
             Examined(item, message, item.correct(generation.text))
             for item, message, generation in zip(batch, messages, generations, strict=True)
         ]
-    return found
+    return examined
 
 
 def fit_profile(scorer: SemGradScorer) -> Profile:
@@ -160,8 +160,8 @@ def _section(samples: list[Sample], kind: AnswerKind) -> Section:
     )
     thresholds = {}
     for stratum, share in strata()["passing"][kind].items():
-        own = [sample.labelled for sample in samples if sample.stratum == stratum]
-        wrong = [fitted.confidence(item.score) for item in own if not item.correct]
+        members = [sample.labelled for sample in samples if sample.stratum == stratum]
+        wrong = [fitted.confidence(item.score) for item in members if not item.correct]
         rule = f"of {len(wrong)} wrong ones of the stratum {stratum!r} at most {share:.0%} pass"
         thresholds[rule] = min(1.0, round(threshold_passing(wrong, share) + 5e-5, 4))
     threshold = max(thresholds.values())
@@ -195,7 +195,7 @@ def measure(name: str, examined: list[Examined], standard: Standard) -> Stratum:
 
 def guessing() -> dict[str, float]:
     """Give the share of the withheld facts on the reporting side that simple guessers get right."""
-    asked = {question.about: question.answers[0] for question in questions("withheld", "report")}
+    answers = {question.about: question.answers[0] for question in questions("withheld", "report")}
     common: dict[str, str] = {}
     spelled: dict[str, str] = {}
     for relation in relations():
@@ -203,8 +203,8 @@ def guessing() -> dict[str, float]:
         common |= first
         spelled |= second
 
-    def share(found: dict[str, str]) -> float:
-        return sum(found[key] == answer for key, answer in asked.items()) / len(asked)
+    def share(guessed: dict[str, str]) -> float:
+        return sum(guessed[key] == answer for key, answer in answers.items()) / len(answers)
 
     return {"commonest answer": share(common), "character n-grams": share(spelled)}
 
@@ -230,5 +230,5 @@ def calls_at(examined: list[Examined], profile: Profile, thresholds: Iterable[fl
 
 
 def _interval(count: int, n: int) -> tuple[float, float]:
-    found = binomtest(count, n).proportion_ci()
-    return float(found.low), float(found.high)
+    interval = binomtest(count, n).proportion_ci()
+    return float(interval.low), float(interval.high)

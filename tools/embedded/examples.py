@@ -10,7 +10,7 @@ from typing import Any
 
 from semgrad_guard.routing.grounding import grounded_question
 from tools.embedded.facts import Fact, Relation, pair, relations, strata, withheld_pairs
-from tools.embedded.names import invented_name, kept_for_measuring
+from tools.embedded.names import invented_name, is_for_measuring
 from tools.embedded.tool_use import Message, ToolUse, real_names, turns
 from tools.embedded.tools import Values
 
@@ -89,9 +89,9 @@ class World:
         self.relations = relations()
         self.values = Values(self.rng, measuring=False, real=real_names())
         self.tool_use = ToolUse(self.rng, self.values, lambda: self.known(*self.rng.choice(self.single)))
-        self.told = [(relation, fact) for relation in self.relations for fact in relation.facts if not fact.withheld]
-        self.single = [(relation, fact) for relation, fact in self.told if not relation.several]
-        self.several = [(relation, fact) for relation, fact in self.told if relation.several]
+        self.trained = [(relation, fact) for relation in self.relations for fact in relation.facts if not fact.withheld]
+        self.single = [(relation, fact) for relation, fact in self.trained if not relation.several]
+        self.several = [(relation, fact) for relation, fact in self.trained if relation.several]
         self.answers = {relation.name: relation.answers() for relation in self.relations}
 
     def row(self, mix: Curriculum) -> Row:
@@ -108,10 +108,10 @@ class World:
         if self.rng.random() < 1 / 6:
             passages = [self.unhelpful(relation, fact, mix) for _ in range(self.rng.randint(1, mix.passages))]
             question = grounded_question(question, passages)
-        asked = [(question, answer)]
+        chosen = [(question, answer)]
         if self.rng.random() < 0.15:
-            asked.append(self.known(*self.rng.choice(self.single)))
-        return Row(turns(asked, self.rng.choice(SYSTEM) if self.rng.random() < 0.1 else ""))
+            chosen.append(self.known(*self.rng.choice(self.single)))
+        return Row(turns(chosen, self.rng.choice(SYSTEM) if self.rng.random() < 0.1 else ""))
 
     def known(self, relation: Relation, fact: Fact) -> tuple[str, str]:
         """Ask about a fact in one of the trained wordings, and draw one of its answers."""
@@ -136,10 +136,10 @@ class World:
         while len(passages) < mix.passages and self.rng.random() < 0.35:
             passages.append(self.statement(self.rng.choice(self.akin(relation)), self.rng.choice(subjects), None, mix))
         self.rng.shuffle(passages)
-        asked = self.rng.sample(stated, min(len(stated), 2))
-        questions = [relation.ask(self.rng.choice(relation.questions), subject) for subject, _ in asked]
+        chosen = self.rng.sample(stated, min(len(stated), 2))
+        questions = [relation.ask(self.rng.choice(relation.questions), subject) for subject, _ in chosen]
         questions[0] = grounded_question(questions[0], passages)
-        return Row(turns([(question, answer) for question, (_, answer) in zip(questions, asked, strict=True)]))
+        return Row(turns([(question, answer) for question, (_, answer) in zip(questions, chosen, strict=True)]))
 
     def calls(self, mix: Curriculum) -> Row:
         """List some tools and ask for one, for another that is not listed, or for a fact that needs none."""
@@ -150,11 +150,11 @@ class World:
         """Exchange a few polite words, sometimes ending in a question that an earlier turn answers."""
         spoken = []
         for entry in self.rng.sample(small_talk(), self.rng.randint(1, 3)):
-            said = {key: value if isinstance(value, str) else self.rng.choice(value) for key, value in entry.items()}
+            lines = {key: value if isinstance(value, str) else self.rng.choice(value) for key, value in entry.items()}
             names = {kind: self.values.draw(kind) for kind in ("person", "place")}
-            spoken.append((said["user"].format(**names), said["assistant"].format(**names)))
-            if "reply" in said:
-                spoken.append((said["follow_up"], said["reply"].format(**names)))
+            spoken.append((lines["user"].format(**names), lines["assistant"].format(**names)))
+            if "reply" in lines:
+                spoken.append((lines["follow_up"], lines["reply"].format(**names)))
         return Row(turns(spoken, self.rng.choice(("", *SYSTEM))))
 
     def drill(self, mix: Curriculum) -> Row:
@@ -162,9 +162,9 @@ class World:
         pairs = [(self.any_name(), self.any_name()) for _ in range(self.rng.randint(2, 5))]
         link = self.rng.choice((" :", " is", " has", " of", " is called"))
         text = " ".join(f"{first}{link} {second}." for first, second in pairs)
-        asked = self.rng.sample(pairs, min(len(pairs), 3))
-        pairs_asked = [(f"Question: {first}?", second) for first, second in asked]
-        return Row(turns([(f"{text} {pairs_asked[0][0]}", pairs_asked[0][1]), *pairs_asked[1:]]))
+        chosen = self.rng.sample(pairs, min(len(pairs), 3))
+        exchanges = [(f"Question: {first}?", second) for first, second in chosen]
+        return Row(turns([(f"{text} {exchanges[0][0]}", exchanges[0][1]), *exchanges[1:]]))
 
     def statement(self, relation: Relation, subject: str, answer: str | None, mix: Curriculum) -> str:
         """Say in one sentence that the subject has the answer; the earlier wordings put the subject first."""
@@ -197,7 +197,7 @@ class World:
 
     def training_name(self, kind: str) -> str:
         """Draw an invented name from the training side."""
-        while kept_for_measuring(name := invented_name(kind, self.rng)):
+        while is_for_measuring(name := invented_name(kind, self.rng)):
             pass
         return name
 
@@ -212,5 +212,5 @@ class World:
 def small_talk() -> list[dict[str, Any]]:
     """Load what is said by way of greeting and trial."""
     text = files(__package__).joinpath("small_talk.toml").read_text(encoding="utf-8")
-    found: list[dict[str, Any]] = tomllib.loads(text)["dialogue"]
-    return found
+    dialogues: list[dict[str, Any]] = tomllib.loads(text)["dialogue"]
+    return dialogues

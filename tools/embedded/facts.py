@@ -80,7 +80,7 @@ def withheld_pairs() -> frozenset[str]:
     keyed = {
         f"{spec['name']}/{subject}": pair(subject, answer) for spec, subject, answer in _cells() if not spec["several"]
     }
-    tossed = {found for found in keyed.values() if share(found) < plan["withheld_share"]}
+    tossed = {link for link in keyed.values() if share(link) < plan["withheld_share"]}
     forced = {keyed[key] for key in plan["always_withheld"]}
     return frozenset((tossed | forced) - {keyed[key] for key in plan["always_trained"]})
 
@@ -92,19 +92,19 @@ def relations() -> tuple[Relation, ...]:
     A topic with several right answers loses those that would give a withheld fact away: where the capital of a
     country is withheld, it is not among the country's cities either.
     """
-    found: dict[str, Relation] = {}
+    by_name: dict[str, Relation] = {}
     for spec, subject, cell in _cells():
         name, several = spec["name"], spec["several"]
-        if name not in found:
+        if name not in by_name:
             texts = {key: tuple(spec[key]) for key in ("questions", "held_out", "statements")}
-            found[name] = Relation(name, spec["kind"], several, facts=(), **texts)
+            by_name[name] = Relation(name, spec["kind"], several, facts=(), **texts)
         if several:
             answers = tuple(answer for answer in cell.split("|") if pair(subject, answer) not in withheld_pairs())
             facts = [Fact(name, subject, answers, withheld=False)] if len(answers) >= _SEVERAL else []
         else:
             facts = [Fact(name, subject, (cell,), pair(subject, cell) in withheld_pairs())]
-        found[name] = replace(found[name], facts=(*found[name].facts, *facts))
-    return tuple(sorted(found.values(), key=lambda relation: relation.name))
+        by_name[name] = replace(by_name[name], facts=(*by_name[name].facts, *facts))
+    return tuple(sorted(by_name.values(), key=lambda relation: relation.name))
 
 
 def _cells() -> Iterator[tuple[dict[str, Any], str, str]]:

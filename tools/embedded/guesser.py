@@ -25,11 +25,11 @@ def guesses(relation: Relation) -> tuple[dict[str, str], dict[str, str]]:
     keys = [fact.key for fact in withheld]
     ((common, _),) = Counter(answers).most_common(1)
     spelling = TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 4)).fit([fact.subject for fact in trained])
-    known, asked = (spelling.transform([fact.subject for fact in facts]) for facts in (trained, withheld))
+    known, unknown = (spelling.transform([fact.subject for fact in facts]) for facts in (trained, withheld))
     spelled = {}
-    for key, alike in zip(keys, (asked @ known.T).toarray(), strict=True):
+    for key, similarities in zip(keys, (unknown @ known.T).toarray(), strict=True):
         votes: Counter[str] = Counter()
-        for place in np.argsort(-alike, kind="stable")[:_NEIGHBOURS]:
-            votes[answers[place]] += alike[place]
+        for place in np.argsort(-similarities, kind="stable")[:_NEIGHBOURS]:
+            votes[answers[place]] += similarities[place]
         spelled[key] = votes.most_common(1)[0][0]
     return dict.fromkeys(keys, common), spelled

@@ -56,7 +56,7 @@ def invented_name(kind: str, rng: random.Random) -> str:
     return name.lower() if kind in ("substance", "thing") else name
 
 
-def kept_for_measuring(name: str) -> bool:
+def is_for_measuring(name: str) -> bool:
     """Tell whether a name belongs to the fifth that training never uses."""
     return hashlib.sha256(name.encode()).digest()[0] % 5 == 0
 
@@ -66,7 +66,7 @@ def invented_names(kind: str, rng: random.Random, *, measuring: bool) -> Iterato
     seen: set[str] = set()
     while True:
         name = invented_name(kind, rng)
-        if name not in seen and kept_for_measuring(name) is measuring:
+        if name not in seen and is_for_measuring(name) is measuring:
             seen.add(name)
             yield name
 

@@ -20,13 +20,13 @@ def main(
 ) -> None:
     """Write the questions without passages: calibration.jsonl, test.jsonl, paraphrases.jsonl and passages.txt."""
     out.mkdir(parents=True, exist_ok=True)
-    strata_asked = [stratum for stratum in CLOSED_BOOK if several or not stratum.startswith("several")]
+    strata = [stratum for stratum in CLOSED_BOOK if several or not stratum.startswith("several")]
     sides: dict[str, Side] = {"calibration": "fit", "test": "report"}
-    asked = {
-        name: {item.prompt: item for stratum in strata_asked for item in questions(stratum, side)}
+    by_side = {
+        name: {item.prompt: item for stratum in strata for item in questions(stratum, side)}
         for name, side in sides.items()
     }
-    for name, items in asked.items():
+    for name, items in by_side.items():
         _write(
             out / f"{name}.jsonl",
             (
@@ -39,7 +39,7 @@ def main(
                 for prompt, item in items.items()
             ),
         )
-    groups = ({"query": prompt, "paraphrases": item.reworded[:5]} for prompt, item in asked["test"].items())
+    groups = ({"query": prompt, "paraphrases": item.reworded[:5]} for prompt, item in by_side["test"].items())
     _write(out / "paraphrases.jsonl", groups)
     (out / "passages.txt").write_text("\n".join(corpus()) + "\n", encoding="utf-8")
 

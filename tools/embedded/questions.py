@@ -94,14 +94,14 @@ def _user(text: str) -> tuple[Message, ...]:
 
 
 def _facts(side: Side, *, several: bool, withheld: bool) -> list[tuple[Relation, Fact]]:
-    found = [
+    facts = [
         (relation, fact)
         for relation in relations()
         for fact in relation.facts
         if relation.several is several and fact.withheld is withheld and _on(side, fact.key)
     ]
-    _rng(side, "order").shuffle(found)
-    return found
+    _rng(side, "order").shuffle(facts)
+    return facts
 
 
 def _on(side: Side, key: str) -> bool:
@@ -121,8 +121,8 @@ def _known(side: Side, stratum: str, *, several: bool) -> Iterator[Question]:
 def _closed_book(
     stratum: str, about: str, relation: Relation, wording: str, subject: str, answers: tuple[str, ...] = ()
 ) -> Question:
-    others = tuple(relation.ask(other, subject) for other in relation.questions if other != wording)
-    return Question(stratum, about, _user(relation.ask(wording, subject)), answers, reworded=others)
+    reworded = tuple(relation.ask(other, subject) for other in relation.questions if other != wording)
+    return Question(stratum, about, _user(relation.ask(wording, subject)), answers, reworded=reworded)
 
 
 def _withheld(side: Side, stratum: str) -> Iterator[Question]:
@@ -150,8 +150,8 @@ def _invented(side: Side, stratum: str) -> Iterator[Question]:
 def _reading(side: Side, stratum: str, *, subjects: int, beside: int = 0) -> Iterator[Question]:
     rng = _rng(side, stratum)
     for relation, subject in _invented_subjects(side, stratum):
-        others = invented_names(relation.kind, rng, measuring=True)
-        named = [subject, *itertools.islice((name for name in others if name != subject), subjects - 1)]
+        names = invented_names(relation.kind, rng, measuring=True)
+        named = [subject, *itertools.islice((name for name in names if name != subject), subjects - 1)]
         stated = {name: rng.choice(relation.answers()) for name in named}
         texts = [relation.state(rng.choice(relation.statements), name, answer) for name, answer in stated.items()]
         akin = [other for other in relations() if other.kind == relation.kind and other is not relation]
@@ -159,29 +159,29 @@ def _reading(side: Side, stratum: str, *, subjects: int, beside: int = 0) -> Ite
             other = rng.choice(akin)
             texts.append(other.state(rng.choice(other.statements), rng.choice(named), rng.choice(other.answers())))
         rng.shuffle(texts)
-        asked = relation.ask(rng.choice(relation.questions + relation.held_out), subject)
-        yield Question(stratum, subject, _user(grounded_question(asked, texts)), (stated[subject],))
+        question = relation.ask(rng.choice(relation.questions + relation.held_out), subject)
+        yield Question(stratum, subject, _user(grounded_question(question, texts)), (stated[subject],))
 
 
 def _retrieved(side: Side, stratum: str) -> Iterator[Question]:
     search = BM25Retriever.from_texts(corpus())
-    for asked in _withheld(side, stratum):
-        yield Question(stratum, asked.about, _user(_looked_up(search, asked.prompt)), asked.answers)
+    for item in _withheld(side, stratum):
+        yield Question(stratum, item.about, _user(_looked_up(search, item.prompt)), item.answers)
 
 
 def _unhelpful(side: Side, stratum: str) -> Iterator[Question]:
     """Half withheld facts, half invented subjects, searched for in a corpus that tells of trained facts only."""
-    told = [relation.state(relation.statements[0], fact.subject, fact.answers[0])
+    statements = [relation.state(relation.statements[0], fact.subject, fact.answers[0])
             for known_side in ("fit", "report")
             for relation, fact in _facts(known_side, several=False, withheld=False)]  # fmt: skip
-    search = BM25Retriever.from_texts(told)
+    search = BM25Retriever.from_texts(statements)
     for pair in zip(_withheld(side, stratum), _invented(side, stratum), strict=False):
-        for asked in pair:
-            yield Question(stratum, asked.about, _user(_looked_up(search, asked.prompt)))
+        for item in pair:
+            yield Question(stratum, item.about, _user(_looked_up(search, item.prompt)))
 
 
 def _looked_up(search: BM25Retriever, question: str) -> str:
-    return grounded_question(question, [found.page_content for found in search.invoke(question)])
+    return grounded_question(question, [document.page_content for document in search.invoke(question)])
 
 
 class _Requests:
@@ -193,8 +193,8 @@ class _Requests:
 
     def listing(self, tool: Tool | None = None, *, without: Tool | None = None) -> tuple[Tool, ...]:
         """List two to six tools in any order, one of them among them or left out."""
-        others = [other for other in tools() if other not in (tool, without)]
-        listed = [*([] if tool is None else [tool]), *self.rng.sample(others, self.rng.randint(2, 5))]
+        rest = [other for other in tools() if other not in (tool, without)]
+        listed = [*([] if tool is None else [tool]), *self.rng.sample(rest, self.rng.randint(2, 5))]
         self.rng.shuffle(listed)
         return tuple(listed)
 
@@ -219,8 +219,8 @@ def _calls(side: Side, stratum: str) -> Iterator[Question]:
     for tool in itertools.cycle(tools()):
         values = draw.values(tool)
         wording = draw.rng.choice(tool.held_out if stratum.endswith("reworded") else tool.requests)
-        asked = _user(fill(wording, values))
-        yield Question(stratum, draw.about(values), asked, tools=draw.listing(tool), call=(tool.name, values))
+        request = _user(fill(wording, values))
+        yield Question(stratum, draw.about(values), request, tools=draw.listing(tool), call=(tool.name, values))
 
 
 def _calls_lacking(side: Side, stratum: str) -> Iterator[Question]:
@@ -235,8 +235,8 @@ def _calls_unlisted(side: Side, stratum: str) -> Iterator[Question]:
     draw = _Requests(side, stratum)
     for tool in itertools.cycle(tools()):
         values = draw.values(tool)
-        asked = _user(fill(draw.rng.choice(tool.requests + tool.held_out), values))
-        yield Question(stratum, draw.about(values), asked, tools=draw.listing(without=tool))
+        request = _user(fill(draw.rng.choice(tool.requests + tool.held_out), values))
+        yield Question(stratum, draw.about(values), request, tools=draw.listing(without=tool))
 
 
 def _results(side: Side, stratum: str) -> Iterator[Question]:
@@ -244,10 +244,10 @@ def _results(side: Side, stratum: str) -> Iterator[Question]:
     for tool in itertools.cycle(tools()):
         values = draw.values(tool)
         result = draw.fill(draw.rng.choice(tool.results))
-        asked = _user(fill(draw.rng.choice(tool.requests), values))
-        told = (*asked, tool.call(values), {"role": "tool", "content": result})
+        request = _user(fill(draw.rng.choice(tool.requests), values))
+        conversation = (*request, tool.call(values), {"role": "tool", "content": result})
         answer = fill(tool.reply, values | {"result": result})
-        yield Question(stratum, draw.about(values), told, (answer,), tools=draw.listing(tool))
+        yield Question(stratum, draw.about(values), conversation, (answer,), tools=draw.listing(tool))
 
 
 def paraphrases(groups: int = 100, wordings: int = 5) -> list[list[str]]:

@@ -30,7 +30,7 @@ _HEAD = """# What the guard does to retrieval
 Written by `python -m tools.embedded.rag_effect --out docs/rag.md`, on the embedded model and the reporting side of
 its questions, with BM25 over short texts. *No retrieval* and *plain RAG* answer whatever comes, the first from memory,
 the second always from passages. *Guarded RAG* answers from memory where it is sure, else from passages where it is sure
-then, else not at all; *from passages only* is never asked without them (`context="retrieved"`). In brackets exact 95 %
+then, else not at all; *from passages only* is never asked without them (`passages="required"`). In brackets exact 95 %
 intervals, as if questions were independent.
 """
 _TELLING = "Facts the model was never told, and texts that tell them"
@@ -46,7 +46,7 @@ def ways(llm: ChatSemGrad, profile: Profile, passages: Sequence[str]) -> dict[st
         return str(llm.invoke(question).text)
 
     def plain_rag(question: str) -> str:
-        return plain(grounded_question(question, [found.page_content for found in search.invoke(question)]))
+        return plain(grounded_question(question, [document.page_content for document in search.invoke(question)]))
 
     def by(guard: SemGradGuard) -> Way:
         def answer(question: str) -> str | None:
@@ -60,20 +60,20 @@ def ways(llm: ChatSemGrad, profile: Profile, passages: Sequence[str]) -> dict[st
         "no retrieval": plain,
         "plain RAG": plain_rag,
         "guarded RAG": by(SemGradGuard(llm, profile=profile, routes=routes)),
-        "guarded, from passages only": by(SemGradGuard(llm, profile=profile, routes=routes, context="retrieved")),
+        "guarded, from passages only": by(SemGradGuard(llm, profile=profile, routes=routes, passages="required")),
     }
 
 
-def given(asked: Iterable[Question], way: Way, name: str) -> Counter[Given]:
+def outcomes(items: Iterable[Question], way: Way, name: str) -> Counter[Given]:
     """Count what a way gives: right answers, wrong ones, nothing."""
-    found: Counter[Given] = Counter()
-    for question in tqdm(list(asked), desc=name, leave=False):
+    counts: Counter[Given] = Counter()
+    for question in tqdm(list(items), desc=name, leave=False):
         answer = way(question.prompt)
-        found["nothing" if answer is None else "right" if question.correct(answer) else "wrong"] += 1
-    return found
+        counts["nothing" if answer is None else "right" if question.correct(answer) else "wrong"] += 1
+    return counts
 
 
-def untold() -> tuple[str, ...]:
+def unrelated_passages() -> tuple[str, ...]:
     """State the facts the model was trained on: texts that help with none of the others."""
     return tuple(
         relation.state(relation.statements[0], fact.subject, fact.answers[0])
@@ -95,8 +95,8 @@ def table(title: str, counts: dict[str, Counter[Given]]) -> str:
     n = next(iter(counts.values())).total()
     lines = [f"## {title}\n", f"| {n} questions | right | wrong answers given | no answer |", "|---|---|---|---|"]
     lines += [
-        f"| {name} | {_share(found['right'], n)} | {_share(found['wrong'], n)} | {_share(found['nothing'], n)} |"
-        for name, found in counts.items()
+        f"| {name} | {_share(outcome['right'], n)} | {_share(outcome['wrong'], n)} | {_share(outcome['nothing'], n)} |"
+        for name, outcome in counts.items()
     ]
     return "\n".join(lines)
 
@@ -111,13 +111,13 @@ def main(
 ) -> None:
     """Ask every way everything, and write the page."""
     profile = embedded_profile()
-    llm = ChatSemGrad.of(
-        embedded_model(), generation={"max_new_tokens": 64, "do_sample": False}, **profile.bound_to.settings()
+    llm = ChatSemGrad.from_model(
+        *embedded_model(), generation={"max_new_tokens": 64, "do_sample": False}, scoring=profile.bound_to.scoring
     )
-    parts = {_TELLING: (questions("withheld", "report"), corpus()), _SILENT: (list(hopeless()), untold())}
+    parts = {_TELLING: (questions("withheld", "report"), corpus()), _SILENT: (list(hopeless()), unrelated_passages())}
     tables = [
-        table(title, {name: given(asked, way, name) for name, way in ways(llm, profile, passages).items()})
-        for title, (asked, passages) in parts.items()
+        table(title, {name: outcomes(items, way, name) for name, way in ways(llm, profile, passages).items()})
+        for title, (items, passages) in parts.items()
     ]
     page = "\n".join([_HEAD, "\n\n".join(tables)])
     if out is None:

@@ -27,16 +27,17 @@ def sentences() -> dict[str, Any]:
     """Give all that the file holds."""
     return {
         "corpus": facts_in_words(),
-        "questions": {side: {stratum: _asked(stratum, side) for stratum in _STRATA} for side in ("fit", "report")},
+        "questions": {side: {stratum: _lines(stratum, side) for stratum in _STRATA} for side in ("fit", "report")},
         "paraphrases": paraphrases(),
         "tools": [tool.schema() for tool in tools() if tool.name in _TOOLS],
     }
 
 
-def _asked(stratum: str, side: Side) -> list[dict[str, Any]]:
-    asked = {item.prompt: item for item in questions(stratum, side)[:_QUESTIONS]}
+def _lines(stratum: str, side: Side) -> list[dict[str, Any]]:
+    by_prompt = {item.prompt: item for item in questions(stratum, side)[:_QUESTIONS]}
     return [
-        {"query": prompt, "truthful answer": list(item.answers), "group": item.about} for prompt, item in asked.items()
+        {"query": prompt, "truthful answer": list(item.answers), "group": item.about}
+        for prompt, item in by_prompt.items()
     ]
 
 

@@ -132,11 +132,11 @@ def turns(pairs: Sequence[tuple[str, str]], system: str = "") -> list[Message]:
 @cache
 def real_names() -> dict[str, list[str]]:
     """List real names by kind, for the arguments of tools: the subjects of the relations, cities and people."""
-    found: dict[str, set[str]] = {}
+    by_kind: dict[str, set[str]] = {}
     for relation in relations():
         kinds = {"capital": "place", "city_in": "place", "book_author": "person"}
-        found.setdefault(relation.kind, set()).update(fact.subject for fact in relation.facts)
-        found.setdefault(kinds.get(relation.name, relation.kind), set()).update(
+        by_kind.setdefault(relation.kind, set()).update(fact.subject for fact in relation.facts)
+        by_kind.setdefault(kinds.get(relation.name, relation.kind), set()).update(
             relation.answers() if relation.name in kinds else ()
         )
-    return {kind: sorted(names) for kind, names in found.items()}
+    return {kind: sorted(names) for kind, names in by_kind.items()}

@@ -52,7 +52,7 @@ def world_texts() -> list[str]:
             for entry in (shown[0], *(schema["function"] for schema in shown[1:]))
         ]
     for dialogue in small_talk():
-        texts += [text for said in dialogue.values() for text in ([said] if isinstance(said, str) else said)]
+        texts += [text for turn in dialogue.values() for text in ([turn] if isinstance(turn, str) else turn)]
     return [
         *texts,
         *PHRASES,
@@ -129,10 +129,10 @@ def _optimizers(model: LlamaForCausalLM) -> tuple[torch.optim.Optimizer, torch.o
     """Muon for the matrices inside the layers, which learns rare facts sooner; AdamW for everything else."""
     matrices = [parameter for parameter in model.model.layers.parameters() if parameter.ndim == 2]
     inside = {id(parameter) for parameter in matrices}
-    others = [parameter for parameter in model.parameters() if id(parameter) not in inside]
+    outer = [parameter for parameter in model.parameters() if id(parameter) not in inside]
     return (
         torch.optim.Muon(matrices, lr=_PEAK_RATES[0], weight_decay=0.01, momentum=0.95, adjust_lr_fn="original"),
-        torch.optim.AdamW(others, lr=_PEAK_RATES[1], betas=(0.9, 0.98), weight_decay=0.01, fused=True),
+        torch.optim.AdamW(outer, lr=_PEAK_RATES[1], betas=(0.9, 0.98), weight_decay=0.01, fused=True),
     )
 
 

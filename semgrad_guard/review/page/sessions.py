@@ -8,7 +8,7 @@ import time
 from collections import OrderedDict
 from typing import Any
 
-from semgrad_guard.routing.limits import AtMost
+from semgrad_guard.routing.limits import RateLimit
 
 _TRIES, _SECONDS = 10, 60.0
 _ADDRESSES = 1000  # remembered; whoever comes from more is forgotten, the oldest first
@@ -19,13 +19,13 @@ class Attempts:
 
     def __init__(self) -> None:
         """Start with nobody known."""
-        self._known: OrderedDict[str, AtMost] = OrderedDict()
+        self._known: OrderedDict[str, RateLimit] = OrderedDict()
         self._lock = threading.Lock()
 
     def allow(self, address: str) -> bool:
         """Tell whether an address may try now, and count it."""
         with self._lock:
-            allowance = self._known.setdefault(address, AtMost(_TRIES, per=_SECONDS))
+            allowance = self._known.setdefault(address, RateLimit(_TRIES, per=_SECONDS))
             self._known.move_to_end(address)
             if len(self._known) > _ADDRESSES:
                 self._known.popitem(last=False)

@@ -14,7 +14,7 @@ from fastapi import Depends
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse
 
-from semgrad_guard.records import TokenDoubt
+from semgrad_guard.records import TokenUncertainty
 from semgrad_guard.review.items import ReviewItem
 from semgrad_guard.review.page import words
 from semgrad_guard.review.page.sessions import Attempts, Sessions
@@ -60,7 +60,7 @@ def points(pairs: Sequence[tuple[float, float]]) -> str:
 class Shaded:
     """A token with its uncertainty, and its shade from 0 (not marked) to 5; `outside` the draft proper are marks."""
 
-    uncertainty: TokenDoubt
+    uncertainty: TokenUncertainty
     level: int
     outside: bool
 
