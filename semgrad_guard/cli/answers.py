@@ -108,7 +108,7 @@ def ask(
     console.print(Text(f"{record['decision'] or 'not judged'}: {record['reason']}"))
     if decision is not None and decision.decision == "retrieve":
         for passage in decision.sources:
-            console.print(Text(f"passage: {passage.text}"))
+            console.print(Text(f"source: {passage.text}"))
 
 
 def _unjudged(record: MessageScores | None) -> dict[str, Any]:
