@@ -144,6 +144,6 @@ def test_an_answer_of_backslashes_is_printed_in_linear_time(monkeypatch):
             record = {"decision": "pass", "reason": answer, "sources": []}
             return AIMessage(answer, response_metadata={"semgrad": record})
 
-    monkeypatch.setattr("semgrad_guard.cli.answers.SemGradGuard", Guard)
+    monkeypatch.setattr("semgrad_guard.langchain.guard.SemGradGuard", Guard)
     result = CliRunner().invoke(app, ["ask", "q"])  # markup would take more than half a minute for each
     assert re.sub(r"\s", "", result.stdout) == f"{answer}pass:{answer}"

@@ -17,16 +17,8 @@ from starlette.testclient import TestClient
 
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.web import shelter
-from semgrad_guard.web.shelter import (
-    LOCAL_HOSTS,
-    VARIABLE,
-    ApiKeys,
-    Contained,
-    check_address,
-    logged,
-    refusal,
-    sheltered,
-)
+from semgrad_guard.web.keys import LOCAL_HOSTS, VARIABLE, ApiKeys, check_address
+from semgrad_guard.web.shelter import Contained, logged, refusal, sheltered
 
 KEY = "0123456789abcdef-first"
 
