@@ -146,7 +146,9 @@ async def test_bodies_that_take_too_long_are_refused():
 
 @contextmanager
 def running(app):
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", http=shelter.Patient, ws="none"))
+    server = uvicorn.Server(
+        uvicorn.Config(app, port=0, log_level="warning", http=shelter.Patient, ws="none", loop="asyncio")
+    )
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
