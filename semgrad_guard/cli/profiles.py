@@ -88,8 +88,8 @@ def calibrate(
 ) -> None:
     """Let a model answer questions with known answers, and write a profile whose threshold keeps a promise.
 
-    Until that is done, a file beside it keeps the answers. A run that was interrupted, or that failed, goes on from
-    them, with another method, risk or way to label too; answers to another prompt, or of another length, are made anew.
+    A file beside the profile keeps the answers until then. A run that was interrupted or failed goes on from them, also
+    with another method, risk or comparison; another prompt or length of answers begins anew.
     """
     from semgrad_guard.calibration.answers import answered
     from semgrad_guard.calibration.examples import calibrated_prompt, read_examples, read_paraphrases
@@ -272,7 +272,7 @@ def sps(
     paraphrases: Annotated[
         Path | None,
         typer.Option(
-            help='Questions and paraphrases, JSON lines with "query" and "paraphrases". The package brings a default.'
+            help='Questions and paraphrases, JSON lines with "query" and "paraphrases". The package has some.'
         ),
     ] = None,
     data: Annotated[

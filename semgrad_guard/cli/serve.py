@@ -59,9 +59,7 @@ def serve(
         Path | None,
         typer.Option(help=f"File of API keys, one a line. The default is the variable {VARIABLE}, with commas."),
     ] = None,
-    policy: Annotated[str, typer.Option(help="What happens to unsure answers: abstain, annotate or review.")] = (
-        "abstain"
-    ),
+    policy: Annotated[str, typer.Option(help="Policy for unsure answers: abstain, annotate or review.")] = ("abstain"),
     allow: Annotated[
         list[str] | None,
         typer.Option(help="Policy that a request may choose. The option may be repeated; the default is all."),
