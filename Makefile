@@ -8,7 +8,7 @@ EVALUATION := .cache/evaluation
 # What tests/production can use of Debian's packages; without them its tests skip, and say why.
 DEBIAN := postgresql chromium
 
-.PHONY: demo test test-all test-newest models world-facts lint audit faults bad-input queue-figures load bench benchmarks embedded-model examine evaluation clean
+.PHONY: demo test test-all test-newest mutants models world-facts lint audit faults bad-input queue-figures load bench benchmarks embedded-model examine evaluation clean
 
 demo: $(READY)
 	$(BIN)/semgrad-guard demo
@@ -48,6 +48,17 @@ test-newest:
 	$(NEWEST)/bin/python -m build --outdir .cache/dist .
 	$(NEWEST)/bin/pip install --quiet "$$(ls .cache/dist/*.whl)[$(EXTRAS)]" --requirement tests/newest/requirements.txt
 	cd tests/newest && ../../$(NEWEST)/bin/python -m pytest -q
+
+# Make small mistakes in the code, one by one: some test must notice each (tests/mutants.md). Takes hours; ROOMS limits it.
+# mutmut has an environment of its own, which reads the packages of the tests' environment.
+MUTANTS := .venv-mutants
+ROOMS ?= routing calibration scoring
+mutants: $(READY)
+	$(PYTHON) -m venv $(MUTANTS)
+	$(MUTANTS)/bin/pip install --quiet --constraint constraints.txt mutmut==3.8.1
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
+	    > "$$($(MUTANTS)/bin/python -c 'import site; print(site.getsitepackages()[0])')/tests.pth"
+	$(MUTANTS)/bin/python tools/mutants.py $(ROOMS)
 
 # Bring published weights into .cache/models: SmolLM2-135M-Instruct, or MODEL=gemma or MODEL=qwen, which are for measuring.
 MODEL ?= smollm2
@@ -115,4 +126,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .cache
+	rm -rf $(VENV) $(NEWEST) $(MUTANTS) .cache

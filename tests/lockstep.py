@@ -10,10 +10,10 @@ _LIMIT = 30.0  # seconds; no test waits for ever
 class _Turns:
     """Hands the turn from one call to the other; a call that waits for a lock is passed over."""
 
-    def __init__(self, ahead):
+    def __init__(self, ahead, whole):
         self._changed = threading.Condition()
-        self._turn, self._steps, self._ahead = 0, 0, ahead
-        self._waiting, self._over = [False, False], [False, False]
+        self._turn, self._ahead, self._whole = 0, ahead, whole
+        self._steps, self._waiting, self._over = [0, 0], [False, False], [False, False]
 
     def begin(self, me):
         if me == 1:
@@ -23,15 +23,18 @@ class _Turns:
     def step(self, me):
         with self._changed:
             self._waiting[me] = False
-            if me == 0 and self._steps < self._ahead:
-                self._steps += 1
-                return
-            self._turn = 1 - me
-            self._changed.notify_all()
-            free = lambda: self._turn == me or self._over[1 - me]  # noqa: E731
-            if not self._waiting[1 - me] and not self._changed.wait_for(free, _PATIENCE):
-                self._waiting[1 - me] = True
-            self._turn = me
+            self._steps[me] += 1
+            if self._steps[0] > self._ahead and not (self._whole and (me == 1 or self._steps[0] > self._ahead + 1)):
+                self._hand_over(me)
+
+    def _hand_over(self, me):
+        self._turn = 1 - me
+        self._changed.notify_all()
+        while not (self._turn == me or self._over[1 - me] or self._waiting[1 - me]):
+            before = self._steps[1 - me]
+            self._changed.wait(_PATIENCE)
+            self._waiting[1 - me] = self._turn != me and self._steps[1 - me] == before
+        self._turn = me
 
     def end(self, me):
         with self._changed:
@@ -39,7 +42,7 @@ class _Turns:
             self._changed.notify_all()
 
 
-def lockstep(first, second, module, *, ahead=0):
+def lockstep(first, second, module, *, ahead=0, whole=False):
     """Run two calls in threads of their own, and switch between them after every instruction of a module.
 
     Args:
@@ -47,11 +50,12 @@ def lockstep(first, second, module, *, ahead=0):
         second: another.
         module: whose code the calls run through in turns.
         ahead: how many instructions.
+        whole: let the second then run to its end before the first goes on.
 
     Returns:
         What each has returned, or the exception that it has raised.
     """
-    turns, results = _Turns(ahead), [None, None]
+    turns, results = _Turns(ahead, whole), [None, None]
 
     def run(me, call):
         def trace(frame, event, argument):

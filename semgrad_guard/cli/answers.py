@@ -1,17 +1,17 @@
 """Commands that answer: `demo` and `ask`."""
 
+from __future__ import annotations
+
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from langchain_core.messages import HumanMessage
 from rich.console import Console
 from rich.prompt import Prompt
 from rich.text import Text
 
-from semgrad_guard.calibration.profile import Profile, agreed_prompt, agreed_scoring
 from semgrad_guard.cli.app import (
     DtypeOption,
     JsonOption,
@@ -28,49 +28,61 @@ from semgrad_guard.cli.app import (
 )
 from semgrad_guard.demo.embedded import PROFILE
 from semgrad_guard.demo.embedded import corpus as embedded_corpus
-from semgrad_guard.demo.walkthrough import ladder, walk_through
 from semgrad_guard.errors import ConfigurationError
-from semgrad_guard.langchain.chat_model import ChatSemGrad
-from semgrad_guard.langchain.guard import SemGradGuard
-from semgrad_guard.langchain.messages import asked_with
-from semgrad_guard.langchain.metadata import get_decision, get_message_scores
-from semgrad_guard.model.responses import is_blank
-from semgrad_guard.records import Decision, MessageScores, Verdict
-from semgrad_guard.routing.routes import ReviewAnswer, ReviewRequest
+
+if TYPE_CHECKING:
+    from semgrad_guard.records import MessageScores
+    from semgrad_guard.routing.routes import ReviewAnswer, ReviewRequest
 
 
 @app.command()
 def demo() -> None:
     """Walk through what the guard does, on the embedded model, offline."""
+    from semgrad_guard.demo.walkthrough import walk_through
+
     walk_through(Console(), _ask_human if sys.stdin.isatty() else None)
 
 
 @app.command()
 def ask(
-    question: Annotated[str, typer.Argument(help="The question.")],
+    question: Annotated[str, typer.Argument(help="Question to answer.")],
     model: ModelOption = None,
     revision: RevisionOption = None,
     dtype: DtypeOption = None,
-    profile: Annotated[Path | None, typer.Option(help="Profile of the model, a JSON file.")] = None,
-    threshold: Annotated[float | None, typer.Option(help="Least confidence that passes, in [0, 1].")] = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="Profile of the model, a JSON file. The embedded model has one.")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Lowest confidence that passes, in [0, 1]. The default is the profile's.")
+    ] = None,
     score_threshold: Annotated[
         float | None,
         typer.Option(
-            help="For experts, without a profile: largest raw SemGrad score that passes. It differs from model to "
-            "model; calibrate --coverage finds a threshold without labels."
+            help="Largest raw SemGrad score that passes, for experts without a profile. It differs from model to "
+            "model; calibrate --coverage chooses a threshold without labels."
         ),
     ] = None,
-    corpus: Annotated[Path | None, typer.Option(help="Text file to retrieve from, one passage a line.")] = None,
+    corpus: Annotated[Path | None, typer.Option(help="Text file of passages to retrieve from, one a line.")] = None,
     prompt: PromptOption = None,
     system: SystemOption = None,
     max_new_tokens: LongestOption = None,
     token_position: TokenPositionOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer a question if the model is sure; else look it up, ask a human when interactive, or abstain.
+    """Answer a question if the model is sure; else look it up, ask a human in a terminal, or abstain.
 
     A model without a profile answers too, and its answer is shown as not judged.
     """
+    from langchain_core.messages import HumanMessage
+
+    from semgrad_guard.calibration.profile import Profile, agreed_prompt, agreed_scoring
+    from semgrad_guard.demo.walkthrough import ladder
+    from semgrad_guard.langchain.chat_model import ChatSemGrad
+    from semgrad_guard.langchain.guard import SemGradGuard
+    from semgrad_guard.langchain.messages import asked_with
+    from semgrad_guard.langchain.metadata import get_decision, get_message_scores
+    from semgrad_guard.model.responses import is_blank
+
     with plain_errors():
         if is_blank(question):
             raise ConfigurationError("The question is empty; expected some text.")
@@ -82,8 +94,8 @@ def ask(
         generation = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
         source = model_of(model, revision, dtype, quiet=as_json)
         llm = ChatSemGrad.from_model(*source, generation=generation, scoring=scoring)
-        own = embedded_corpus() if model is None else ()
-        passages = own if corpus is None else read_passages(corpus)
+        embedded = embedded_corpus() if model is None else ()
+        passages = embedded if corpus is None else read_passages(corpus)
         if loaded is None and threshold is None and score_threshold is None:
             message = llm.invoke(asked_with(form, [HumanMessage(question)], 0, question))
             decision, record = None, _unjudged(get_message_scores(message))
@@ -112,13 +124,15 @@ def ask(
 
 
 def _unjudged(record: MessageScores | None) -> dict[str, Any]:
-    """Make the record of an answer that nothing says how sure it must be of: nobody has decided to let it pass."""
+    """Make the record of an answer without a profile or a threshold: nothing has decided whether it passes."""
+    from semgrad_guard.records import Decision, Verdict
+
     failure = None if record is None else record.failure
     reason = (
         failure.text
         if failure
         else (
-            "there is no profile for this model, so nothing tells how sure is sure enough: semgrad-guard calibrate "
+            "there is no profile for this model, so nothing says how sure is sure enough: semgrad-guard calibrate "
             "makes one, with --coverage also without labels"
         )
     )
@@ -151,6 +165,8 @@ def read_passages(path: Path) -> list[str]:
 
 
 def _ask_human(request: ReviewRequest) -> ReviewAnswer:
+    from semgrad_guard.routing.routes import ReviewAnswer
+
     console = Console()
     console.print(
         Text.assemble("\n", (request.question, "bold"), f"\ndraft: {request.draft}\n{request.verdict.reason}")

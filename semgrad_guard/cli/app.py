@@ -1,23 +1,30 @@
-"""What all commands share: the application, the model they work on, and errors in one line."""
+"""What all commands share: the application, the model they work on, and errors in one line.
+
+The modules of the command line import torch, transformers and LangChain inside their commands, so that `--help` and a
+wrong option are answered at once.
+"""
+
+from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.text import Text
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from semgrad_guard.calibration.profile import Profile, agreed_scoring
-from semgrad_guard.calibration.prompts import BARE, PromptForm
 from semgrad_guard.demo.embedded import embedded_model
 from semgrad_guard.errors import ConfigurationError, SemGradError
-from semgrad_guard.model.fingerprint import fingerprint, precision, template_fingerprint
-from semgrad_guard.model.load import load_model
-from semgrad_guard.scoring.scorer import SemGradScorer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from semgrad_guard.calibration.profile import Profile
+    from semgrad_guard.calibration.prompts import PromptForm
+    from semgrad_guard.scoring.scorer import SemGradScorer
 
 app = typer.Typer(
     help="The confidence layer for local language models.",
@@ -26,12 +33,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 ModelOption = Annotated[
-    str | None, typer.Option("--model", help="Hub id, folder or GGUF file; the embedded model if not given.")
+    str | None,
+    typer.Option("--model", help="Model: a hub id, a folder or a GGUF file. The default is the embedded model."),
 ]
 RevisionOption = Annotated[str | None, typer.Option("--revision", help="Revision of a hub id.")]
 DtypeOption = Annotated[
     str | None,
-    typer.Option("--dtype", help="Precision of the weights, such as bfloat16; the model's own if not given."),
+    typer.Option("--dtype", help="Precision of the weights, such as bfloat16. The default is the model's."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
@@ -50,11 +58,11 @@ def plain_errors() -> Iterator[None]:
 def model_of(
     name: str | None, revision: str | None, dtype: str | None = None, *, quiet: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load the model that was asked for, the embedded one if none was.
+    """Load a model; without a name, the embedded one.
 
     Args:
         name: what `load_model` takes.
-        revision: of a hub id.
+        revision: revision of a hub id.
         dtype: precision of the weights.
         quiet: show neither the size of the weights nor progress, so that a program can read what is printed. Where
             stderr is no terminal, no progress is shown either.
@@ -63,6 +71,8 @@ def model_of(
         if revision is not None or dtype is not None:
             raise ConfigurationError("--revision and --dtype belong to a --model; the embedded model has neither.")
         return embedded_model()
+    from semgrad_guard.model.load import load_model
+
     notes = Console(stderr=True, quiet=quiet)
     return load_model(
         name,
@@ -81,7 +91,11 @@ def watched() -> bool:
 def bound_scorer(
     source: tuple[PreTrainedModel, PreTrainedTokenizerBase], profile: Profile | None, token_position: int | None = None
 ) -> SemGradScorer:
-    """Build a scorer that scores as a profile was fitted, and refuse another model, or another t*, than its own."""
+    """Build a scorer that scores as a profile was fitted; refuse a model or a t* that is not the profile's."""
+    from semgrad_guard.calibration.profile import agreed_scoring
+    from semgrad_guard.model.fingerprint import fingerprint, precision, template_fingerprint
+    from semgrad_guard.scoring.scorer import SemGradScorer
+
     scoring = agreed_scoring(profile, token_position)
     if profile is not None:
         profile.check(fingerprint(source[0]), template_fingerprint(source[1]), precision(source[0]))
@@ -92,21 +106,21 @@ PromptOption = Annotated[
     Path | None,
     typer.Option(
         "--prompt",
-        help="File to ask with: a text with {query} in it, or messages as JSON. A profile's own if not given.",
+        help="File with the prompt: a text with {query} in it, or messages as JSON. The default is the profile's.",
     ),
 ]
-SystemOption = Annotated[str | None, typer.Option("--system", help="System message to ask with.")]
+SystemOption = Annotated[str | None, typer.Option("--system", help="System message of the prompt.")]
 TokenPositionOption = Annotated[
     int | None,
     typer.Option(
         "--token-position",
         min=1,
-        help="Prompt token that SemGrad is taken at, from the end (1: the last). The profile's, or the template's, if "
-        "not given.",
+        help="Prompt token that SemGrad is taken at, counted from the end (1 is the last). The default is the "
+        "profile's, else the chat template's.",
     ),
 ]
 LongestOption = Annotated[
-    int | None, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens. The model's own if not given.")
+    int | None, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens. The default is the model's.")
 ]
 
 
@@ -118,5 +132,7 @@ def prompt_of(path: Path | None, system: str | None) -> PromptForm | None:
     """
     if path is None and system is None:
         return None
+    from semgrad_guard.calibration.prompts import BARE, PromptForm
+
     form = BARE if path is None else PromptForm.read(path)
     return form if system is None else form.with_system(system)

@@ -1,22 +1,18 @@
-"""What `evaluate` was asked to do, in a form that other processes can be told."""
+"""Commands that measure: `evaluate` and `bench`."""
+
+from __future__ import annotations
 
 import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Column, Table
-from tqdm.auto import tqdm
 
-from semgrad_guard.calibration.examples import read_examples, read_paraphrases
-from semgrad_guard.calibration.labels import Labeler, labeler
-from semgrad_guard.calibration.profile import Profile
-from semgrad_guard.calibration.prompts import BARE, PromptForm
 from semgrad_guard.cli.app import (
     DtypeOption,
     JsonOption,
@@ -32,23 +28,21 @@ from semgrad_guard.cli.app import (
 )
 from semgrad_guard.demo.embedded import PROFILE
 from semgrad_guard.errors import ConfigurationError
-from semgrad_guard.evaluation.compare import POLYGRAPH, choose
-from semgrad_guard.evaluation.figures import draw_overhead
-from semgrad_guard.evaluation.overhead import as_page, as_table, measure_overhead, numbered_tokenizer, random_llama
-from semgrad_guard.evaluation.polygraph import Polygraph
-from semgrad_guard.evaluation.ray_data import RayPool
-from semgrad_guard.evaluation.report import WHOLE, parts_of, report
-from semgrad_guard.evaluation.run import PROMPTS, Answerer, Work, answerer, prompt_name
-from semgrad_guard.evaluation.run import evaluate as run_evaluation
-from semgrad_guard.evaluation.study import study
-from semgrad_guard.model.fingerprint import fingerprint
 from semgrad_guard.scoring.registry import known_scores
-from semgrad_guard.scoring.scorer import SemGradScorer
+
+if TYPE_CHECKING:
+    import torch
+
+    from semgrad_guard.calibration.labels import Labeler
+    from semgrad_guard.calibration.profile import Profile
+    from semgrad_guard.calibration.prompts import PromptForm
+    from semgrad_guard.evaluation.run import Answerer, Work
+    from semgrad_guard.scoring.scorer import SemGradScorer
 
 
 @dataclass(frozen=True)
-class Asked:
-    """The options of `evaluate` that say how a question is answered, scored and labelled."""
+class Answering:
+    """The options of `evaluate` about answering, scoring and labelling, in a form that other processes can load."""
 
     model: str | None
     revision: str | None
@@ -72,6 +66,12 @@ class Asked:
         Raises:
             SemGradError: one cannot be loaded, or an option is out of range.
         """
+        import torch
+
+        from semgrad_guard.calibration.labels import labeler
+        from semgrad_guard.evaluation.polygraph import Polygraph
+        from semgrad_guard.evaluation.run import Work
+
         label = labeler(self.labels)
         model, tokenizer = model_of(self.model, self.revision, self.dtype, quiet=self.quiet)
         torch.nn.Module.to(model, device)
@@ -84,7 +84,9 @@ class Asked:
         return scorer, label, Work(samples=self.samples, p_true=self.p_true, polygraph=polygraph)
 
     def answerer(self, device: torch.device) -> Answerer:
-        """Load them, and give what answers a question with them."""
+        """Load the models, and make the function that answers a question with them."""
+        from semgrad_guard.evaluation.run import answerer
+
         scorer, label, work = self.loaded(device)
         return answerer(
             scorer, label, prompt=self.prompt, max_new_tokens=self.max_new_tokens, work=work, seed=self.seed
@@ -97,33 +99,38 @@ _SAMPLES = 10  # as many as the paper draws for the baselines that sample
 @app.command()
 def evaluate(
     data: Annotated[
-        str, typer.Option(help='JSON lines or CSV with "query" and "truthful answer", or hub:owner/name:split.')
+        str,
+        typer.Option(
+            help='Labelled questions in JSON lines or CSV, with "query" and "truthful answer"; or hub:owner/name:split.'
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for results.jsonl, metrics.json and report.html.")],
     model: ModelOption = None,
     revision: RevisionOption = None,
     dtype: DtypeOption = None,
-    profile: Annotated[Path | None, typer.Option(help="Profile of the model; the embedded model's by default.")] = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="Profile of the model, a JSON file. The embedded model has one.")
+    ] = None,
     prompt: Annotated[
         str | None,
         typer.Option(
-            help="plain, paper for the prompt of the SemGrad paper, or a file: a text with {query}, or messages as "
-            "JSON. The profile's own if not given."
+            help="Prompt: plain, paper for the one of the SemGrad paper, or a file with a text with {query} in it, or "
+            "with messages as JSON. The default is the profile's."
         ),
     ] = None,
     system: SystemOption = None,
     labels: Annotated[
-        str, typer.Option(help="How an answer is compared: match, contains, f1, or similar:FOLDER.")
+        str, typer.Option(help="Comparison of an answer with the right one: match, contains, f1, or similar:FOLDER.")
     ] = "match",
     methods: Annotated[
         str,
         typer.Option(
-            help="Methods to compare, with commas between, such as "
-            f"{', '.join(kind.option for kind in known_scores('report'))}. All that need no sampling if not given."
+            help="Names of the methods, separated by commas, such as "
+            f"{', '.join(kind.option for kind in known_scores('report'))}. The default is all that need no sampling."
         ),
     ] = "",
     samples: Annotated[
-        int, typer.Option(min=0, help="Draw so many answers for methods that need them; 10 if one does and 0 is given.")
+        int, typer.Option(min=0, help="Number of answers to draw for methods that sample; 0 draws 10 if there is one.")
     ] = 0,
     nli: Annotated[
         Path | None, typer.Option(help="Folder of an entailment classifier, for degmat and semantic-density.")
@@ -131,34 +138,50 @@ def evaluate(
     cross_encoder: Annotated[Path | None, typer.Option(help="Folder of a cross-encoder, for sar.")] = None,
     paraphrases: Annotated[
         Path | None,
-        typer.Option(help='Also test the premise and measure SPS, on these: "query" and "paraphrases" a line.'),
+        typer.Option(help='File to test the premise and measure SPS on, with "query" and "paraphrases" in each line.'),
     ] = None,
     part: Annotated[
-        list[str] | None, typer.Option(help="Also look at some strata together: NAME=STRATUM,STRATUM; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Strata to look at together too: NAME=STRATUM,STRATUM. The option may be repeated."),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
     token_position: TokenPositionOption = None,
-    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of sampling.")] = 0,
     ray: Annotated[
-        bool, typer.Option("--ray", help="Answer in processes on Ray: here, or in the cluster at RAY_ADDRESS.")
+        bool,
+        typer.Option("--ray", help="Answer in processes on Ray: on this machine, or in the cluster at RAY_ADDRESS."),
     ] = False,
-    actors: Annotated[int, typer.Option(help="With --ray: how many processes.")] = 2,
-    gpus: Annotated[float, typer.Option(help="With --ray: GPUs that each process holds; 0.25 to share one.")] = 0.0,
-    part_size: Annotated[int, typer.Option(help="With --ray: questions per Parquet file in OUT/parts.")] = 32,
+    actors: Annotated[int, typer.Option(help="Number of processes, with --ray.")] = 2,
+    gpus: Annotated[float, typer.Option(help="Number of GPUs for each process, with --ray; 0.25 to share one.")] = 0.0,
+    part_size: Annotated[
+        int, typer.Option(help="Number of questions in each Parquet file in OUT/parts, with --ray.")
+    ] = 32,
     as_json: JsonOption = False,
 ) -> None:
     """Compare confidence with other scores on labelled questions; an interrupted run goes on where it stopped."""
+    import torch
+
+    from semgrad_guard.calibration.examples import read_examples, read_paraphrases
+    from semgrad_guard.calibration.profile import Profile
+    from semgrad_guard.evaluation.compare import POLYGRAPH, choose
+    from semgrad_guard.evaluation.ray_data import RayPool
+    from semgrad_guard.evaluation.report import WHOLE, parts_of, report
+    from semgrad_guard.evaluation.run import evaluate as run_evaluation
+    from semgrad_guard.evaluation.run import prompt_name
+    from semgrad_guard.evaluation.study import study
+    from semgrad_guard.model.fingerprint import fingerprint
+
     with plain_errors():
         wanted = _prompt(prompt, system)
         examples, unions = read_examples(data), dict(map(_union, part or []))
         groups = () if paraphrases is None else read_paraphrases(paraphrases)
-        given = PROFILE if model is None and profile is None else profile
-        loaded = None if given is None else Profile.load(given)
+        path = PROFILE if model is None and profile is None else profile
+        loaded = None if path is None else Profile.load(path)
         form = _evaluated_prompt(loaded, wanted)
         chosen = choose([name.strip() for name in methods.split(",") if name.strip()], loaded, sampling=samples > 0)
         if any("sampling" in method.spends for method in chosen.values()):
             samples = samples or _SAMPLES
-        asked = Asked(
+        answering = Answering(
             model=model,
             revision=revision,
             dtype=dtype,
@@ -175,7 +198,7 @@ def evaluate(
             nli=nli,
             cross_encoder=cross_encoder,
         )
-        scorer, label, work = asked.loaded(torch.device("cpu"))
+        scorer, label, work = answering.loaded(torch.device("cpu"))
         setting = {"model": model or "embedded", "fingerprint": fingerprint(scorer.model), "labels": labels}
         out.mkdir(parents=True, exist_ok=True)
         results = run_evaluation(
@@ -188,10 +211,10 @@ def evaluate(
             work=work,
             seed=seed,
             setting=setting,
-            elsewhere=RayPool(asked.answerer, out / "parts", actors, gpus, part_size) if ray else None,
+            elsewhere=RayPool(answering.answerer, out / "parts", actors, gpus, part_size) if ray else None,
         )
         compared, parts = list(chosen.values()), parts_of(results, unions)
-        found = study(
+        further = study(
             scorer,
             results,
             compared,
@@ -204,7 +227,7 @@ def evaluate(
             parts,
             compared,
             loaded,
-            found,
+            further,
             title=f"Evaluation on {Path(data).name}",
             setting={"data": str(data), **setting, **work.setting, "prompt": prompt_name(form), "seed": seed},
         )
@@ -233,22 +256,28 @@ def evaluate(
 
 @app.command()
 def bench(
-    prompts: Annotated[str, typer.Option(help="Prompt lengths.")] = "32,512,2048",
-    responses: Annotated[str, typer.Option(help="Response lengths.")] = "8,32",
-    batches: Annotated[str, typer.Option(help="Rows per batch.")] = "1",
+    prompts: Annotated[str, typer.Option(help="Prompt lengths, in tokens.")] = "32,512,2048",
+    responses: Annotated[str, typer.Option(help="Response lengths, in tokens.")] = "8,32",
+    batches: Annotated[str, typer.Option(help="Rows in a batch.")] = "1",
     layers: Annotated[str, typer.Option(help="Layers of the random Llama.")] = "12",
     vocabularies: Annotated[str, typer.Option(help="Vocabulary sizes.")] = "32000",
-    hidden: Annotated[int, typer.Option(help="Hidden size; a multiple of 64.")] = 512,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
-    repeats: Annotated[int, typer.Option(help="Timed repeats; medians are given.")] = 5,
-    plot: Annotated[Path | None, typer.Option(help="Also draw the overhead into this SVG file.")] = None,
-    page: Annotated[Path | None, typer.Option(help="Also write the table into this Markdown file.")] = None,
+    hidden: Annotated[int, typer.Option(help="Hidden size, a multiple of 64.")] = 512,
+    threads: Annotated[int, typer.Option(help="Number of CPU threads.")] = 1,
+    repeats: Annotated[int, typer.Option(help="Number of timed repeats. The table shows medians.")] = 5,
+    plot: Annotated[Path | None, typer.Option(help="SVG file to draw the overhead into.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Markdown file to write the table into.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure what scoring costs on top of generation, beside other ways of computing it, on a random Llama.
 
     Options take lists such as 32,512; every combination is measured.
     """
+    import torch
+    from tqdm.auto import tqdm
+
+    from semgrad_guard.evaluation.figures import draw_overhead
+    from semgrad_guard.evaluation.overhead import as_page, as_table, measure_overhead, numbered_tokenizer, random_llama
+
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sizes = list(itertools.product(*map(_numbers, (layers, vocabularies, batches, prompts, responses))))
@@ -273,6 +302,8 @@ def bench(
 
 def _prompt(name: str | None, system: str | None) -> PromptForm | None:
     """Build the prompt from its name or file; None if the options ask for none."""
+    from semgrad_guard.evaluation.run import PROMPTS
+
     if name in PROMPTS:
         return PROMPTS[name] if system is None else PROMPTS[name].with_system(system)
     if name is not None and not Path(name).is_file():
@@ -282,6 +313,8 @@ def _prompt(name: str | None, system: str | None) -> PromptForm | None:
 
 def _evaluated_prompt(profile: Profile | None, wanted: PromptForm | None) -> PromptForm:
     """Choose the prompt; another than the profile's can be evaluated, but its confidence was not made for it."""
+    from semgrad_guard.calibration.prompts import BARE
+
     calibrated = BARE if profile is None else profile.bound_to.prompt or BARE
     if profile is not None and wanted not in (None, calibrated):
         Console(stderr=True).print(

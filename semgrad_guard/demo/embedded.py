@@ -1,15 +1,16 @@
 """The embedded model as users get it: weights, profile, a corpus to look things up in, and questions to try."""
 
+from __future__ import annotations
+
 import json
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from semgrad_guard.calibration.profile import Profile
-from semgrad_guard.model.load import load_model
+    from semgrad_guard.calibration.profile import Profile
 
 WEIGHTS = Path(__file__).parent / "weights"
 PROFILE = WEIGHTS / "profile.json"
@@ -18,11 +19,17 @@ SENTENCES = Path(__file__).parent / "sentences.json"  # written by `python -m to
 
 def embedded_model() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the embedded model and its tokenizer: a few million parameters that know some general facts."""
+    import torch
+
+    from semgrad_guard.model.load import load_model
+
     return load_model(WEIGHTS, dtype=torch.float32, quiet=True)  # it loads in a blink
 
 
 def embedded_profile() -> Profile:
     """Load the embedded model's profile."""
+    from semgrad_guard.calibration.profile import Profile
+
     return Profile.load(PROFILE)
 
 

@@ -1,4 +1,4 @@
-"""Something to review at once: questions that the embedded model's guard holds back, put into a queue."""
+"""What `demo` shows: questions to the embedded model, its tool calls, and unsure answers for the review page."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -40,7 +40,7 @@ def hold_back(queue: Queue) -> int:
 _SCENES = (
     ("A fact the model knows", "What is the capital of France?"),
     ("A question with several right answers", "Name a city in Germany."),
-    ("A fact it was never told, but the corpus tells", "Who invented the light bulb?"),
+    ("A fact that only the corpus holds", "Who invented the light bulb?"),
     ("A place that does not exist", "What is the capital of Zubrovia?"),
 )
 _TOOL_SCENES = (
@@ -60,7 +60,7 @@ def ladder(passages: Sequence[str], ask_human: Ask | None) -> list[Any]:
 
 
 def walk_through(console: Console, ask_human: Ask | None) -> None:
-    """Ask a few questions, and for a tool, and tell what happens to each."""
+    """Ask a few questions, and for tool calls, and show what happens to each."""
     profile = embedded_profile()
     guard = SemGradGuard(embedded_model(), profile=profile, routes=ladder(corpus(), ask_human))
     console.print(
@@ -68,18 +68,18 @@ def walk_through(console: Console, ask_human: Ask | None) -> None:
         f"[bold]{profile.answer.threshold:.2f}[/].{_promise(profile)}\n"
     )
     for title, question in _SCENES:
-        console.print(Panel(_told(question, guard.invoke(question)), title=title, title_align="left"))
+        console.print(Panel(_story(question, guard.invoke(question)), title=title, title_align="left"))
     careful = SemGradGuard(guard.llm, profile=profile, routes=ladder((), ask_human))
     agent = careful.bind_tools(tool_schemas())
     for title, request in _TOOL_SCENES:
-        console.print(Panel(_told(request, agent.invoke(request)), title=title, title_align="left"))
+        console.print(Panel(_story(request, agent.invoke(request)), title=title, title_align="left"))
     with console.status("Comparing with a threshold on the log-probability ..."):
         comparison = _log_probability_comparison(guard.llm, profile)
     console.print(comparison)
 
 
 def _promise(profile: Profile) -> str:
-    """Say what the threshold promises of answers from memory; the demo's other thresholds promise nothing."""
+    """State the promise for answers from memory; the demo's other thresholds promise nothing."""
     promise = profile.answer.guarantee
     if promise is None:
         return ""
@@ -90,13 +90,13 @@ def _promise(profile: Profile) -> str:
     )
 
 
-def _told(question: str, message: AIMessage) -> str:
+def _story(question: str, message: AIMessage) -> str:
     decision = get_decision(message)
     if decision is None:  # a guard gives none without; for the type checker
         return ""
-    said = [str(message.content)] if message.content else []
-    said += [f"calls {call['name']} with {call['args']}" for call in message.tool_calls]
-    lines = [f"[bold]{escape(question)}[/]", *(f"[bold cyan]{escape(text)}[/]" for text in said), ""]
+    answers = [str(message.content)] if message.content else []
+    answers += [f"calls {call['name']} with {call['args']}" for call in message.tool_calls]
+    lines = [f"[bold]{escape(question)}[/]", *(f"[bold cyan]{escape(text)}[/]" for text in answers), ""]
     for call in decision.tool_calls.values():
         arguments = ", ".join(f"{name} {_number(value)}" for name, value in call.arguments.items())
         lines.append(f"     call  {call.name} {_number(call.confidence)}, its arguments: {arguments}")
@@ -115,7 +115,7 @@ def _number(confidence: float | None) -> str:
 
 
 def _log_probability_comparison(chat: ChatSemGrad, profile: Profile) -> str:
-    """Say what a log-probability threshold that lets as many known facts pass does to several right answers."""
+    """Compare, on questions with several right answers, with a log-probability threshold as lenient on known facts."""
     known, several = (_scores(chat, stratum) for stratum in ("known", "several"))
     passing = sum(map(profile.answer.passes, known))
     limit = sorted(score.nll for score in known)[max(0, passing - 1)]

@@ -21,7 +21,8 @@ from semgrad_guard.serving.ray_engine import RayEngine
 from semgrad_guard.serving.server import Setup
 from semgrad_guard.serving.service import Terms
 from semgrad_guard.serving.work import BusyError, ChatAnswer, ChatJob, Job, ModelCard, Record, Result, StoppingError
-from semgrad_guard.web.shelter import LOCAL_HOSTS, ApiKeys, check_address, logged, sheltered
+from semgrad_guard.web.keys import LOCAL_HOSTS, ApiKeys, check_address
+from semgrad_guard.web.shelter import logged, sheltered
 
 with needs("ray", "Serving on Ray needs it"):
     from ray import serve

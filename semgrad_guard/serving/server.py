@@ -30,7 +30,8 @@ from semgrad_guard.serving.app import OPEN_PATHS
 from semgrad_guard.serving.work import Engine, Limits, Record
 from semgrad_guard.serving.worker import Worker
 from semgrad_guard.settings import check_seconds
-from semgrad_guard.web.shelter import KEPT, LOCAL_HOSTS, ApiKeys, Patient, check_address, sheltered
+from semgrad_guard.web.keys import LOCAL_HOSTS, ApiKeys, check_address
+from semgrad_guard.web.shelter import KEPT, Patient, sheltered
 
 DEMO = "demo"  # the id of the embedded model
 

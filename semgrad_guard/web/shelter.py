@@ -1,17 +1,12 @@
-"""What stands between an application and the world: keys, hosts, limits, patience, and answers to the unforeseen."""
+"""What stands between an application and the world: gates for hosts, keys and bodies, headers, answers to errors."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import logging
-import os
 import traceback
 import uuid
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from ipaddress import ip_address
-from pathlib import Path
+from collections.abc import Callable, Collection, Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -19,8 +14,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from semgrad_guard._compat import H11Protocol
-from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.settings import check_seconds
+from semgrad_guard.web.keys import LOCAL_HOSTS, ApiKeys
 
 logger = logging.getLogger(__name__)
 
@@ -34,18 +29,18 @@ class Contained:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the request through; where an answer breaks off, the connection ends with it."""
-        begun = False
+        started = False
 
         async def watched(message: Message) -> None:
-            nonlocal begun
-            begun = begun or message["type"] == "http.response.start"
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
             await send(message)
 
         try:
             await self._app(scope, receive, watched)
         except Exception as error:
             response = self._answer(error)
-            if scope["type"] == "http" and not begun:
+            if scope["type"] == "http" and not started:
                 await response(scope, receive, send)
 
 
@@ -93,83 +88,6 @@ class Patient(H11Protocol):
             self._waiting = self.loop.call_later(_SECONDS, self.transport.close)
 
 
-VARIABLE = "SEMGRAD_GUARD_API_KEY"
-_SHORTEST = 16  # characters; shorter ones can be tried out
-
-
-class ApiKeys:
-    """A set of keys that can tell whether it holds one, in a time that does not depend on which, or how nearly."""
-
-    def __init__(self, keys: Iterable[str] = ()) -> None:
-        """Keep the digests of keys.
-
-        Raises:
-            ConfigurationError: one has blanks or other than printable ASCII characters, or is shorter than 16.
-        """
-        given = list(keys)
-        for place, key in enumerate(given, start=1):
-            if not (key.isascii() and key.isprintable() and " " not in key and len(key) >= _SHORTEST):
-                raise ConfigurationError(
-                    f"API key {place} of {len(given)} cannot be used: expected at least {_SHORTEST} printable ASCII "
-                    "characters without blanks; `openssl rand -hex 24` makes one."
-                )
-        self._digests = [_digest(key) for key in given]
-
-    @classmethod
-    def read(cls, file: Path | None = None, environment: Mapping[str, str] = os.environ) -> ApiKeys:
-        """Read keys from a file, one a line, or else from the variable SEMGRAD_GUARD_API_KEY, separated by commas.
-
-        Raises:
-            ConfigurationError: the file cannot be read or has no key, or a key cannot be used.
-        """
-        if file is None:
-            return cls(key for part in environment.get(VARIABLE, "").split(",") if (key := part.strip()))
-        try:
-            keys = [key for line in file.read_text(encoding="utf-8").splitlines() if (key := line.strip())]
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"Cannot read the API keys in {file}: {error}") from error
-        if not keys:
-            raise ConfigurationError(f"The file {file} has no API key; expected one a line.")
-        return cls(keys)
-
-    def __bool__(self) -> bool:
-        return bool(self._digests)
-
-    def admit(self, key: str | None) -> bool:
-        """Tell whether this is one of the keys; without keys, everybody is let in."""
-        if not self._digests:
-            return True
-        presented = _digest(key or "")
-        found = [hmac.compare_digest(presented, digest) for digest in self._digests]  # all of them, whichever it is
-        return any(found)
-
-
-def check_address(host: str, keys: ApiKeys) -> None:
-    """Let a service without keys listen to its own machine only.
-
-    Raises:
-        ConfigurationError: others could reach it, and it has no keys.
-    """
-    if not keys and not is_loopback(host):
-        raise ConfigurationError(
-            f"host={host!r} can be reached from other machines, and there is no API key; set {VARIABLE}, or listen to "
-            "127.0.0.1."
-        )
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether only this machine can reach an address; a name other than localhost may be anything."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()
-
-
-LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]", "::1")
 NOTHING = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 
 
@@ -205,7 +123,7 @@ def sheltered(
 
 
 class HostGate:
-    """Answers 400 to whoever asks for another host, or names several."""
+    """Answers 400 to a request for another host, or for several."""
 
     def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
         """Guard an application."""
@@ -239,7 +157,7 @@ class HostGate:
 
 
 class KeyGate:
-    """Answers 401 to whoever brings no key, whatever is asked for."""
+    """Answers 401 to a request without a key, whatever it asks for."""
 
     def __init__(self, app: ASGIApp, keys: ApiKeys, open_paths: frozenset[str]) -> None:
         """Guard an application."""
@@ -281,13 +199,13 @@ class BodyLimit:
             return
         if body is None:
             return  # the client has gone
-        handed = False
+        delivered = False
 
         async def replay() -> Message:
-            nonlocal handed
-            if handed:
+            nonlocal delivered
+            if delivered:
                 return await receive()  # the next that can come is that the client has gone
-            handed = True
+            delivered = True
             return {"type": "http.request", "body": body, "more_body": False}
 
         await self._app(scope, replay, send)
@@ -347,6 +265,6 @@ def refusal(status: int, code: str, message: str, kind: str = "invalid_request_e
 
 def _bearer(scope: Scope) -> str | None:
     """Give the one key that a request brings; of several, a proxy may have looked at another."""
-    given = Headers(scope=scope).getlist("authorization")
-    scheme, _, key = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+    headers = Headers(scope=scope).getlist("authorization")
+    scheme, _, key = headers[0].partition(" ") if len(headers) == 1 else ("", "", "")
     return key.strip() if scheme.lower() == "bearer" else None

@@ -22,7 +22,7 @@ from semgrad_guard.review import ReviewQueue
 from semgrad_guard.serving.server import Setup
 from semgrad_guard.serving.service import Terms
 from semgrad_guard.serving.work import ChatJob, Limits, Policy, Sampling
-from semgrad_guard.web.shelter import ApiKeys
+from semgrad_guard.web.keys import ApiKeys
 from tools.embedded.questions import questions
 
 pytestmark = [pytest.mark.enable_socket, pytest.mark.allow_hosts(["127.0.0.1"])]

@@ -11,7 +11,7 @@ from semgrad_guard.observability.metrics import Metrics
 from semgrad_guard.serving.app import application
 from semgrad_guard.serving.server import Setup
 from semgrad_guard.serving.work import Limits
-from semgrad_guard.web.shelter import ApiKeys
+from semgrad_guard.web.keys import ApiKeys
 
 pytestmark = [pytest.mark.enable_socket, pytest.mark.allow_hosts(["127.0.0.1"])]
 

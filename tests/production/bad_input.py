@@ -216,7 +216,7 @@ def main() -> int:
     sys.path.append(str(Path(__file__).parent.parent))
     from serving import served
 
-    from semgrad_guard.web.shelter import ApiKeys
+    from semgrad_guard.web.keys import ApiKeys
 
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--page", type=Path, help="where to write the page; default: print it")

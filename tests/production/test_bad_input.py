@@ -5,7 +5,7 @@ import httpx
 import pytest
 from serving import served
 
-from semgrad_guard.web.shelter import ApiKeys
+from semgrad_guard.web.keys import ApiKeys
 
 pytestmark = [pytest.mark.enable_socket, pytest.mark.allow_hosts(["127.0.0.1"])]
 

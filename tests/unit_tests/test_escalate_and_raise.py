@@ -1,6 +1,7 @@
 """Asking somebody bigger, within a budget, and raising."""
 
 import asyncio
+import math
 import pickle
 import time
 
@@ -168,10 +169,14 @@ def test_a_window_may_be_shorter_than_a_second(monkeypatch):
     assert allow()
 
 
-@pytest.mark.parametrize(("calls", "per"), [(-1, None), (1, 0), (1, -2.0)])
+@pytest.mark.parametrize(
+    ("calls", "per"), [(-1, None), (True, None), (1.0, None), (math.nan, None), (1, 0), (1, -2.0), (1, math.nan)]
+)
 def test_a_budget_that_makes_no_sense_is_refused(calls, per):
     with pytest.raises(ConfigurationError, match="expected calls >= 0"):
         RateLimit(calls, per=per)
+    with pytest.raises(ConfigurationError, match="per=True: expected seconds > 0"):
+        RateLimit(1, per=True)
 
 
 def test_raise_carries_the_decision_and_no_draft():

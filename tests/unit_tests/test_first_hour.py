@@ -145,6 +145,6 @@ def test_an_answer_of_backslashes_is_printed_in_linear_time(monkeypatch):
 
             return with_record(AIMessage(answer), decided(reason=answer))
 
-    monkeypatch.setattr("semgrad_guard.cli.answers.SemGradGuard", Guard)
+    monkeypatch.setattr("semgrad_guard.langchain.guard.SemGradGuard", Guard)
     result = CliRunner().invoke(app, ["ask", "q"])  # markup would take more than half a minute for each
     assert re.sub(r"\s", "", result.stdout) == f"{answer}pass:{answer}"

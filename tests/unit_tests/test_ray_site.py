@@ -13,7 +13,7 @@ from ray.serve.config import AutoscalingConfig
 from semgrad_guard.cluster import connected
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.serving.ray_serve import Scale, Site, from_config, running
-from semgrad_guard.web.shelter import VARIABLE, ApiKeys
+from semgrad_guard.web.keys import VARIABLE, ApiKeys
 
 PAGE = Path(__file__).parents[2] / "docs" / "scale.md"
 

@@ -22,7 +22,7 @@ from semgrad_guard.serving.server import server
 from semgrad_guard.serving.service import Terms
 from semgrad_guard.serving.work import Limits
 from semgrad_guard.serving.worker import Worker
-from semgrad_guard.web.shelter import ApiKeys
+from semgrad_guard.web.keys import ApiKeys
 
 QUESTION = {"role": "user", "content": "Why canary-7f3a?"}
 KEY = "0123456789abcdef-first"

@@ -17,16 +17,8 @@ from starlette.testclient import TestClient
 
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.web import shelter
-from semgrad_guard.web.shelter import (
-    LOCAL_HOSTS,
-    VARIABLE,
-    ApiKeys,
-    Contained,
-    check_address,
-    logged,
-    refusal,
-    sheltered,
-)
+from semgrad_guard.web.keys import LOCAL_HOSTS, VARIABLE, ApiKeys, check_address
+from semgrad_guard.web.shelter import Contained, logged, refusal, sheltered
 
 KEY = "0123456789abcdef-first"
 
@@ -154,7 +146,9 @@ async def test_bodies_that_take_too_long_are_refused():
 
 @contextmanager
 def running(app):
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", http=shelter.Patient, ws="none"))
+    server = uvicorn.Server(
+        uvicorn.Config(app, port=0, log_level="warning", http=shelter.Patient, ws="none", loop="asyncio")
+    )
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

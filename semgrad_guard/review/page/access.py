@@ -16,7 +16,7 @@ from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.review.archive import check
 from semgrad_guard.review.page.sessions import Sessions
 from semgrad_guard.review.page.words import AtDesk, form_token, render, to
-from semgrad_guard.web.shelter import ApiKeys
+from semgrad_guard.web.keys import ApiKeys
 
 router = APIRouter()
 _LOGIN, _STATIC = "/login", "/static/"

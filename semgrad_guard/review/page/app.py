@@ -20,7 +20,8 @@ from semgrad_guard.review.page import access, reviews, statistics
 from semgrad_guard.review.page.sessions import LONGEST
 from semgrad_guard.review.page.words import Desk, render
 from semgrad_guard.review.queue import ReviewQueue
-from semgrad_guard.web.shelter import LOCAL_HOSTS, Contained, logged, sheltered
+from semgrad_guard.web.keys import LOCAL_HOSTS
+from semgrad_guard.web.shelter import Contained, logged, sheltered
 
 _STATIC = Path(__file__).parent / "static"
 _POLICY = (

@@ -20,7 +20,7 @@ from semgrad_guard.review.page import words
 from semgrad_guard.review.page.sessions import Attempts, Sessions
 from semgrad_guard.review.queue import ReviewQueue
 from semgrad_guard.routing.routes import ReviewRequest
-from semgrad_guard.web.shelter import ApiKeys
+from semgrad_guard.web.keys import ApiKeys
 
 _LEVELS = 5  # shades in the style sheet
 _FAINT = 0.02  # smaller shares are not marked
