@@ -39,8 +39,8 @@ def score_of(confidence):
 
 
 def failure_of(text):
-    """Give the failure of a scripted answer as its message has it; none for an empty text."""
-    return {"kind": "scoring_failed", "text": text} if text else None
+    """Give the failure of a scripted answer as its message has it, of a text or a dict; none for an empty text."""
+    return {"kind": "scoring_failed", "text": text} if isinstance(text, str) and text else text or None
 
 
 def record(message):

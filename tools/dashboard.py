@@ -72,6 +72,12 @@ PANELS = (
     ),
     Panel("Requests that wait", "In all processes.", "short", {"waiting": "sum(semgrad_queue_depth)"}),
     Panel("Longest wait", "Of the oldest request.", "s", {"oldest": "max(semgrad_queue_age_seconds)"}),
+    Panel(
+        "Withheld answers",
+        "Something else went out in their place; by cause.",
+        "reqps",
+        {"{{cause}}": f"sum by (cause) ({_rate('withheld_total')})"},
+    ),
     Panel("Failures", "By kind.", "reqps", {"{{kind}}": f"sum by (kind) ({_rate('failures_total')})"}),
     Panel(
         "Reviews",

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel
+from pydantic_core import from_json
 
 from semgrad_guard.records import TokenUncertainty
 from semgrad_guard.serving.work import Called, ChatAnswer, Judgement, ModelCard, PolicyName, ScoreAnswer
@@ -257,8 +258,8 @@ class Chunks:
         if answer.tool_calls:
             calls = [{"index": place, **ToolCall.of(call).model_dump()} for place, call in enumerate(answer.tool_calls)]
             yield self._chunk(index, {"tool_calls": calls})
-        record, logprobs = answer.judgement.model_dump(mode="json"), _logprobs(answer).model_dump(mode="json")
-        yield self._chunk(index, {}, finish_reason=answer.finish_reason, logprobs=logprobs, semgrad=record)
+        logprobs = from_json(_logprobs(answer).model_dump_json())  # scores that are no numbers are null in it
+        yield self._chunk(index, {}, finish_reason=answer.finish_reason, logprobs=logprobs, semgrad=logprobs["semgrad"])
 
     def usage(self, answers: Sequence[ChatAnswer]) -> dict[str, Any]:
         """Give the chunk after the last choice that tells the usage."""

@@ -3,17 +3,24 @@
 import re
 import runpy
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from langgraph.types import Command
 from typer.testing import CliRunner
 
 from semgrad_guard.cli import app
+from semgrad_guard.records import Cause
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+CAUSES = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "decisions.md").read_text(encoding="utf-8"), re.MULTILINE)
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+def test_every_cause_is_explained():
+    assert sorted(set(CAUSES) - {"semgrad", "semgrad_decision"}) == sorted(get_args(Cause))
 
 
 def test_the_readme_s_blocks_run_in_order(capsys, tmp_path, monkeypatch):

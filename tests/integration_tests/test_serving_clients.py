@@ -68,8 +68,9 @@ def test_openai_s_client_reads_answers_and_how_sure_they_are(client):
     record = choice.model_extra["semgrad"]
     assert record == choice.logprobs.model_extra["semgrad"]
     assert record["decision"] == "pass"
-    assert record["confidence"] >= record["threshold"]
-    assert record["guarantee"]["risk"] == 0.05
+    verdict = record["verdict"]
+    assert verdict["confidence"] >= verdict["threshold"]
+    assert verdict["guarantee"]["risk"] == 0.05
     unsure = ask(client, INVENTED).choices[0]
     assert unsure.model_extra["semgrad"]["decision"] == "abstain"
     assert "Zubrovia" not in unsure.message.content
@@ -80,7 +81,7 @@ def test_policies_go_through_extra_body(client, service):
         return ask(client, INVENTED, extra_body={"semgrad": options}).choices[0]
 
     assert asked(message="No idea.").message.content == "No idea."
-    assert asked(policy="annotate").model_extra["semgrad"]["decision"] == "abstain"
+    assert asked(policy="annotate").model_extra["semgrad"]["decision"] == "annotate"
     assert asked(threshold=0.0).model_extra["semgrad"]["decision"] == "pass"
     waiting = asked(policy="review").model_extra["semgrad"]
     queue = ReviewQueue(service[2])
@@ -219,7 +220,7 @@ def test_answers_from_elsewhere_are_scored_as_the_guard_would(client):
         {"prompt_token_ids": prompt, "response_token_ids": response},
     ):
         found = score(client, **given)
-        assert found["scores"]["semgrad"] == pytest.approx(expected.semgrad, rel=1e-4)
+        assert found["semgrad"]["verdict"]["scores"]["semgrad"] == pytest.approx(expected.semgrad, rel=1e-4)
         assert found["semgrad"]["decision"] == "pass"
     assert score(client, **given, semgrad={"threshold": 1.0})["semgrad"]["decision"] == "abstain"
 
@@ -227,7 +228,7 @@ def test_answers_from_elsewhere_are_scored_as_the_guard_would(client):
 def test_an_answer_that_the_model_would_not_give_is_never_sure(client):
     for wrong in ("London", "banana", "xyz qqq"):
         record = score(client, messages=[{"role": "user", "content": KNOWN}], response=wrong)["semgrad"]
-        assert (record["decision"], record["confidence"]) == ("abstain", 0.0)
+        assert (record["cause"], record["verdict"]["confidence"]) == ("unlikely_text", 0.0)
         assert "hardly" in record["reason"]
 
 

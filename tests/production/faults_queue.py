@@ -33,7 +33,7 @@ def _asked(*routes: HumanReview, question: str = "Where?") -> str:
 
     guard = SemGradGuard(scripted(0.3), profile=profile(), routes=[*routes])
     message = guard.invoke(question)
-    record = message.response_metadata["semgrad"]
+    record = message.response_metadata["semgrad_decision"]
     if "draft" in message.text:
         return f"the draft went out: {record['decision']}"
     if record["decision"] == "abstain":

@@ -108,7 +108,7 @@ def test_completions_carry_their_record(served):
     told = client.chat.completions.create(model="demo", messages=ask("What is the capital of France?"))
     assert "Paris" in told.choices[0].message.content
     record = told.choices[0].model_extra["semgrad"]
-    assert (record["decision"], record["confidence"] > 0.8) == ("pass", True)
+    assert (record["decision"], record["verdict"]["confidence"] > 0.8) == ("pass", True)
     chunks = list(
         client.chat.completions.create(
             model="demo",

@@ -177,7 +177,8 @@ def test_a_score_that_fails_is_that_row_s_failure_alone(chat, monkeypatch):
 
     monkeypatch.setattr(SemGradScorer, "score", picky)
     records = [message.response_metadata["semgrad"] for message in chat.batch(QUESTIONS)]
-    assert [record["failure"] for record in records].count("scoring failed: RuntimeError") == 1
+    failed = {"kind": "scoring_failed", "text": "scoring failed: RuntimeError"}
+    assert [record["failure"] for record in records].count(failed) == 1
     assert [record["scores"] is None for record in records] == [False, True, False, False, False]
 
 

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from scripted import MODEL, TOKENIZER, decided, score
 
 from semgrad_guard.errors import BudgetError, ConfigurationError, ReviewError
 from semgrad_guard.observability.metrics import OTHER, Metrics
+from semgrad_guard.records import Cause
 from semgrad_guard.review import ReviewStatistics
 from semgrad_guard.scoring import observers
 from semgrad_guard.scoring.budget import Budget
@@ -21,7 +23,8 @@ STATISTICS = ReviewStatistics(
     counts={"pending": 3, "claimed": 1, "decided": 5, "expired": 0}, decisions={}, oldest=90.0, approved=0.4
 )
 LABELS = {
-    "decision": {"pass", "retrieve", "escalate", "review", "abstain", "unscored", OTHER},
+    "decision": {"pass", "annotate", "retrieve", "escalate", "review", "abstain", "raise", OTHER},
+    "cause": set(get_args(Cause)),
     "kind": {"scoring", "out_of_memory", "overloaded", "deadline", "cancelled", "error"},
     "status": {"pending", "claimed", "decided", "expired"},
 }

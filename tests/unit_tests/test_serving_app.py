@@ -3,12 +3,13 @@
 import asyncio
 import json
 import logging
+import math
 from contextlib import asynccontextmanager
 
 import httpx
 import pytest
 import torch
-from scripted import TOKENIZER, calling, profile, score_of, scripted
+from scripted import TOKENIZER, calling, profile, score, score_of, scripted
 from starlette.testclient import TestClient
 
 from semgrad_guard import SemGradGuard, SemGradScorer
@@ -62,10 +63,13 @@ def test_a_sure_answer_goes_out_with_its_record_beside_it_and_in_logprobs():
     assert choice["finish_reason"] == "stop"
     assert choice["logprobs"] == {"content": None, "refusal": None, "semgrad": choice["semgrad"]}
     record = choice["semgrad"]
-    assert record["confidence"] == pytest.approx(0.9)
+    assert record["verdict"]["confidence"] == pytest.approx(0.9)
     assert record["score"] == pytest.approx(1 / 9)
-    expected = {"decision": "pass", "calibrated": True, "threshold": 0.8, "method": "fused", "review_id": None}
+    expected = {"decision": "pass", "answered": True, "cause": None, "review_id": None}
     assert {name: record[name] for name in expected} == expected
+    expected = {"passed": True, "calibrated": True, "threshold": 0.8, "method": "fused"}
+    assert {name: record["verdict"][name] for name in expected} == expected
+    assert record["verdict"]["scores"]["semgrad"] == record["score"]
     assert record["version"]
 
 
@@ -74,7 +78,7 @@ def test_a_sure_answer_goes_out_with_its_record_beside_it_and_in_logprobs():
     [
         ({}, "I am not sure enough to answer that.", "abstain"),
         ({"message": "Pass."}, "Pass.", "abstain"),
-        ({"policy": "annotate"}, "draft", "abstain"),
+        ({"policy": "annotate"}, "draft", "annotate"),
         ({"threshold": 0.2}, "draft", "pass"),
         ({"threshold": 0.9}, "I am not sure enough to answer that.", "abstain"),
     ],
@@ -208,14 +212,16 @@ def test_a_stream_of_the_draft_ends_with_the_verdict():
 
 
 def test_unscored_answers_are_loud_and_never_pass():
-    guard = SemGradGuard(scripted(("draft", None, "scoring is switched off")), profile=profile())
+    guard = SemGradGuard(scripted(("draft", None, {"kind": "scoring_off", "text": "off"})), profile=profile())
     guard.llm.scored = False
     with TestClient(application(LocalEngine(Worker(guard, name="tiny")))) as client:
         assert client.get("/v1/models").json()["data"][0]["semgrad"]["scored"] is False
         (choice,) = chat(client).json()["choices"]
         assert choice["message"]["content"] == "draft"
         record = choice["semgrad"]
-        assert (record["decision"], record["confidence"], record["score"]) == ("unscored", None, None)
+        assert (record["decision"], record["answered"], record["score"]) == ("annotate", True, None)
+        verdict = record["verdict"]
+        assert (verdict["passed"], verdict["cause"], verdict["confidence"]) == (False, "scoring_off", None)
         asked = {"model": "tiny", "prompt": "Why?", "response": "So."}
         assert client.post("/v1/score", json=asked).status_code == 400
 
@@ -236,7 +242,7 @@ def test_scores_of_given_ids_are_those_of_the_scorer():
     with TestClient(application(LocalEngine(Worker(guard, name="tiny")))) as client:
         answer = client.post("/v1/score", json={"model": "tiny", "tokens": True, **ids}).json()
     (expected,) = guard.llm.scorer.score_ids([ids["prompt_token_ids"]], [ids["response_token_ids"]])
-    assert answer["scores"]["semgrad"] == pytest.approx(expected.semgrad, rel=1e-5)
+    assert answer["semgrad"]["verdict"]["scores"]["semgrad"] == pytest.approx(expected.semgrad, rel=1e-5)
     assert [token["token"] for token in answer["tokens"]] == ids["response_token_ids"]
     assert sum(token["share"] for token in answer["tokens"]) == pytest.approx(1, rel=1e-3)
     assert answer["usage"]["prompt_tokens"] == 6
@@ -466,3 +472,14 @@ def test_the_document_tells_of_the_statuses_there_are():
     statuses = document["paths"]["/v1/chat/completions"]["post"]["responses"]
     assert {"404", "429", "500", "503", "504"} <= set(statuses)
     assert statuses["429"]["content"]["application/json"]["schema"]["$ref"].endswith("/Failed")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_score_that_is_no_number_is_null_and_the_cause_says_so(stream):
+    with serving(("draft", score(math.nan), "")) as client:
+        answer = chat(client, stream=stream)
+    body = events(answer)[-1] if stream else answer.json()
+    assert "NaN" not in answer.text
+    record = body["choices"][0]["semgrad"]
+    assert (record["decision"], record["answered"], record["cause"]) == ("abstain", False, "invalid_score")
+    assert (record["score"], record["verdict"]["scores"]["semgrad"]) == (None, None)
