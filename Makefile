@@ -8,7 +8,7 @@ EVALUATION := .cache/evaluation
 # What tests/production can use of Debian's packages; without them its tests skip, and say why.
 DEBIAN := postgresql chromium
 
-.PHONY: demo test test-all test-newest mutants models world-facts lint audit faults bad-input queue-figures load bench benchmarks embedded-model examine evaluation clean
+.PHONY: demo test test-all test-newest mutants structure models world-facts lint audit faults bad-input queue-figures load bench benchmarks embedded-model examine evaluation clean
 
 demo: $(READY)
 	$(BIN)/semgrad-guard demo
@@ -59,6 +59,10 @@ mutants: $(READY)
 	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
 	    > "$$($(MUTANTS)/bin/python -c 'import site; print(site.getsitepackages()[0])')/tests.pth"
 	$(MUTANTS)/bin/python tools/mutants.py $(ROOMS)
+
+# Draw the rooms, list the modules, and follow a few calls through them, for docs/how_it_is_built.md.
+structure: $(READY)
+	$(BIN)/python -m tools.structure --page docs/how_it_is_built.md
 
 # Bring published weights into .cache/models: SmolLM2-135M-Instruct, or MODEL=gemma or MODEL=qwen, which are for measuring.
 MODEL ?= smollm2

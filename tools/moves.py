@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,10 +18,12 @@ PACKAGE = Path(semgrad_guard.__file__).parent
 QUESTION = "What is the capital of France?"
 
 
-def moves() -> list[tuple[str, str]]:
-    """Give the calls from one file of the package to another in one `invoke`, as (from, to); "" stands for outside."""
-    guard = SemGradGuard(embedded_model(), profile=embedded_profile(), routes=[Abstain("no")])
-    guard.invoke(QUESTION)  # what only the first call does is not counted
+def moves(call: Callable[[], object]) -> list[tuple[str, str]]:
+    """Give the calls from one file of the package to another while something is done; "" stands for outside.
+
+    It is done once before, since what only the first call does is not counted.
+    """
+    call()
     calls: list[tuple[str, str]] = []
 
     def hear(frame: FrameType, event: str, _: Any) -> None:
@@ -31,10 +34,10 @@ def moves() -> list[tuple[str, str]]:
             if file != callee:
                 calls.append((file, callee))
 
-    threading.setprofile(hear)
+    threading.setprofile(hear)  # threads that are there already are not heard
     sys.setprofile(hear)
     try:
-        guard.invoke(QUESTION)
+        call()
     finally:
         sys.setprofile(None)
         threading.setprofile(None)
@@ -47,7 +50,8 @@ def _file_of(frame: FrameType) -> str:
 
 
 if __name__ == "__main__":
-    counted = moves()
+    guard = SemGradGuard(embedded_model(), profile=embedded_profile(), routes=[Abstain("no")])
+    counted = moves(lambda: guard.invoke(QUESTION))
     print(f"{len({file for _, file in counted})} files, {len(counted)} moves")
     for (origin, target), times in Counter(counted).items():
         print(f"{times:3} {origin or 'outside':32} -> {target}")

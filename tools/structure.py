@@ -1,19 +1,19 @@
 """Write the drawn parts of docs/how_it_is_built.md: the rooms and what they import, and the ways of a few calls.
 
-`python -m tools.structure --page docs/how_it_is_built.md` writes them; a test compares the page with the code.
+`make structure` writes them; a test compares with the code what follows from it alone.
 """
 
 from __future__ import annotations
 
 import ast
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Annotated
 
-import semgrad_guard
+import typer
 
-PACKAGE = Path(semgrad_guard.__file__).parent
-_PART = "<!-- {name} -->\n{text}\n<!-- /{name} -->"
+from tools.moves import PACKAGE, QUESTION, moves
 
 
 def modules() -> dict[str, list[Path]]:
@@ -27,13 +27,13 @@ def modules() -> dict[str, list[Path]]:
 
 def imports(rooms: dict[str, list[Path]]) -> dict[str, set[str]]:
     """Give the rooms that each room imports."""
-    found: dict[str, set[str]] = {room: set() for room in rooms}
+    edges: dict[str, set[str]] = {room: set() for room in rooms}
     for room, paths in rooms.items():
         for path in paths:
             for target in _imported(ast.parse(path.read_text(encoding="utf-8"))):
                 if target != room and target in rooms:
-                    found[room].add(target)
-    return found
+                    edges[room].add(target)
+    return edges
 
 
 def _imported(tree: ast.Module) -> Iterator[str]:
@@ -76,3 +76,61 @@ def summary(rooms: dict[str, list[Path]]) -> str:
     """Say how many modules there are, and how long they are."""
     lengths = [len(path.read_text(encoding="utf-8").splitlines()) for paths in rooms.values() for path in paths]
     return f"{len(lengths)} modules; the median has {statistics.median(lengths):.0f} lines, the longest {max(lengths)}."
+
+
+def way(calls: Iterable[tuple[str, str]]) -> str:
+    """Tell of a call which files it enters, in that order, and how many moves from file to file it takes."""
+    calls = list(calls)
+    files = list(dict.fromkeys(file for _, file in calls))
+    return f"{len(files)} files, {len(calls)} moves: {', '.join(f'`{file}`' for file in files)}."
+
+
+def ways() -> dict[str, str]:
+    """Follow one `invoke`, one `batch`, one HTTP request and one calibration through the package."""
+    from fastapi.testclient import TestClient
+
+    from semgrad_guard import Abstain, SemGradGuard
+    from semgrad_guard.demo import embedded_model, embedded_profile, labelled_questions
+    from semgrad_guard.serving.app import application
+    from semgrad_guard.serving.local import LocalEngine
+    from semgrad_guard.serving.worker import Worker
+
+    guard = SemGradGuard(embedded_model(), profile=embedded_profile(), routes=[Abstain("no")])
+    examples = [*labelled_questions("known")[:40], *labelled_questions("withheld")[:40]]
+    asked = {"model": "demo", "messages": [{"role": "user", "content": QUESTION}]}
+
+    def request() -> None:
+        with TestClient(application(LocalEngine(Worker(guard, name="demo")))) as client:
+            client.post("/v1/chat/completions", json=asked)
+
+    return {
+        "invoke": way(moves(lambda: guard.invoke(QUESTION))),
+        "batch": way(moves(lambda: guard.batch([QUESTION] * 4))),
+        "request": way(moves(request)),
+        "calibration": way(moves(lambda: guard.calibrated(examples, risk=0.3, delta=0.2, search=False))),
+    }
+
+
+def written_into(page: str, parts: Mapping[str, str]) -> str:
+    """Put each part between its marks in a page."""
+    for name, text in parts.items():
+        before, mark, rest = page.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition(f"\n<!-- /{name} -->")
+        page = f"{before}{mark}{text}{end}{after}"
+    return page
+
+
+def drawn() -> dict[str, str]:
+    """Draw what follows from the code alone."""
+    rooms = modules()
+    return {"summary": summary(rooms), "picture": picture(rooms, imports(rooms)), "modules": table(rooms)}
+
+
+def main(page: Annotated[Path, typer.Option(help="Page to write the parts into.")]) -> None:
+    """Draw the rooms, list the modules, and follow a few calls through them."""
+    text = page.read_text(encoding="utf-8")
+    page.write_text(written_into(text, drawn() | ways()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)

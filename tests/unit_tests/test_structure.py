@@ -1,0 +1,32 @@
+"""The page about the structure is what the code says, and one question goes a short way."""
+
+from pathlib import Path
+
+from semgrad_guard import Abstain, SemGradGuard
+from semgrad_guard.demo import embedded_model, embedded_profile
+from tools.moves import QUESTION, moves
+from tools.structure import drawn, imports, modules, written_into
+
+PAGE = Path(__file__).parents[2] / "docs" / "how_it_is_built.md"
+
+
+def test_the_picture_and_the_modules_on_the_page_are_the_code_s():
+    page = PAGE.read_text(encoding="utf-8")
+    assert written_into(page, drawn()) == page, "run: make structure"
+
+
+def test_parts_of_a_page_are_put_between_their_marks():
+    page = "a\n<!-- x -->\nold\n<!-- /x -->\nb\n"
+    assert written_into(page, {"x": "new\nlines"}) == "a\n<!-- x -->\nnew\nlines\n<!-- /x -->\nb\n"
+
+
+def test_no_room_imports_one_that_imports_it():
+    edges = imports(modules())
+    assert [(room, target) for room in edges for target in edges[room] if room in edges[target]] == []
+
+
+def test_one_question_goes_a_short_way():
+    guard = SemGradGuard(embedded_model(), profile=embedded_profile(), routes=[Abstain("no")])
+    calls = moves(lambda: guard.invoke(QUESTION))
+    assert len({file for _, file in calls}) <= 20
+    assert len(calls) <= 50
