@@ -15,8 +15,9 @@ from semgrad_guard.calibration.checked import Checked, Count, Number, OneOrMore,
 from semgrad_guard.calibration.guarantee import Guarantee
 from semgrad_guard.errors import ProfileError
 from semgrad_guard.records import Score
-from semgrad_guard.scoring.registry import known_score, known_values, names_of
+from semgrad_guard.scoring.registry import known_score, names_of
 
+_NUMBERS = {name for name, field in Score.model_fields.items() if field.annotation in (float, int, float | None)}
 _FLOOR = 1e-30  # scores are >= 0; a logarithm needs more
 _INDEX = "(?:0|[1-9][0-9]{0,5})"
 _BY_LAYER = re.compile(
@@ -102,8 +103,10 @@ def feature_values(score: Score, features: tuple[str, ...]) -> list[float]:
         ProfileError: a feature was not computed.
         ValueError: there is no feature of that name.
     """
-    known = known_values(score, features)
-    values = [_computed(name, known[name]) if name in known else Feature.of(name).value(score) for name in features]
+    values = [
+        _computed(name, getattr(score, name)) if name in _NUMBERS else Feature.of(name).value(score)
+        for name in features
+    ]
     return [math.log(max(value, _FLOOR)) for value in values]
 
 

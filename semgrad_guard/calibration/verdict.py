@@ -105,13 +105,13 @@ class Standard:
         """
         threshold, confidence = self.threshold(kind), self.confidence(score, kind)
         cause: Cause | None = None
-        if failure := failure or unlikely(score):
+        if score is not None:
+            failure = failure or score.failure() or unlikely(score)
+        if failure:
             cause, reason = failure.kind, failure.text
             confidence = None if confidence is None or cause == "scoring_off" else 0.0
         elif score is None:
             cause, reason = "scoring_failed", "the answer has no score"
-        elif failure := score.failure():
-            cause, reason = failure.kind, failure.text
         elif self.profile is None and threshold is not None:
             kind_of_score, value = known_score(self.method), self.raw(score)
             value = math.nan if value is None else value  # not computed
@@ -206,10 +206,8 @@ def checked_raw(value: object) -> float | None:
     return number
 
 
-def unlikely(score: Score | None) -> Failure | None:
-    """Say why an answer can hardly be the model's own; None if it can."""
-    if score is None or not score.finite():
-        return None
+def unlikely(score: Score) -> Failure | None:
+    """Say why an answer with this finite score can hardly be the model's own; None if it can."""
     expected = score.mean_entropy * score.length
     if score.nll - expected <= _SURPRISE * math.sqrt(score.length):
         return None

@@ -273,17 +273,23 @@ def last_of_stream(message: AIMessage, shown: str) -> AIMessageChunk:
 DECIDED = "semgrad.decision"  # the event
 
 
-def answer(asking: Asking, routes: Sequence[Route]) -> AIMessage:
-    """Let the model answer, and routes settle what is not sure enough.
+def answer(
+    manner: Manner, question: LanguageModelInput, settings: dict[str, Any], routes: Sequence[Route]
+) -> AIMessage:
+    """Let the model answer, and routes settle what is not sure enough; `settings` are those of the generation.
 
     Raises:
         LowConfidenceError: a route wants that.
     """
+    asking = Asking(manner, question, settings)
     return settled(asking, asking.first(), routes)
 
 
-async def aanswer(asking: Asking, routes: Sequence[Route]) -> AIMessage:
+async def aanswer(
+    manner: Manner, question: LanguageModelInput, settings: dict[str, Any], routes: Sequence[Route]
+) -> AIMessage:
     """Async twin of `answer`."""
+    asking = Asking(manner, question, settings)
     return await asettled(asking, await asking.afirst(), routes)
 
 

@@ -1,4 +1,4 @@
-"""Calls of the model: one as it is asked for, and several made as one batch."""
+"""Calls of the model: single ones, and several that share a generation and a scoring pass."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Request:
     """Prompt ids, texts to stop before, schemas of the tools on offer, and settings of the generation.
 
     The rest belongs to the row, and may differ within a batch: `forced` writes a tool call for the model, and
-    `streamer` hears the tokens as they come. Once `gone` gives True, nobody waits for the answer any more; it is what
-    `until` has set where the request is made.
+    `streamer` hears the tokens as they come. Once `gone` gives True, the answer has no reader any more; by default
+    it is what `until` has set.
     """
 
     prompt: list[int]
@@ -54,7 +54,7 @@ class Request:
 
     @property
     def abandoned(self) -> bool:
-        """Tell whether nobody waits for the answer any more."""
+        """Tell whether the answer has no reader any more."""
         return self.gone is not None and self.gone()
 
 
@@ -72,7 +72,7 @@ def until(gone: Gone) -> Iterator[None]:
 
 
 def joint_settings(requests: Sequence[Request]) -> dict[str, Any]:
-    """Give the settings of a generation for requests of one kind, each with what belongs to its own row."""
+    """Give the settings of a generation for requests of one kind, with those of each row."""
     settings = dict(requests[0].settings)
     if any(request.forced is not None for request in requests):
         forced = RowByRow([request.forced for request in requests], [len(request.prompt) for request in requests])
@@ -87,7 +87,7 @@ def joint_settings(requests: Sequence[Request]) -> dict[str, Any]:
 
 
 class _Abandoned(StoppingCriteria):
-    """Ends the rows that nobody waits for any more."""
+    """Ends the rows whose answers have no reader any more."""
 
     def __init__(self, requests: Sequence[Request]) -> None:
         self._requests = requests
@@ -99,7 +99,7 @@ class _Abandoned(StoppingCriteria):
 
 
 class _Streamers(BaseStreamer):
-    """Lets each row of a batch be heard by a streamer of its own."""
+    """Gives each row of a batch its own streamer."""
 
     def __init__(self, streamers: Sequence[BaseStreamer | None]) -> None:
         self._streamers = streamers
@@ -187,7 +187,7 @@ class Batcher:
         answers: Sequence[AIMessage | BaseException]
         try:
             answers = self._answers([request for request, _ in wanted])
-        except BaseException as error:  # whatever happens, no row waits for ever
+        except BaseException as error:  # no row may wait for ever
             answers = [error] * len(wanted)
         for (_, future), answer in zip(wanted, answers, strict=True):
             if isinstance(answer, BaseException):
@@ -205,12 +205,12 @@ class BatchedChatModel(BaseChatModel):
     batch_size: int = Field(default=16, ge=1)
 
     @abstractmethod
-    def _request(self, messages: list[BaseMessage], stop: list[str] | None, given: dict[str, Any]) -> Request:
-        """Make a request of what a call was given."""
+    def _request(self, messages: list[BaseMessage], stop: list[str] | None, of_call: dict[str, Any]) -> Request:
+        """Make a request of a call."""
 
     @abstractmethod
     def _answers(self, requests: Sequence[Request], settings: dict[str, Any]) -> list[AIMessage | BaseException]:
-        """Answer requests of one kind in one batch; of those that nobody waits for any more, say so.
+        """Answer requests of one kind in one batch; an abandoned one gets an `AbandonedError`.
 
         `settings` are those of the generation for all of them together.
         """
@@ -252,7 +252,7 @@ class BatchedChatModel(BaseChatModel):
         callbacks: Callbacks = None,
         **kwargs: Any,
     ) -> LLMResult:
-        """Answer conversations together; what is given beside them is LangChain's."""
+        """Answer conversations together; the other arguments are LangChain's."""
         one, first = super().generate, kwargs.pop("run_id", None)
         if len(messages) < 2:
             return one(messages, stop, callbacks, run_id=first, **kwargs)
@@ -316,23 +316,23 @@ class BatchedChatModel(BaseChatModel):
 
     def _isolated(self, requests: Sequence[Request]) -> list[AIMessage | BaseException]:
         """Answer requests that belong together in one batch; where that fails, each by itself."""
-        found: dict[int, AIMessage | BaseException] = {}
+        results: dict[int, AIMessage | BaseException] = {}
         groups: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
             groups.setdefault(request.kind, []).append(index)
         for indices in groups.values():
             try:
                 group = [requests[index] for index in indices]
-                found |= zip(indices, self._answers(group, joint_settings(group)), strict=True)
+                results |= zip(indices, self._answers(group, joint_settings(group)), strict=True)
             except Exception as error:
                 alone = [error] if len(indices) == 1 else [self._again(requests[index]) for index in indices]
-                found |= zip(indices, alone, strict=True)
-        return [found[index] for index in range(len(requests))]
+                results |= zip(indices, alone, strict=True)
+        return [results[index] for index in range(len(requests))]
 
     def _again(self, request: Request) -> AIMessage | BaseException:
-        return self._isolated([replace(request, streamer=None)])[0]  # what was heard of it would be heard twice
+        return self._isolated([replace(request, streamer=None)])[0]  # else the stream would show it twice
 
-    def _begun(self, request: Request) -> Future[AIMessage]:
+    def _start(self, request: Request) -> Future[AIMessage]:
         """Begin to answer in another thread, with the other rows of a batch where there are any."""
         batcher = self._batcher() or Batcher(self, 1, self._isolated)
         return batcher.join(request)
@@ -372,9 +372,9 @@ class BatchedChatModel(BaseChatModel):
     def together(
         self, row: Callable[[int], T], rows: int, most: int | None = None, return_exceptions: bool = False
     ) -> list[T]:
-        """Call `row` with every index in a thread of its own; what the rows ask this model, they ask it together.
+        """Call `row` with every index, each in its own thread; the model answers the rows together.
 
-        `batch_size` rows at a time, or `most` if that is fewer. Whatever a row does beside asking, the others wait for.
+        `batch_size` rows at a time, or `most` if that is fewer.
         """
         done: list[T] = []
         for batch in self._batches(rows, most):
@@ -401,8 +401,8 @@ class BatchedChatModel(BaseChatModel):
                 with batcher.row():
                     return await row(index)
 
-            found = await asyncio.gather(*map(taking_part, batch), return_exceptions=True)
-            done += _settled(found, return_exceptions)
+            results = await asyncio.gather(*map(taking_part, batch), return_exceptions=True)
+            done += _settled(results, return_exceptions)
         return done
 
     def _batches(self, rows: int, most: int | None) -> list[range]:
@@ -411,15 +411,15 @@ class BatchedChatModel(BaseChatModel):
 
     def _joined(self, results: Sequence[LLMResult]) -> LLMResult:
         return LLMResult(
-            generations=[own for result in results for own in result.generations],
+            generations=[generation for result in results for generation in result.generations],
             llm_output=self._combine_llm_outputs([result.llm_output for result in results]),
             run=[info for result in results for info in result.run or ()] or None,
         )
 
 
-def _settled(found: Sequence[Any], return_exceptions: bool) -> list[Any]:
+def _settled(results: Sequence[Any], return_exceptions: bool) -> list[Any]:
     """Raise the first failure, unless exceptions are to be given back like answers."""
-    for outcome in found:
+    for outcome in results:
         if isinstance(outcome, BaseException) and not (return_exceptions and isinstance(outcome, Exception)):
             raise outcome
-    return list(found)
+    return list(results)

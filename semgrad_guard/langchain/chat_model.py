@@ -59,7 +59,7 @@ class ConfiguredChatModel(BatchedChatModel):
     `temperature` is 0 for the likeliest token each time; above 0, tokens are drawn. `max_tokens` counts the answer
     alone. `stop` are texts that the answer ends before. With a `seed`, what is drawn is the same again. `timeout` is in
     seconds; an answer that is cut off by it never passes. `generation` holds keywords of `model.generate`; these
-    settings stand over what it says of the same. What is None is the model's own. Unknown settings, wrong values and
+    settings go before it. None stands for the model's own setting. Unknown settings, wrong values and
     contradictions are refused.
     """
 
@@ -74,7 +74,7 @@ class ConfiguredChatModel(BatchedChatModel):
     streaming: bool = False
 
     def __init__(self, *args: Any, **settings: Any) -> None:
-        """Check the settings, and the model; `from_pretrained`, `from_model` and `from_llm` take what users have.
+        """Check the settings and the model; users have `from_pretrained`, `from_model` and `from_llm`.
 
         `max_retries` and `api_key`, which LangChain's standard settings include, are accepted and have no use here.
 
@@ -89,14 +89,14 @@ class ConfiguredChatModel(BatchedChatModel):
         for name in _OF_NETWORKS:
             settings.pop(name, None)
         fields = type(self).model_fields
-        others = {name: settings.pop(name) for name in [*settings] if name not in fields}
+        further = {name: settings.pop(name) for name in [*settings] if name not in fields}
         keywords = layer(
-            others, {name: settings.get(name) for name in FIELDS}, owner=type(self), known=self.setting_names()
+            further, {name: settings.get(name) for name in FIELDS}, owner=type(self), known=self.setting_names()
         )
         generation = settings.get("generation", {})
         if isinstance(generation, dict):  # else pydantic refuses it below
             generation = layer(generation, owner=type(self))
-            if others:
+            if further:
                 settings |= (made := as_fields(keywords)) | {"generation": over(generation, made["generation"])}
         with checked(type(self)):
             super().__init__(**settings)
@@ -123,7 +123,7 @@ class ConfiguredChatModel(BatchedChatModel):
         return stacked(*self._written(), owner=type(self))
 
     def _settings(self, stop: list[str] | str | None, of_call: dict[str, Any]) -> dict[str, Any]:
-        """Let the settings of a call stand over the chat model's own."""
+        """Give the settings of a call; they go before those of the chat model."""
         return stacked(*self._written(), [of_call, {"stop": stop}], owner=type(self))
 
     def _written(self) -> list[list[dict[str, Any]]]:
@@ -233,7 +233,7 @@ class ChatSemGrad(ConfiguredChatModel):
 
     @classmethod
     def from_llm(cls, llm: Any, *, generation: dict[str, Any] | None = None, **settings: Any) -> ChatSemGrad:
-        """Wrap what already answers; the settings are those of `from_pretrained`, and stand over its own.
+        """Wrap a chat model or a pipeline; the settings are those of `from_pretrained`, and go before its own.
 
         Args:
             llm: a `HuggingFacePipeline`, a `ChatHuggingFace`, a text-generation pipeline of transformers, or a
@@ -257,7 +257,7 @@ class ChatSemGrad(ConfiguredChatModel):
 
     @classmethod
     def of(cls, source: Any, tokenizer: Any = None, **settings: Any) -> ChatSemGrad:
-        """Wrap whatever holds a model: the old name of `from_pretrained`, `from_model` and `from_llm`."""
+        """Wrap any holder of a model: the old name of `from_pretrained`, `from_model` and `from_llm`."""
         names = f"{cls.__name__}.from_pretrained, from_model or from_llm"
         warn_of_old(f"{cls.__name__}.of", names)
         return chat_model(source, tokenizer, **settings)
@@ -385,12 +385,10 @@ class ChatSemGrad(ConfiguredChatModel):
     def _answers(self, requests: Sequence[Request], settings: dict[str, Any]) -> list[AIMessage | BaseException]:
         generations = self.scorer.generate([request.prompt for request in requests], **settings)
         whole = [row for row, request in enumerate(requests) if request.gone is None or not request.gone()]
-        first, kept = requests[0], [generations[row] for row in whole]
-        messages = scored_messages(self.scorer, kept, first.stop, first.tools, scored=self.scored)
-        found: dict[int, AIMessage] = dict(zip(whole, messages, strict=True))
-        return [
-            found.get(row) or AbandonedError("Nobody waits for the answer any more.") for row in range(len(requests))
-        ]
+        first, complete = requests[0], [generations[row] for row in whole]
+        messages = scored_messages(self.scorer, complete, first.stop, first.tools, scored=self.scored)
+        by_row: dict[int, AIMessage] = dict(zip(whole, messages, strict=True))
+        return [by_row.get(row) or AbandonedError("The answer has no reader any more.") for row in range(len(requests))]
 
     def _stream(
         self,
@@ -400,9 +398,11 @@ class ChatSemGrad(ConfiguredChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         """Yield text as it comes; scores, usage and tool calls are on the last chunk. With tools, all of it is."""
-        asked, left = self._request(messages, stop, kwargs), Event()
-        listener = Listener(self.tokenizer, asked)
-        answer = self._begun(replace(asked, streamer=listener.streamer, gone=lambda: left.is_set() or asked.abandoned))
+        request, left = self._request(messages, stop, kwargs), Event()
+        listener = Listener(self.tokenizer, request)
+        answer = self._start(
+            replace(request, streamer=listener.streamer, gone=lambda: left.is_set() or request.abandoned)
+        )
         answer.add_done_callback(lambda _: listener.end())
         shown = Shown()
         try:
@@ -420,18 +420,18 @@ class ChatSemGrad(ConfiguredChatModel):
             run_manager.on_llm_new_token(chunk.text, chunk=chunk)
         return chunk
 
-    def _request(self, messages: list[BaseMessage], stop: list[str] | None, given: dict[str, Any]) -> Request:
+    def _request(self, messages: list[BaseMessage], stop: list[str] | None, of_call: dict[str, Any]) -> Request:
         """Sort what a call was given into the prompt, the tools on offer, and settings of the generation.
 
         Raises:
             ConfigurationError: messages or settings that this model cannot take.
             PromptTooLongError: the prompt does not fit.
         """
-        choice, schemas = given.pop("tool_choice", None), list(given.pop("tools", None) or ())
-        given.pop("stream", None)
-        given.pop("ls_structured_output_format", None)
-        most = asked_for(given) if given.keys() & {"logprobs", "top_logprobs"} else None
-        combined = self._settings(stop, given)
+        choice, schemas = of_call.pop("tool_choice", None), list(of_call.pop("tools", None) or ())
+        of_call.pop("stream", None)
+        of_call.pop("ls_structured_output_format", None)
+        most = asked_for(of_call) if of_call.keys() & {"logprobs", "top_logprobs"} else None
+        combined = self._settings(stop, of_call)
         turns = to_template(messages)
         prompt = encode_chat(self.tokenizer, turns, tools=schemas)
         settings = for_model(combined, len(prompt))
@@ -446,7 +446,7 @@ class ChatSemGrad(ConfiguredChatModel):
 
 
 def chat_model(source: Any, tokenizer: Any = None, **settings: Any) -> ChatSemGrad:
-    """Wrap whatever a guard takes for its model, by the constructor that takes it.
+    """Wrap anything that a guard takes for its model, by the constructor that fits.
 
     Raises:
         ConfigurationError: a setting is unknown, wrong, or contradicts another; or it says how to load a model that is

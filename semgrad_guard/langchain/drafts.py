@@ -1,4 +1,4 @@
-"""Drafts and child runs: what callbacks and traces see of the guard's steps, and what is kept from them."""
+"""Drafts and child runs: callbacks and traces see the guard's steps, and not the texts of drafts."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ def in_metadata(name: str) -> str:
 def without_streams(config: RunnableConfig | None = None) -> RunnableConfig:
     """Give the configuration of a child run that traces see, and streams to the consumer do not."""
     config = ensure_config(config)
-    given = config.get("callbacks")
-    if isinstance(given, list):
-        return {**config, "callbacks": [handler for handler in given if not streams(handler)]}
-    if given is None:
+    present = config.get("callbacks")
+    if isinstance(present, list):
+        return {**config, "callbacks": [handler for handler in present if not streams(handler)]}
+    if present is None:
         return config
-    manager: CallbackManager | AsyncCallbackManager = given.copy()  # type: ignore[assignment]  # its own type
+    manager: CallbackManager | AsyncCallbackManager = present.copy()  # type: ignore[assignment]  # its own type
     manager.handlers = [handler for handler in manager.handlers if not streams(handler)]
     manager.inheritable_handlers = [handler for handler in manager.inheritable_handlers if not streams(handler)]
     return {**config, "callbacks": manager}
@@ -87,9 +87,9 @@ def _marked(shown: dict[str, Any]) -> RunnableConfig:
     return RunnableConfig(metadata={in_metadata(name): value for name, value in shown.items()})
 
 
-# All that a message tells when its text must not be told. A list of what may stay, since models add fields of their own
+# The metadata of a message that stay when its text is withheld. A list of what may stay, since models add other fields
 # that hold the text again: log-probabilities by token, reasoning.
-_TOLD = ("model_name", "model_provider", "revision", "finish_reason")
+_VISIBLE = ("model_name", "model_provider", "revision", "finish_reason")
 # LangGraph's sign that a run's messages are not for `stream_mode="messages"`.
 _NOT_STREAMED = "nostream"
 
@@ -104,7 +104,7 @@ class Draft(BaseChatModel):
     llm: ChatSemGrad = Field(repr=False, exclude=True)
     recorded: bool = False
     cache: bool = False  # the model's own is used; one here would keep the empty messages
-    _said: AIMessage | None = PrivateAttr(None)
+    _answer: AIMessage | None = PrivateAttr(None)
 
     def ask(self, messages: Sequence[BaseMessage], settings: dict[str, Any]) -> AIMessage:
         """Let the model answer; `settings` are those of the generation."""
@@ -147,12 +147,12 @@ class Draft(BaseChatModel):
         message = result.generations[0].message
         if not isinstance(message, AIMessage):  # a chat model gives nothing else; for the type checker
             raise TypeError(f"expected an AIMessage, not {type(message).__name__}")
-        self._said = message
+        self._answer = message
         shown = message if self.recorded else without_text(message)
         return ChatResult(generations=[ChatGeneration(message=shown)])
 
     def _whole(self, shown: AIMessage) -> AIMessage:
-        return shown if self._said is None else self._said.model_copy(update={"id": shown.id})
+        return shown if self._answer is None else self._answer.model_copy(update={"id": shown.id})
 
     def _config(self) -> RunnableConfig:
         config = RunnableConfig(run_name="generate", tags=[_NOT_STREAMED])
@@ -160,6 +160,6 @@ class Draft(BaseChatModel):
 
 
 def without_text(message: AIMessage) -> AIMessage:
-    """Give an empty message with what may be told of one that is withheld: its usage, model and finish reason."""
-    told = {name: value for name, value in message.response_metadata.items() if name in _TOLD}
-    return AIMessage("", response_metadata=told, usage_metadata=message.usage_metadata)
+    """Give an empty message with the usage, model and finish reason of one that is withheld."""
+    visible = {name: value for name, value in message.response_metadata.items() if name in _VISIBLE}
+    return AIMessage("", response_metadata=visible, usage_metadata=message.usage_metadata)

@@ -324,35 +324,36 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
         """Give the messages that the model is asked with: the guard's prompt, if it has one, around the question."""
         return list(messages) if self.prompt is None else asked_with(self.prompt, messages, *last_question(messages))
 
-    def _asking(self, given: LanguageModelInput, settings: dict[str, Any]) -> Asking:
+    def _manner(self, settings: dict[str, Any]) -> Manner:
         self.llm.check_settings(settings)  # else a route that asks again would break over them, and just not settle
         llm, standard = self.llm, self.standard()
-        manner = Manner(llm, standard, self.watch, self.raw_watch, self.passages, self.record_drafts, self.prompt)
-        return Asking(manner, given, settings)
+        return Manner(llm, standard, self.watch, self.raw_watch, self.passages, self.record_drafts, self.prompt)
 
-    def _guard(self, given: LanguageModelInput, **kwargs: Any) -> AIMessage:
-        return answer(self._asking(given, kwargs), self.routes)
+    def _guard(self, question: LanguageModelInput, **settings: Any) -> AIMessage:
+        return answer(self._manner(settings), question, settings, self.routes)
 
-    async def _aguard(self, given: LanguageModelInput, **kwargs: Any) -> AIMessage:
-        return await aanswer(self._asking(given, kwargs), self.routes)
+    async def _aguard(self, question: LanguageModelInput, **settings: Any) -> AIMessage:
+        return await aanswer(self._manner(settings), question, settings, self.routes)
 
-    def _stream_guard(self, given: Iterator[LanguageModelInput], **kwargs: Any) -> Iterator[AIMessage]:
-        asking, shown = self._asking(next(given), kwargs), ""
-        for said in asking.streamed():
-            if isinstance(said, Answer):
-                yield last_of_stream(settled(asking, said, self.routes), shown)
-            elif said:
-                shown += said
-                yield AIMessageChunk(content=said)
+    def _stream_guard(self, questions: Iterator[LanguageModelInput], **settings: Any) -> Iterator[AIMessage]:
+        asking, shown = Asking(self._manner(settings), next(questions), settings), ""
+        for part in asking.streamed():
+            if isinstance(part, Answer):
+                yield last_of_stream(settled(asking, part, self.routes), shown)
+            elif part:
+                shown += part
+                yield AIMessageChunk(content=part)
 
-    async def _astream_guard(self, given: AsyncIterator[LanguageModelInput], **kwargs: Any) -> AsyncIterator[AIMessage]:
-        asking, shown = self._asking(await anext(given), kwargs), ""
-        async for said in asking.astreamed():
-            if isinstance(said, Answer):
-                yield last_of_stream(await asettled(asking, said, self.routes), shown)
-            elif said:
-                shown += said
-                yield AIMessageChunk(content=said)
+    async def _astream_guard(
+        self, questions: AsyncIterator[LanguageModelInput], **settings: Any
+    ) -> AsyncIterator[AIMessage]:
+        asking, shown = Asking(self._manner(settings), await anext(questions), settings), ""
+        async for part in asking.astreamed():
+            if isinstance(part, Answer):
+                yield last_of_stream(await asettled(asking, part, self.routes), shown)
+            elif part:
+                shown += part
+                yield AIMessageChunk(content=part)
 
 
 # What settings with old names say.

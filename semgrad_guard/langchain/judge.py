@@ -12,7 +12,7 @@ from semgrad_guard.calibration.labels import words
 from semgrad_guard.errors import ConfigurationError, DataError
 from semgrad_guard.settings import shown, warn_of_old
 
-# What is asked comes last, after the answer: whatever an answer says, it is not the last word.
+# The task stands last, after the answer, so that no answer has the last word.
 _PROMPT = """Question: {question}
 Right answers: {right}
 Answer given: {answer}

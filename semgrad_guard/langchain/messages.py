@@ -39,7 +39,7 @@ _WANTED = " Expected a text, a prompt value, a message, or a list of messages."
 _BESIDE = ("tool_use", "tool_call", "reasoning", "thinking")
 
 
-def to_messages(given: Any) -> list[BaseMessage]:
+def to_messages(value: Any) -> list[BaseMessage]:
     """Turn what a chat model takes into messages.
 
     That is a text, a prompt value, a message, or a list of messages in any form that LangChain reads: a message, a
@@ -48,19 +48,19 @@ def to_messages(given: Any) -> list[BaseMessage]:
     Raises:
         ConfigurationError: it is something else, with what to write instead.
     """
-    if isinstance(given, str):
-        return [HumanMessage(given)]
-    if isinstance(given, PromptValue):
-        return given.to_messages()
-    if isinstance(given, BaseMessage):
-        return [given]
-    if isinstance(given, Mapping) and "content" in given and ("role" in given or "type" in given):
-        return [_message(given, "The input")]
-    if isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], str) and given[0] in _ROLE_NAMES:
-        return [_message(given, "The input")]
-    if not isinstance(given, Sequence) or isinstance(given, bytes | bytearray | memoryview | Runnable):
-        raise ConfigurationError(f"The input is {_described(given)}.{_WANTED}")
-    return [_message(item, f"Item {place} of the input") for place, item in enumerate(given)]
+    if isinstance(value, str):
+        return [HumanMessage(value)]
+    if isinstance(value, PromptValue):
+        return value.to_messages()
+    if isinstance(value, BaseMessage):
+        return [value]
+    if isinstance(value, Mapping) and "content" in value and ("role" in value or "type" in value):
+        return [_message(value, "The input")]
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str) and value[0] in _ROLE_NAMES:
+        return [_message(value, "The input")]
+    if not isinstance(value, Sequence) or isinstance(value, bytes | bytearray | memoryview | Runnable):
+        raise ConfigurationError(f"The input is {_described(value)}.{_WANTED}")
+    return [_message(item, f"Item {place} of the input") for place, item in enumerate(value)]
 
 
 def messages_in(state: Any) -> list[BaseMessage]:
@@ -119,13 +119,13 @@ class Question(NamedTuple):
     after_tools: bool
 
 
-def question_in(given: Any) -> Question:
+def question_in(value: Any) -> Question:
     """Find the question in what a chat model takes.
 
     Raises:
         ConfigurationError: it is something else, or there is no human message.
     """
-    messages = to_messages(given)
+    messages = to_messages(value)
     index, text = last_question(messages)
     after_tools = any(isinstance(message, ToolMessage) for message in messages[index:])
     return Question(messages, index, text, is_blank(text), after_tools)
@@ -306,17 +306,17 @@ def asked_with(
         ConfigurationError: both have a system message.
     """
     text = question if form is None else form.worded(question)
-    asked = [*messages[:index], messages[index].model_copy(update={"content": text}), *messages[index + 1 :]]
+    conversation = [*messages[:index], messages[index].model_copy(update={"content": text}), *messages[index + 1 :]]
     if form is None:
-        return asked
-    first = 0 if not isinstance(asked[0], SystemMessage) else 1
+        return conversation
+    first = 0 if not isinstance(conversation[0], SystemMessage) else 1
     if first and form.system is not None:
         raise ConfigurationError(
             "The prompt that questions are asked with has a system message, and the conversation has one too. "
             "Leave the conversation's out."
         )
     before = [_KINDS[turn["role"]](turn["content"]) for turn in form.before()]
-    return [*asked[:first], *before, *asked[first:]]
+    return [*conversation[:first], *before, *conversation[first:]]
 
 
 def _turns(messages: Sequence[Any]) -> list[dict[str, Any]]:

@@ -63,8 +63,8 @@ def _source(passage: Any, place: int) -> Source:
 def _text(passage: object) -> str | None:
     if isinstance(passage, str):
         return passage
-    found = passage.get("page_content") if isinstance(passage, Mapping) else getattr(passage, "page_content", None)
-    return found if isinstance(found, str) else None
+    text = passage.get("page_content") if isinstance(passage, Mapping) else getattr(passage, "page_content", None)
+    return text if isinstance(text, str) else None
 
 
 class BM25Retriever(BaseRetriever):

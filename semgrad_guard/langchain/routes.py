@@ -35,7 +35,7 @@ _RETRIEVER = "a retriever, a vector store, or a function that finds passages"
 
 
 class Search(TypedDict):
-    """What a `rewrite` gets: the question, and what was searched for and found in earlier rounds."""
+    """What a `rewrite` gets: the question, and the queries and passages of earlier rounds."""
 
     question: str
     queries: list[str]
@@ -45,8 +45,8 @@ class Search(TypedDict):
 class Retrieve(Settings):
     """Ask the question again together with passages, score the new answer, and settle if it passes.
 
-    A retriever that raises, times out or finds nothing does not settle; what it found is kept for the routes after it.
-    Of the passages that an answer was given from, `metadata["used"]` tells whether it stands in them, word by word.
+    A retriever that raises, times out or finds nothing does not settle. The routes after this one get its passages.
+    `metadata["used"]` of a passage tells whether the answer stands in it, word by word.
     """
 
     retriever: Runnable[str, Any]
@@ -169,13 +169,13 @@ class Retrieve(Settings):
         return _Call(self.retriever, query, lambda result: sources_from(result, self.k))
 
     def _rewriting(self, question: str, queries: Sequence[str], sources: Sequence[Source]) -> _Call:
-        return _Call(self.rewrite, _told(question, queries, sources), lambda text: query_from(text, question))
+        return _Call(self.rewrite, _search(question, queries, sources), lambda text: query_from(text, question))
 
     def _called(self, call: _Call) -> Any:
-        return call_within(self.timeout_seconds, lambda: call.read(call.runnable.invoke(call.given)))
+        return call_within(self.timeout_seconds, lambda: call.read(call.runnable.invoke(call.argument)))
 
     async def _acalled(self, call: _Call) -> Any:
-        result = await call.runnable.ainvoke(call.given)
+        result = await call.runnable.ainvoke(call.argument)
         if isinstance(result, Iterator):  # what it gives may take its time
             return await asyncio.to_thread(call.read, result)
         return call.read(result)
@@ -192,27 +192,27 @@ class Retrieve(Settings):
             if query in queries:
                 break  # nothing new to search for
             queries.append(query)
-            found = self._fitting((yield self._retrieving(query)))
-            sources += [source for source in found if source not in sources]
-            if not found:
+            passages = self._fitting((yield self._retrieving(query)))
+            sources += [source for source in passages if source not in sources]
+            if not passages:
                 reason = "the retriever found nothing" + ("" if self.max_length is None else " that fits")
                 continue
-            answer = yield _Prompt(self.worded(question, found))
+            answer = yield _Prompt(self.worded(question, passages))
             reason = answer.verdict.reason
             if answer.verdict.passed:
-                others = [source for source in sources if source not in found]
-                marked = _marked(question, answer, found)
-                return Outcome(True, reason, answer.text, answer, (*marked, *others), as_drafted=True)
+                earlier = [source for source in sources if source not in passages]
+                marked = _marked(question, answer, passages)
+                return Outcome(True, reason, answer.text, answer, (*marked, *earlier), as_drafted=True)
         return Outcome(False, reason, answer=answer, sources=tuple(sources))
 
     def _fitting(self, sources: Sequence[Source]) -> tuple[Source, ...]:
-        kept, length = [], 0
+        fitting, length = [], 0
         for source in sources:
             longer = length + self.length_function(source.text)
             if self.max_length is None or longer <= self.max_length:
-                kept.append(source)
+                fitting.append(source)
                 length = longer
-        return tuple(kept)
+        return tuple(fitting)
 
 
 def runnable_of(value: Any, owner: str, expected: str) -> Runnable[Any, Any]:
@@ -235,7 +235,7 @@ class _Call:
     """A Runnable to call, and how what it gives is read."""
 
     runnable: Runnable[Any, Any]
-    given: Any
+    argument: Any
     read: Callable[[Any], Any]
 
 
@@ -246,7 +246,7 @@ class _Prompt:
     text: str
 
 
-def _told(question: str, queries: Sequence[str], sources: Sequence[Source]) -> Search:
+def _search(question: str, queries: Sequence[str], sources: Sequence[Source]) -> Search:
     return Search(question=question, queries=[*queries], passages=[source.text for source in sources])
 
 
@@ -273,13 +273,13 @@ def retry_with(
 
     def again(examples: Sequence[Example]) -> Answers:
         # An answer that came with its question, and its label, say nothing about the one the model gives now.
-        asked = {
+        prompts = {
             example.key: route.worded(example.query, sources)
             for example in examples
             if example.answers is not None and (sources := route.look_up(example.query))
         }
-        own = [e.model_copy(update={"answer": None, "correct": None}) for e in examples if e.key in asked]
-        return answered(scorer, own, label, generation, ask=lambda example: asked[example.key], **settings)
+        unanswered = [e.model_copy(update={"answer": None, "correct": None}) for e in examples if e.key in prompts]
+        return answered(scorer, unanswered, label, generation, ask=lambda example: prompts[example.key], **settings)
 
     return again
 
@@ -338,24 +338,24 @@ class Escalate(Settings):
 
     def attempt(self, situation: Situation) -> Outcome:
         """Ask the other, if the budget allows."""
-        given = self._given(situation)
+        argument = self._argument(situation)
         if self.budget is not None and not self.budget():
             return _EXHAUSTED
-        with self._heard_by(situation) as config:
-            return _outcome(call_within(self.timeout_seconds, lambda: self.to.invoke(given, config)))
+        with self._config_for(situation) as config:
+            return _outcome(call_within(self.timeout_seconds, lambda: self.to.invoke(argument, config)))
 
     async def aattempt(self, situation: Situation) -> Outcome:
         """Ask the other, if the budget allows."""
-        given = self._given(situation)
+        argument = self._argument(situation)
         if self.budget is not None and not self.budget():
             return _EXHAUSTED
-        with self._heard_by(situation) as config:
-            return _outcome(await await_within(self.timeout_seconds, self.to.ainvoke(given, config)))
+        with self._config_for(situation) as config:
+            return _outcome(await await_within(self.timeout_seconds, self.to.ainvoke(argument, config)))
 
-    def _given(self, situation: Situation) -> Any:
+    def _argument(self, situation: Situation) -> Any:
         return list(situation.conversation) if self.prompt is None else self.prompt(review_request(situation))
 
-    def _heard_by(self, situation: Situation) -> AbstractContextManager[RunnableConfig]:
+    def _config_for(self, situation: Situation) -> AbstractContextManager[RunnableConfig]:
         """Keep the run from everybody where its input may show the draft, and from streams in any case."""
         if self.prompt is not None and not situation.record_drafts:
             return unseen()
@@ -365,11 +365,11 @@ class Escalate(Settings):
 _EXHAUSTED = Outcome(False, "the budget for escalating is used up")
 
 
-def _outcome(given: object) -> Outcome:
+def _outcome(reply: object) -> Outcome:
     """Judge what came back by what it says of itself."""
-    message = AIMessage(given) if isinstance(given, str) else given
+    message = AIMessage(reply) if isinstance(reply, str) else reply
     if not isinstance(message, AIMessage):
-        return Outcome(False, f"the other gave a {type(given).__name__}; expected an AIMessage or a text")
+        return Outcome(False, f"the other gave a {type(reply).__name__}; expected an AIMessage or a text")
     if is_blank(str(message.text)) and not message.tool_calls:
         return Outcome(False, "the other's answer is empty")
     theirs = get_decision(message)

@@ -231,7 +231,7 @@ def judged(
     record = _record_of(message)
     kind: AnswerKind = "grounded" if grounded else "answer"
     whole = standard.judge(record.scores, record.failure, kind)
-    by_call = call_verdicts(message, for_tool or (lambda tool: standard))
+    by_call = _verdicts(record, for_tool or (lambda tool: standard))
     verdicts = list(by_call.values())
     if not by_call or message.content:
         verdicts.append(whole)
@@ -249,7 +249,10 @@ def judged(
 
 def call_verdicts(message: AIMessage, for_tool: Callable[[str], Standard]) -> dict[str, Verdict]:
     """Judge each tool call of a message of `ChatSemGrad`, by its id; in a message that failed, none passes."""
-    record = _record_of(message)
+    return _verdicts(_record_of(message), for_tool)
+
+
+def _verdicts(record: MessageScores, for_tool: Callable[[str], Standard]) -> dict[str, Verdict]:
     return {
         id_: for_tool(call.name).judge(call.scores, record.failure, "tool_call").about(call.name)
         for id_, call in record.tool_calls.items()

@@ -1,4 +1,4 @@
-"""What a user has: a model behind whatever holds it, and settings of a generation, checked and put together."""
+"""The model behind its holder, and the settings of a generation, checked layer by layer."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _BESIDE = ("generation_config", "logits_processor", "stopping_criteria", "prefix
 _OF_GENERATE = {name for name in vars(GenerationConfig()) if not name.startswith("_")} - {"transformers_version"}
 NAMES = frozenset(_OF_GENERATE | set(_BESIDE) | set(_SYNONYMS) | {"seed", "stop"})
 
-_COLDEST = 0.01  # a temperature below it is none: dividing logits by it would leave the range of numbers
+_LEAST_TEMPERATURE = 0.01  # a temperature below it is none: dividing logits by it would leave the range of numbers
 _SEEDS = 2**63
 
 
@@ -81,7 +81,7 @@ def layer(*settings: Mapping[str, Any], owner: type[BaseModel], known: Collectio
         ConfigurationError: a name is unknown, a value has a wrong type or is out of range, or two of them contradict
             each other.
     """
-    found: dict[str, Any] = {}
+    merged: dict[str, Any] = {}
     written: dict[str, str] = {}
     for name, value in (item for mapping in settings for item in mapping.items()):
         if name not in NAMES:
@@ -89,23 +89,23 @@ def layer(*settings: Mapping[str, Any], owner: type[BaseModel], known: Collectio
         place = _SYNONYMS.get(name, name)
         if value is None and place in _Values.model_fields:
             continue
-        if place in found and not _same(found[place], value):
+        if place in merged and not _same(merged[place], value):
             raise ConfigurationError(
-                f"{owner.__name__}: {written[place]}={shown(found[place])} and {name}={shown(value)} contradict each "
+                f"{owner.__name__}: {written[place]}={shown(merged[place])} and {name}={shown(value)} contradict each "
                 "other; give one of them."
             )
-        found[place], written[place] = value, name
+        merged[place], written[place] = value, name
     try:
-        values = _Values.model_validate(found)
+        values = _Values.model_validate(merged)
     except ValidationError as error:
         raise ConfigurationError(first_fault(error, owner, written)) from None
-    found |= {name: getattr(values, name) for name in found if name in _Values.model_fields}
-    _check_agreement(found, written, owner)
-    return found
+    merged |= {name: getattr(values, name) for name in merged if name in _Values.model_fields}
+    _check_agreement(merged, written, owner)
+    return merged
 
 
 def stacked(*layers: Sequence[Mapping[str, Any]], owner: type[BaseModel]) -> dict[str, Any]:
-    """Check layers of settings, the earliest first, and let each stand over those before it.
+    """Check layers of settings, the earliest first, and put each over those before it.
 
     Raises:
         ConfigurationError: a setting is unknown, wrong, or contradicts another of its layer.
@@ -117,7 +117,7 @@ def stacked(*layers: Sequence[Mapping[str, Any]], owner: type[BaseModel]) -> dic
 
 
 def over(base: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
-    """Let a layer stand over an earlier one: what it says of length or of sampling replaces what was said of that."""
+    """Put a layer over an earlier one; settings of length or of sampling replace all the earlier ones of that."""
     gone: set[str] = set()
     if "max_new_tokens" in later or "max_length" in later:
         gone |= {"max_new_tokens", "max_length"}
@@ -149,58 +149,62 @@ def for_model(settings: Mapping[str, Any], prompt: int | None = None) -> dict[st
     Raises:
         PromptTooLongError: `max_length`, which counts the prompt too, leaves no token for the response.
     """
-    found = dict(settings)
-    config = found.get("generation_config")
+    merged = dict(settings)
+    config = merged.get("generation_config")
     if config is not None and config.max_length is not None and config.max_new_tokens is None:
-        found.setdefault("max_length", config.max_length)
-    if prompt is not None and (longest := found.pop("max_length", None)) is not None and "max_new_tokens" not in found:
+        merged.setdefault("max_length", config.max_length)
+    if (
+        prompt is not None
+        and (longest := merged.pop("max_length", None)) is not None
+        and "max_new_tokens" not in merged
+    ):
         if prompt >= longest:
             raise PromptTooLongError(
                 f"The prompt has {prompt} tokens, and max_length={longest} counts them too: none are left for the "
                 "response. Set max_tokens, which counts the response alone."
             )
-        found["max_new_tokens"] = longest - prompt
-    marks = found.pop("stop", None)
+        merged["max_new_tokens"] = longest - prompt
+    marks = merged.pop("stop", None)
     if marks:
-        found["stop_strings"] = list(marks)
-    if found.get("do_sample") is False or _greedy(found):
-        return {name: value for name, value in found.items() if name not in _SAMPLING} | {"do_sample": False}
-    if any(name in found for name in _SAMPLING):
-        found.setdefault("do_sample", True)
-    return found
+        merged["stop_strings"] = list(marks)
+    if merged.get("do_sample") is False or _greedy(merged):
+        return {name: value for name, value in merged.items() if name not in _SAMPLING} | {"do_sample": False}
+    if any(name in merged for name in _SAMPLING):
+        merged.setdefault("do_sample", True)
+    return merged
 
 
 def as_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Give the fields of the chat model that say the same: the standard ones plain, the others as `generation`."""
     plain = {field: settings.get(name) for field, name in FIELDS.items()}
-    others = {name: value for name, value in settings.items() if name not in FIELDS.values()}
+    further = {name: value for name, value in settings.items() if name not in FIELDS.values()}
     if settings.get("temperature") is not None:
-        others.pop("do_sample", None)  # the temperature says so already
-    return plain | {"generation": others}
+        further.pop("do_sample", None)  # the temperature says so already
+    return plain | {"generation": further}
 
 
 def _greedy(settings: Mapping[str, Any]) -> bool:
     temperature = settings.get("temperature")
-    return temperature is not None and temperature < _COLDEST
+    return temperature is not None and temperature < _LEAST_TEMPERATURE
 
 
 def _same(first: Any, second: Any) -> bool:
     return first is second or bool(first == second)
 
 
-def _check_agreement(found: Mapping[str, Any], written: Mapping[str, str], owner: type[BaseModel]) -> None:
-    temperature, sampled = found.get("temperature"), found.get("do_sample")
+def _check_agreement(merged: Mapping[str, Any], written: Mapping[str, str], owner: type[BaseModel]) -> None:
+    temperature, sampled = merged.get("temperature"), merged.get("do_sample")
     pairs = [
         ("do_sample", "temperature", sampled is False and bool(temperature)),
         ("do_sample", "temperature", sampled is True and temperature == 0),
-        ("do_sample", "top_p", sampled is False and found.get("top_p", 1) != 1),
-        ("max_new_tokens", "max_length", "max_new_tokens" in found and "max_length" in found),
+        ("do_sample", "top_p", sampled is False and merged.get("top_p", 1) != 1),
+        ("max_new_tokens", "max_length", "max_new_tokens" in merged and "max_length" in merged),
     ]
     for first, second, wrong in pairs:
         if wrong:
             raise ConfigurationError(
-                f"{owner.__name__}: {written[first]}={shown(found[first])} and {written[second]}="
-                f"{shown(found[second])} contradict each other; give one of them."
+                f"{owner.__name__}: {written[first]}={shown(merged[first])} and {written[second]}="
+                f"{shown(merged[second])} contradict each other; give one of them."
             )
 
 
@@ -208,7 +212,7 @@ LocalModel = tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]
 
 
 def local_model(source: Any, **loading: Any) -> LocalModel:
-    """Get model, tokenizer and generation settings out of whatever the user has.
+    """Get model, tokenizer and generation settings out of what holds them.
 
     Args:
         source: what `load_model` takes (a hub id, a folder, a GGUF file), a `(model, tokenizer)` pair, a

@@ -47,7 +47,7 @@ class Listener:
     def shown(self) -> Iterator[Shown]:
         """Yield all that can be shown so far, again and again, as it will stand in the message: without outer blanks.
 
-        What may turn out to be a stop text, a mark of reasoning or a blank at the end is kept back until that is known.
+        What may become a stop text, a mark of reasoning or a blank at the end waits until that is known.
         """
         text = ""
         for piece in self.streamer:
@@ -60,7 +60,7 @@ class Listener:
                     yield Shown(reasoning.rstrip(), _sure(text[place:].lstrip(), self._stop))
 
     def end(self) -> None:
-        """Hear no more; whatever happens to the generation, nobody is to wait for ever."""
+        """End the stream; a reader must not wait for ever, even if the generation fails."""
         self.streamer.text_queue.put(self.streamer.stop_signal)
 
 

@@ -1,4 +1,4 @@
-"""Routes as users pass them: what is taken for a route, and how one is tried, whatever it leaves out."""
+"""Routes as users pass them: what counts as a route, and how one is tried."""
 
 from __future__ import annotations
 

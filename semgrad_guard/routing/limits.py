@@ -28,7 +28,7 @@ def call_within(seconds: float | None, function: Callable[[], Any]) -> Any:
     def run() -> None:
         try:
             result.append(function())
-        except BaseException as error:  # handed to the waiting thread, whatever it is
+        except BaseException as error:  # of any kind: the waiting thread raises it
             failure.append(error)
 
     context = contextvars.copy_context()

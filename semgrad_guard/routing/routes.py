@@ -91,13 +91,13 @@ class ReviewAnswer(Settings):
         return self
 
     @classmethod
-    def of(cls, given: object) -> ReviewAnswer:
-        """Take a decision's name alone, or whatever can be read as an answer.
+    def of(cls, value: object) -> ReviewAnswer:
+        """Read an answer, or the name of its decision alone.
 
         Raises:
             ValidationError: (of pydantic) it is neither.
         """
-        return cls.model_validate({"decision": given} if isinstance(given, str) else given)
+        return cls.model_validate({"decision": value} if isinstance(value, str) else value)
 
 
 @runtime_checkable
@@ -145,7 +145,7 @@ class HumanReview(Settings):
         timeout_seconds: float | None = None,
         **unknown: Any,
     ) -> None:
-        """Set who is asked: a callback of either kind, or whoever reads the queue.
+        """Set who decides: a callback of either kind, or the readers of a queue.
 
         Args:
             callback: gets a `ReviewRequest`, gives a `ReviewAnswer`; async callers run it in a thread. A coroutine
@@ -236,7 +236,7 @@ def review_request(situation: Situation, tokens: tuple[TokenUncertainty, ...] = 
 
 
 def _in_words(conversation: Sequence[Any]) -> tuple[str, ...]:
-    """Show messages by who said what; a question alone needs no showing."""
+    """Put messages into lines, each with its role; a question alone needs none."""
     if len(conversation) < 2:
         return ()
     return tuple(
@@ -244,13 +244,13 @@ def _in_words(conversation: Sequence[Any]) -> tuple[str, ...]:
     )
 
 
-def review_outcome(given: object, situation: Situation) -> Outcome:
+def review_outcome(value: object, situation: Situation) -> Outcome:
     """Settle with what a human decides about the situation's draft.
 
     Raises:
         ValidationError: (of pydantic) that is no decision.
     """
-    answer = ReviewAnswer.of(given)
+    answer = ReviewAnswer.of(value)
     reason = f"reviewer: {answer.decision}"
     if answer.decision == "approve":
         return Outcome(True, reason, situation.draft.text, as_drafted=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -91,6 +91,7 @@ class ScoreKind:
 
 
 _SCORES: dict[str, ScoreKind] = {}
+measured: tuple[ScoreKind, ...] = ()  # those that a pass computes
 _RESERVED = ("auto", "fused", "confidence")
 
 
@@ -105,12 +106,21 @@ def register_score(kind: ScoreKind) -> None:
         raise ConfigurationError(f"There is a score {kind.name!r} already; expected another name.")
     if kind.read is None and kind.measure is None and kind.name not in Score.model_fields:
         raise ConfigurationError(f"ScoreKind({kind.name!r}): expected read or measure, since Score has no such field.")
+    if kind.name in Score.model_fields and (kind.read is not None or kind.measure is not None):
+        raise ConfigurationError(f"ScoreKind({kind.name!r}): Score has a field of that name; expected another name.")
     _SCORES[kind.name] = kind
+    _note_measured()
 
 
 def unregister_score(name: str) -> None:
     """Take a score off the list."""
     _SCORES.pop(name, None)
+    _note_measured()
+
+
+def _note_measured() -> None:
+    global measured
+    measured = tuple(kind for kind in _SCORES.values() if kind.measure is not None)
 
 
 def known_scores(use: Use | None = None) -> tuple[ScoreKind, ...]:
@@ -136,16 +146,11 @@ def known_score(name: str) -> ScoreKind:
     return _SCORES[name]
 
 
-def known_values(score: Score, names: Iterable[str]) -> dict[str, float | None]:
-    """Read those of the names that are known off a score; None stands for one that was not computed."""
-    return {name: _SCORES[name].value(score) for name in names if name in _SCORES}
-
-
 def measured_scores(log_probs: Tensor, entropies: Tensor) -> dict[str, float | None]:
     """Compute the scores that have a `measure`; one whose computation fails, or is not finite, is None."""
     values = {
         kind.name: as_number(_attempt(kind.name, partial(kind.measure, log_probs, entropies)))
-        for kind in known_scores()
+        for kind in measured
         if kind.measure is not None
     }
     return {name: value if math.isfinite(value) else None for name, value in values.items()}

@@ -33,6 +33,7 @@ from transformers import PreTrainedModel
 
 from semgrad_guard.model.replay import Head, Layout, Replay, replay
 from semgrad_guard.records import GenerationBatch, ReplayPath, Score
+from semgrad_guard.scoring import registry
 from semgrad_guard.scoring.registry import measured_scores
 from semgrad_guard.scoring.settings import Norm, Reduction, ScoringSettings
 
@@ -291,5 +292,5 @@ def as_score(measured: Measured, row: int, settings: ScoringSettings, layers: tu
         semgrad_unweighted=None if unweighted is None else float(unweighted.mean()),
         layers_unweighted=() if unweighted is None else tuple(unweighted.tolist()),
         later=tuple(tuple(token.tolist()) for token in later),
-        more=measured_scores(log_probs, entropies),
+        more=measured_scores(log_probs, entropies) if registry.measured else {},
     )

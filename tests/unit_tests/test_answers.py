@@ -6,8 +6,8 @@ import math
 import pytest
 from models import CHATML, INST, tiny_model, tiny_tokenizer
 
-from semgrad_guard import ConfigurationError, DataError, Profile, SemGradGuard, SemGradScorer
-from semgrad_guard.calibration import answers
+from semgrad_guard import ChatSemGrad, ConfigurationError, DataError, Profile, SemGradGuard, SemGradScorer
+from semgrad_guard.calibration import answers, from_examples
 from semgrad_guard.calibration.answers import answered, rescored
 from semgrad_guard.calibration.counts import Counts, labels_to_promise, questions_needed
 from semgrad_guard.calibration.examples import Example
@@ -306,3 +306,20 @@ def test_a_guard_keeps_a_journal_and_what_its_chain_asks(tmp_path, monkeypatch):
 def test_a_profile_is_fitted_on_a_model_that_scores():
     with pytest.raises(ConfigurationError, match=r"Profile\.fit\('gpt2'\): expected a ChatSemGrad or a SemGradScorer"):
         Profile.fit("gpt2", [])
+
+
+def test_a_text_that_answers_are_cut_before_is_not_taken_for_its_letters(monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        from_examples, "calibrated_on", lambda *args, **settings: calls.append(settings) or Calibrated()
+    )
+    llm = ChatSemGrad.from_model(tiny_model(), tiny_tokenizer(), stop="END")
+    Profile.fit(llm, [{"query": "Where?", "truthful answer": ["there"]}])
+    Profile.fit(llm.scorer, [{"query": "Where?"}], generation={"stop_strings": "END"})
+    assert [settings["stop"] for settings in calls] == [["END"], ["END"]]
+
+
+class Calibrated:
+    """What a calibration gives, in the place of one."""
+
+    profile = None
