@@ -23,10 +23,11 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 JUDGEMENTS = ROOT / "tests" / "mutants.md"
 
-# For each room, the tests about it. Of these, mutmut runs the ones that call the mutated function.
+# For each room, the tests about it. Of these, mutmut runs the ones that call the mutated function. Files whose tests
+# have blanks as parameters cannot be among them: mutmut does not find those again.
 ROOMS = {
     "routing": (
-        "guard", "guard_inputs", "retrieve", "escalate_and_raise", "human_review_queue", "own_routes", "timeouts",
+        "guard", "retrieve", "escalate_and_raise", "human_review_queue", "own_routes", "timeouts",
         "locks", "linear_time",
     ),
     "calibration": (
