@@ -92,7 +92,7 @@ bench: $(READY)
 
 # The same parts under pytest-benchmark, for work on the engine.
 benchmarks: $(READY)
-	$(BIN)/pytest tests/benchmarks
+	$(BIN)/pytest --benchmark-enable tests/benchmarks
 
 # Train the embedded model, fit its profile, measure it, and write the model card and every figure about it.
 embedded-model: $(READY)

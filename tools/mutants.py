@@ -23,7 +23,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 JUDGEMENTS = ROOT / "tests" / "mutants.md"
 
-# For each room, the tests about it. Of these, mutmut runs the ones that call the mutated function.
+# For each room, the tests about it. Of these, mutmut runs the ones that call the mutated function. Their
+# parameters have ids without backslashes: mutmut does not find others again.
 ROOMS = {
     "routing": (
         "guard", "guard_inputs", "retrieve", "escalate_and_raise", "human_review_queue", "own_routes", "timeouts",

@@ -17,6 +17,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 CAUSES = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "decisions.md").read_text(encoding="utf-8"), re.MULTILINE)
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+LONG = {"calibrate_and_guard.py", "reproduce_paper.py"}
 
 
 def test_every_cause_is_explained():
@@ -66,7 +67,10 @@ def test_the_readme_s_agent_answers_when_it_is_resumed(decision, tmp_path, monke
 
 @pytest.mark.enable_socket
 @pytest.mark.allow_hosts(["127.0.0.1"])  # one of them serves
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, id=path.name, marks=[pytest.mark.slow] * (path.name in LONG)) for path in EXAMPLES],
+)
 def test_examples_run(path, capsys):
     runpy.run_path(str(path), run_name="__main__")
     assert capsys.readouterr().out

@@ -4,6 +4,7 @@ import itertools
 import json
 import random
 import re
+import shutil
 from functools import cache
 from pathlib import Path
 
@@ -25,7 +26,9 @@ from semgrad_guard import (
     SemGradScorer,
     get_confidence,
 )
-from semgrad_guard.calibration.labels import contains
+from semgrad_guard.calibration.answers import answered
+from semgrad_guard.calibration.examples import read_examples
+from semgrad_guard.calibration.labels import contains, labeler
 from semgrad_guard.calibration.verdict import Standard
 from semgrad_guard.cli import app
 from semgrad_guard.demo import corpus, embedded_model, embedded_profile
@@ -213,6 +216,7 @@ def withheld_answers(subject):
     ]
 
 
+@pytest.mark.slow
 def test_measuring_names_and_wordings_are_in_no_training_row(trained_rows):
     texts = "\n".join(str(turn["content"]) for row in trained_rows for turn in row.messages)
     held_out = [wording for tool in tools() for wording in (*tool.held_out, *tool.lacking) if "{" not in wording]
@@ -283,7 +287,10 @@ def test_a_batch_keeps_its_order():
     assert get_confidence(messages[0]) < get_confidence(messages[1])
 
 
-def calibrate(data, out, *arguments):
+def calibrate(data, out, *arguments, answers=None):
+    """Run the command, with answers of a run before if there are some."""
+    if answers is not None:
+        shutil.copy(answers, out.with_name(f"{out.name}.answers"))
     result = CliRunner().invoke(app, ["calibrate", "--data", str(data), "--out", str(out), "--json", *arguments])
     return result.exit_code, result.stdout, result.stderr
 
@@ -298,8 +305,18 @@ def labelled_questions(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def answers(labelled_questions):
+    """The answers to them, as calibrations keep them: made once, since every calibration would make the same."""
+    path = labelled_questions.with_name("questions.answers")
+    examples, generation = read_examples(labelled_questions), {"max_new_tokens": 64, "do_sample": False}
+    answered(SemGradScorer(*embedded_model()), examples, labeler("match"), generation, journal=path)
+    return path
+
+
 @pytest.mark.slow
 def test_a_profile_calibrated_by_hand_keeps_its_promise(labelled_questions, tmp_path, scorer):
+    """All by itself, from questions to a profile."""
     code, out, err = calibrate(labelled_questions, tmp_path / "p.json", "--risk", "0.1", "--delta", "0.1")
     assert code == 0, err
     told = json.loads(out)
@@ -337,29 +354,32 @@ def test_the_prompt_token_can_be_searched_for(labelled_questions, tmp_path):
     SemGradGuard(embedded_model(), profile=tmp_path / "p.json").invoke("What is the capital of France?")
 
 
-def test_the_preservation_score_is_saved_and_places_where_labels_do_not(labelled_questions, tmp_path):
+def test_the_preservation_score_is_saved_and_places_where_labels_do_not(labelled_questions, answers, tmp_path):
     question_files.main(out=tmp_path)
     lines = (tmp_path / "paraphrases.jsonl").read_text(encoding="utf-8").splitlines()[:12]
     (tmp_path / "some.jsonl").write_text("\n".join(lines), encoding="utf-8")
     asked = labelled_questions.read_text(encoding="utf-8").splitlines()[::6]
     (tmp_path / "d.jsonl").write_text("\n".join(asked), encoding="utf-8")
     paraphrases = ("--paraphrases", str(tmp_path / "some.jsonl"))
-    code, out, err = calibrate(tmp_path / "d.jsonl", tmp_path / "p.json", "--coverage", "0.5", *paraphrases)
+    code, out, err = calibrate(
+        tmp_path / "d.jsonl", tmp_path / "p.json", "--coverage", "0.5", *paraphrases, answers=answers
+    )
     assert code == 0, err
     profile = Profile.load(tmp_path / "p.json")
     chosen = profile.preservation.position((3, 4, 5))
     assert (profile.position_from, profile.bound_to.scoring.token_position) == ("preservation", chosen)
     assert json.loads(out)["position"] == chosen
-    assert calibrate(tmp_path / "d.jsonl", tmp_path / "q.json", "--coverage", "0.5")[0] == 0
+    assert calibrate(tmp_path / "d.jsonl", tmp_path / "q.json", "--coverage", "0.5", answers=answers)[0] == 0
     plain = Profile.load(tmp_path / "q.json")
     assert (plain.position_from, plain.bound_to.scoring.token_position, plain.preservation) == ("template", 3, None)
 
 
-def test_hybridgrad_is_tuned_and_bound(labelled_questions, tmp_path):
-    code, _, err = calibrate(
-        labelled_questions, tmp_path / "p.json", "--method", "hybridgrad", "--risk", "0.3", "--no-search"
-    )
+@pytest.mark.slow
+def test_hybridgrad_is_tuned_and_bound(labelled_questions, answers, tmp_path):
+    arguments = ("--method", "hybridgrad", "--risk", "0.3", "--no-search")
+    code, _, err = calibrate(labelled_questions, tmp_path / "p.json", *arguments, answers=answers)
     assert code == 0, err
+    assert "900 answers from a run before are used" in err
     profile = Profile.load(tmp_path / "p.json")
     assert (profile.method, profile.answer.features) == ("hybridgrad", ("hybridgrad",))
     bound = profile.bound_to.scoring
@@ -371,6 +391,7 @@ def test_hybridgrad_is_tuned_and_bound(labelled_questions, tmp_path):
     assert scores.hybridgrad == pytest.approx(mixed)
 
 
+@pytest.mark.slow
 def test_second_answers_are_calibrated_apart(tmp_path):
     """Withheld facts are asked again with what BM25 finds; only those whose first answers do not pass."""
     asked = {i.prompt: i for s, n in (("known", 120), ("withheld", 240)) for i in questions(s, "fit")[:n]}
@@ -430,6 +451,7 @@ def test_an_interrupted_calibration_goes_on(labelled_questions, tmp_path, monkey
     assert calibrate(arguments[0], tmp_path / "q.json", *arguments[2:])[1] == out  # as if nothing had happened
 
 
+@pytest.mark.slow
 def test_a_guard_calibrates_itself(labelled_questions):
     bare = SemGradGuard(embedded_model(), score_threshold=1e9)
     lines = labelled_questions.read_text(encoding="utf-8").splitlines()
@@ -439,6 +461,7 @@ def test_a_guard_calibrates_itself(labelled_questions):
     assert bare.profile is None
 
 
+@pytest.mark.slow
 def test_a_judge_that_fails_now_and_then_does_not_lose_the_run(labelled_questions, caplog):
     """The embedded model cannot judge; a stand-in does, and once says neither yes nor no."""
     lines = [json.loads(line) for line in labelled_questions.read_text(encoding="utf-8").splitlines()[1::3]]
@@ -457,8 +480,8 @@ def test_a_judge_that_fails_now_and_then_does_not_lose_the_run(labelled_question
     assert told.startswith("No label for answer 1: DataError")
 
 
-def test_a_profile_without_labels_promises_coverage_only(labelled_questions, tmp_path):
-    code, out, err = calibrate(labelled_questions, tmp_path / "p.json", "--coverage", "0.5")
+def test_a_profile_without_labels_promises_coverage_only(labelled_questions, answers, tmp_path):
+    code, out, err = calibrate(labelled_questions, tmp_path / "p.json", "--coverage", "0.5", answers=answers)
     assert code == 0, err
     told = json.loads(out)
     assert told["confidence_is"] == "ordering"
@@ -469,7 +492,9 @@ def test_a_profile_without_labels_promises_coverage_only(labelled_questions, tmp
     assert "only an ordering and no probability" in asked.stdout.replace("\n", " ")
     asked = runner.invoke(app, ["ask", "What is the capital of France?", *profile, "--json"])
     assert json.loads(asked.stdout)["calibrated"] is False
-    checked = runner.invoke(app, ["check-profile", "--data", str(labelled_questions), *profile])
+    some = labelled_questions.read_text(encoding="utf-8").splitlines()[::10]
+    (tmp_path / "d.jsonl").write_text("\n".join(some), encoding="utf-8")
+    checked = runner.invoke(app, ["check-profile", "--data", str(tmp_path / "d.jsonl"), *profile])
     assert "only an ordering and no probability" in checked.stdout
 
 
@@ -526,9 +551,9 @@ def test_paraphrases_that_the_model_is_to_write_need_one_that_can(tmp_path):
         assert message in result.stderr.splitlines()[-1]
 
 
-def test_drift_is_seen(labelled_questions, tmp_path):
+def test_drift_is_seen(labelled_questions, answers, tmp_path):
     arguments = ("--risk", "0.2", "--delta", "0.2", "--method", "semgrad", "--no-search")
-    code, _, err = calibrate(labelled_questions, tmp_path / "p.json", *arguments)
+    code, _, err = calibrate(labelled_questions, tmp_path / "p.json", *arguments, answers=answers)
     assert code == 0, err
 
     def check(asked):

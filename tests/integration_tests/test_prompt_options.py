@@ -149,9 +149,10 @@ def test_examples_with_messages_are_calibrated_as_they_are_sent(folder, tmp_path
     assert "messages of its own" in err
 
 
+@pytest.mark.slow
 def test_evaluate_asks_with_the_profile_s_prompt_or_another(folder, tmp_path, prompts):
     lines = (folder / "d.jsonl").read_text(encoding="utf-8").splitlines()
-    (tmp_path / "d.jsonl").write_text("\n".join(lines[:12] + lines[-12:]), encoding="utf-8")
+    (tmp_path / "d.jsonl").write_text("\n".join(lines[:4] + lines[-4:]), encoding="utf-8")
     command = ("evaluate", "--data", tmp_path / "d.jsonl", "--methods", "semgrad", "--profile", folder / "p.json")
     query = json.loads(lines[0])["query"]
     code, _, err = run(*command, "--out", tmp_path / "own")

@@ -20,6 +20,7 @@ def llm():
     return ChatSemGrad.from_model(*embedded_model(), **settings)
 
 
+@pytest.mark.slow
 def test_where_passages_tell_more_is_right_than_from_memory(llm):
     compared = ways(llm, embedded_profile(), corpus())
     items = questions("withheld", "report")[:40]
@@ -28,6 +29,7 @@ def test_where_passages_tell_more_is_right_than_from_memory(llm):
     assert counts["guarded RAG"]["wrong"] < counts["plain RAG"]["wrong"] / 2
 
 
+@pytest.mark.slow
 def test_where_passages_tell_nothing_little_wrong_is_let_through(llm):
     compared = ways(llm, embedded_profile(), unrelated_passages())
     items = list(islice(hopeless(), 40))

@@ -73,7 +73,10 @@ def accepted(rng, n, risk, delta, parts):
 TOO_LOOSE = {0.2: 0.510, 0.1: 0.801}
 
 
-@pytest.mark.parametrize(("risk", "n"), [(0.2, 300), (0.2, 1000), (0.1, 1000)])
+@pytest.mark.parametrize(
+    ("risk", "n"),
+    [(0.2, 300), pytest.param(0.2, 1000, marks=pytest.mark.slow), pytest.param(0.1, 1000, marks=pytest.mark.slow)],
+)
 def test_the_promise_holds_when_the_split_is_stratified_by_label(risk, n):
     """Stratifying fixes how many wrong answers are tested; errors vary less, so that luck is rarer, not commoner."""
     delta, repeats, rng = 0.1, 400, np.random.default_rng(11)

@@ -179,7 +179,7 @@ BLANK = [
 ]
 
 
-@pytest.mark.parametrize("content", BLANK, ids=repr)
+@pytest.mark.parametrize("content", BLANK, ids=lambda content: type(content).__name__)
 @pytest.mark.parametrize("passages", ["optional", "in_prompt", "required"])
 def test_a_blank_question_is_not_asked_and_does_not_pass(content, passages):
     llm = scripted(0.99)

@@ -174,6 +174,27 @@ def test_one_that_gives_no_outcome_does_not_settle(outcome):
         assert message.content == "no"
         assert record(message)["steps"][1]["reason"].startswith("RouteError: ")
         assert "Outcome" in record(message)["steps"][1]["reason"]
+        if not callable(outcome):
+            assert f"Own gave a {type(outcome).__name__}" in record(message)["steps"][1]["reason"]
+
+
+def test_a_class_is_built_where_it_needs_nothing():
+    class Free:
+        decision = "free"
+
+        def __init__(self, text="free", *more, **settings):
+            self.text = text
+
+        def attempt(self, situation):
+            return Outcome(True, "reason", self.text)
+
+    class Needy(Free):
+        def __init__(self, place, text="free"):
+            super().__init__(text)
+
+    assert guard(0.1, routes=[Free]).invoke("Where?").content == "free"
+    with pytest.raises(ConfigurationError, match=r"^Needy is a class; pass an instance: Needy\(place\)\.$"):
+        guard(0.1, routes=[Needy])
 
 
 def test_a_blank_question_is_none_of_its_business():

@@ -91,6 +91,7 @@ def answered(tmp_path_factory):
     return scorer, evaluate(scorer, examples, labeler("match"), out=out), {i.prompt: i.reworded[:2] for i in asked}
 
 
+@pytest.mark.slow
 def test_every_token_at_once_is_each_by_itself(answered):
     scorer, results, others = answered
     kept = preservation(scorer.model, scorer.tokenizer, [[query, *rest] for query, rest in others.items()], last=4)

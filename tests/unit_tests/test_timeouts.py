@@ -35,6 +35,10 @@ def test_what_a_call_raises_is_raised(seconds):
         call_within(seconds, interrupted)
 
 
+def test_a_call_that_takes_too_long_does_not_keep_the_process():
+    assert call_within(10, lambda: threading.current_thread().daemon)
+
+
 def test_a_call_that_takes_too_long_is_left_alone():
     free = threading.Event()
     try:
