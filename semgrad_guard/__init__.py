@@ -7,8 +7,6 @@ import importlib
 import logging
 from typing import TYPE_CHECKING, Any
 
-from semgrad_guard.version import VERSION
-
 if TYPE_CHECKING:
     from semgrad_guard.calibration.examples import Example
     from semgrad_guard.calibration.labels import Labeler
@@ -50,8 +48,7 @@ if TYPE_CHECKING:
     from semgrad_guard.routing.limits import AtMost, RateLimit
     from semgrad_guard.routing.routes import Abstain, HumanReview, Raise, ReviewAnswer, ReviewRequest
     from semgrad_guard.scoring.budget import Budget
-    from semgrad_guard.scoring.scorer import SemGradScorer
-    from semgrad_guard.scoring.sentences import score_sentences
+    from semgrad_guard.scoring.scorer import SemGradScorer, score_sentences
 
 __all__ = [
     "Abstain",
@@ -108,7 +105,7 @@ __all__ = [
     "score_sentences",
 ]
 
-__version__ = VERSION
+__version__ = "0.1.0"
 
 # The module of each public name; the imports above say the same to type checkers and editors.
 _MODULES = {
@@ -162,7 +159,7 @@ _MODULES = {
     "get_scores": "langchain.metadata",
     "grounded_question": "routing.grounding",
     "judged_by": "langchain.judge",
-    "score_sentences": "scoring.sentences",
+    "score_sentences": "scoring.scorer",
 }
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import ast
-import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
@@ -36,10 +35,14 @@ def imports(rooms: dict[str, list[Path]]) -> dict[str, set[str]]:
     return edges
 
 
-def _imported(tree: ast.Module) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("semgrad_guard."):
-            yield node.module.split(".")[1]
+def _imported(node: ast.AST) -> Iterator[str]:
+    """Give the rooms that code imports when it runs."""
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        return
+    if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("semgrad_guard."):
+        yield node.module.split(".")[1]
+    for child in ast.iter_child_nodes(node):
+        yield from _imported(child)
 
 
 def picture(rooms: dict[str, list[Path]], edges: dict[str, set[str]]) -> str:
@@ -63,19 +66,13 @@ def _reached(room: str, edges: dict[str, set[str]], packages: list[str]) -> set[
 
 
 def table(rooms: dict[str, list[Path]]) -> str:
-    """List every module with its number of lines and what it says of itself."""
-    lines = ["| module | lines | what is in it |", "| --- | ---: | --- |"]
+    """List every module with what it says of itself."""
+    lines = ["| module | what is in it |", "| --- | --- |"]
     for path in (path for paths in rooms.values() for path in paths):
-        text = path.read_text(encoding="utf-8")
-        about = (ast.get_docstring(ast.parse(text)) or "").split("\n\n")[0].replace("\n", " ")
-        lines.append(f"| `{path.relative_to(PACKAGE).as_posix()}` | {len(text.splitlines())} | {about} |")
+        about = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        first = about.split("\n\n")[0].replace("\n", " ")
+        lines.append(f"| `{path.relative_to(PACKAGE).as_posix()}` | {first} |")
     return "\n".join(lines)
-
-
-def summary(rooms: dict[str, list[Path]]) -> str:
-    """Say how many modules there are, and how long they are."""
-    lengths = [len(path.read_text(encoding="utf-8").splitlines()) for paths in rooms.values() for path in paths]
-    return f"{len(lengths)} modules; the median has {statistics.median(lengths):.0f} lines, the longest {max(lengths)}."
 
 
 def way(calls: Iterable[tuple[str, str]]) -> str:
@@ -123,7 +120,7 @@ def written_into(page: str, parts: Mapping[str, str]) -> str:
 def drawn() -> dict[str, str]:
     """Draw what follows from the code alone."""
     rooms = modules()
-    return {"summary": summary(rooms), "picture": picture(rooms, imports(rooms)), "modules": table(rooms)}
+    return {"picture": picture(rooms, imports(rooms)), "modules": table(rooms)}
 
 
 def main(page: Annotated[Path, typer.Option(help="Page to write the parts into.")]) -> None:

@@ -8,6 +8,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from semgrad_guard import __version__
 from semgrad_guard.calibration.answers import Answered, Answers, answered, rescored
 from semgrad_guard.calibration.counts import FEWEST, Counts, questions_needed
 from semgrad_guard.calibration.examples import Example
@@ -21,7 +22,6 @@ from semgrad_guard.model.chat_template import semantic_position
 from semgrad_guard.model.fingerprint import fingerprint, precision, template_fingerprint
 from semgrad_guard.scoring.preservation import Preservation
 from semgrad_guard.scoring.scorer import SemGradScorer
-from semgrad_guard.version import VERSION
 
 Retry = Callable[[Sequence[Example]], Answers]
 """Asks questions once more, as a route does, and scores and labels the answers."""
@@ -155,7 +155,7 @@ def calibrated_profile(
         same: Method = "fused" if fitted.method == "fused" else method
         grounded = _calibrated(again, same, risk, delta, seed).section
     profile = Profile(
-        package=VERSION,
+        package=__version__,
         method=fitted.method,
         bound_to=bind(scorer, model, fitted.section, grounded, prompt=prompt),
         answer=fitted.section,
@@ -190,7 +190,7 @@ def covering_profile(
     scores = [item.score for item in rescored(scorer, answers.scored)]
     section = cover_section(scores, coverage=coverage, method=single)
     profile = Profile(
-        package=VERSION,
+        package=__version__,
         method=single,
         bound_to=bind(scorer, model, section, prompt=prompt),
         answer=section,

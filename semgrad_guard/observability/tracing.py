@@ -15,11 +15,11 @@ from uuid import UUID
 
 from langchain_core.messages import AIMessage, BaseMessage
 
+from semgrad_guard import __version__
 from semgrad_guard.errors import needs
 from semgrad_guard.langchain.drafts import in_metadata
 from semgrad_guard.langchain.messages import to_messages
 from semgrad_guard.observability.runs import RunTree, Start
-from semgrad_guard.version import VERSION
 
 with needs("otel", "Tracing needs opentelemetry"):
     from opentelemetry import context as contexts
@@ -94,7 +94,7 @@ class Tracing(RunTree[_Run]):
                 that a guard held back stay unseen, unless it has `record_drafts`.
         """
         super().__init__()
-        self._tracer = trace.get_tracer("semgrad_guard", VERSION, tracer_provider)
+        self._tracer = trace.get_tracer("semgrad_guard", __version__, tracer_provider)
         self._content = record_content
         self._lock = Lock()  # rows of a batch may be the first below their parent at once
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any, cast, overload
+from typing import Any, Literal, cast, overload
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,8 +17,8 @@ from semgrad_guard.model.check import check_model, check_tokenizer
 from semgrad_guard.model.generate import check_sequences, generate
 from semgrad_guard.model.load import revision, without_adapter_shell
 from semgrad_guard.model.replay import Head, Layout
-from semgrad_guard.model.text_spans import pieces
-from semgrad_guard.records import Generation, Score, TokenUncertainty
+from semgrad_guard.model.text_spans import pieces, sentence_spans, token_spans
+from semgrad_guard.records import Generation, LongScore, Score, SentenceScore, TokenUncertainty
 from semgrad_guard.scoring import observers
 from semgrad_guard.scoring.budget import Budget
 from semgrad_guard.scoring.observers import observed
@@ -343,3 +343,42 @@ class SemGradScorer:
                     "Give the whole prompt, generation prompt included."
                 )
         return self.token_position
+
+
+def score_sentences(
+    scorer: SemGradScorer,
+    generations: Sequence[Generation],
+    *,
+    aggregate: Literal["max", "mean"] = "max",
+    parameters: bool = True,
+) -> list[LongScore]:
+    """Score every sentence of each response by itself, all from one forward pass; each sentence costs one backward.
+
+    Args:
+        scorer: has generated them.
+        generations: what `scorer.generate` returned.
+        aggregate: how the sentences are read as one: by the most uncertain, or by their mean.
+        parameters: also compute `paragrad`, `exgrad` and `hybridgrad`.
+
+    Raises:
+        EmptyResponseError: a response has no text.
+    """
+    sentences = [sentence_spans(generation.text) for generation in generations]
+    for index, places in enumerate(sentences):
+        if not places:
+            raise EmptyResponseError(f"Response {index} has no text; there is no sentence to score.")
+    tokens = [
+        token_spans(scorer.tokenizer, generation.response_ids, generation.text, places)
+        for generation, places in zip(generations, sentences, strict=True)
+    ]
+    scores = scorer.score(generations, spans=tokens, parameters=parameters)
+    return [
+        LongScore(
+            sentences=tuple(
+                SentenceScore(text=generation.text[slice(*place)], tokens=span, score=score)
+                for place, span, score in zip(places, spans, sentence_scores, strict=True)
+            ),
+            aggregate=aggregate,
+        )
+        for generation, places, spans, sentence_scores in zip(generations, sentences, tokens, scores, strict=True)
+    ]

@@ -10,12 +10,12 @@ from typing import Any
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
+from semgrad_guard import __version__
 from semgrad_guard.observability.metrics import Metrics
 from semgrad_guard.serving import replies
 from semgrad_guard.serving.requests import ChatRequest, RefusedError, ScoreRequest, responses, shape_errors, told
 from semgrad_guard.serving.service import Service, Terms, in_json
 from semgrad_guard.serving.work import Engine
-from semgrad_guard.version import VERSION
 
 OPEN_PATHS = ("/healthz", "/readyz")  # the only ones without a key
 
@@ -56,7 +56,7 @@ def application(engine: Engine, terms: Terms | None = None, metrics: Metrics | N
 
     app = _Documented(
         title="semgrad-guard",
-        version=VERSION,
+        version=__version__,
         description="OpenAI-compatible completions of a local model that carry their confidence.",
         lifespan=lifespan,
         docs_url=None,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from langchain_core.messages import HumanMessage, convert_to_messages
 
+from semgrad_guard import __version__
 from semgrad_guard.calibration.verdict import Standard
 from semgrad_guard.errors import (
     BudgetError,
@@ -26,7 +27,6 @@ from semgrad_guard.records import Decision, Failure, Generation, Score, Step, To
 from semgrad_guard.scoring.registry import known_scores
 from semgrad_guard.scoring.scorer import SemGradScorer
 from semgrad_guard.serving.work import Judgement, Limits, ScoreAnswer, ScoreJob, Usage
-from semgrad_guard.version import VERSION
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def judgement(decision: Decision, *, with_calls: bool) -> Judgement:
         "steps": tuple(_without_texts(step) for step in decision.steps),
         "tool_calls": decision.tool_calls if with_calls else {},
     }
-    return Judgement(**record, score=_score(verdict.scores, verdict.method), version=VERSION)
+    return Judgement(**record, score=_score(verdict.scores, verdict.method), version=__version__)
 
 
 def _kind_only(reason: str) -> str:
@@ -153,7 +153,7 @@ def _judgement(verdict: Verdict) -> Judgement:
         verdict=verdict,
         steps=(Step(name="answer", settled=verdict.passed, confidence=verdict.confidence, reason=verdict.reason),),
         score=_score(verdict.scores, verdict.method),
-        version=VERSION,
+        version=__version__,
     )
 
 

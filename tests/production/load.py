@@ -28,7 +28,7 @@ import psutil
 import typer
 from tqdm import tqdm
 
-from semgrad_guard.version import VERSION
+from semgrad_guard import __version__
 from tools.embedded.questions import CLOSED_BOOK, questions
 
 _LOOKS = 10  # at memory, while it is under load
@@ -162,7 +162,7 @@ def report(found: dict[str, Seen], clients: int, seconds: float, long: Seen, mem
     growth = memory[-1] / memory[0] - 1
     return f"""# The HTTP service under load
 
-Written by `python tests/production/load.py --page docs/load.md`: version {VERSION}, the embedded model,
+Written by `python tests/production/load.py --page docs/load.md`: version {__version__}, the embedded model,
 {psutil.cpu_count()} cores ({platform.machine()}) that service and clients share; {clients} clients that each ask
 one question after another, {seconds:g} s for each service, in turns. Seconds are as clients see them.
 

@@ -12,7 +12,6 @@ import semgrad_guard
 PACKAGE = Path(semgrad_guard.__file__).parent
 # A room may import what stands above it in this list, and nothing else of the package.
 STAGES = [
-    "version",
     "errors",
     "settings",
     "_compat",

@@ -38,9 +38,9 @@ def test_the_guard_holds_it_back_though_its_score_is_fine():
 
 def test_the_message_says_so_and_keeps_its_scores():
     for message in both_ways(chat()):
-        record = record_of(message)
+        record = message.response_metadata["semgrad"]
         assert message.response_metadata["finish_reason"] == "length"
-        assert record["failure"] == REASON
+        assert record["failure"] == {"kind": "cut_off", "text": REASON}
         assert record["scores"] is not None
 
 

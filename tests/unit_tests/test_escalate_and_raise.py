@@ -85,8 +85,8 @@ def test_a_prompt_may_show_the_draft_with_its_confidence_and_scores():
     )
     message = both_ways(escalated(chain, prompt=prompt))
     assert message.content == "Human: q? Not draft?"
-    assert seen[0].confidence == pytest.approx(0.3)
-    assert seen[0].scores.semgrad == pytest.approx(0.7 / 0.3)
+    assert seen[0].verdict.confidence == pytest.approx(0.3)
+    assert seen[0].verdict.scores.semgrad == pytest.approx(0.7 / 0.3)
 
 
 @pytest.mark.parametrize(("confidence", "decision"), [(0.9, "escalate"), (0.3, "abstain")])

@@ -153,7 +153,7 @@ def test_a_human_sees_question_draft_scores_and_sources():
     guard(0.3, 0.5, routes=[Retrieve(PASSAGES), HumanReview(look)]).invoke("Where?")
     (request,) = seen
     assert (request.question, request.draft, request.sources[0].text) == ("Where?", "draft", "Paris is in France.")
-    assert request.scores.semgrad == pytest.approx(0.7 / 0.3)
+    assert request.verdict.scores.semgrad == pytest.approx(0.7 / 0.3)
 
 
 def test_a_decision_alone_is_enough_where_no_text_is_needed():

@@ -42,7 +42,7 @@ def complaints(source):
             found.append("calls np.load with allow_pickle")
         if name in ("yaml.load", "yaml.unsafe_load"):
             found.append(f"calls {name}")
-        if name.endswith(".from_pretrained"):
+        if name.endswith(".from_pretrained") and name != "ChatSemGrad.from_pretrained":  # which calls load_model
             if settings.get("trust_remote_code") != "False":
                 found.append(f"calls {name} without trust_remote_code=False")
             if "Tokenizer" not in name and settings.get("use_safetensors") != "True":

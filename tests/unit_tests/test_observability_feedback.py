@@ -102,7 +102,7 @@ def test_a_guard_that_raises_is_told_of(client):
     with pytest.raises(LowConfidenceError):
         guard(0.3, routes=[Raise()]).invoke("Where?", {"callbacks": [callback]})
     callback.close()
-    assert sent(client)[1][1]["value"] == "abstain"
+    assert sent(client)[1][1]["value"] == "raise"
 
 
 def test_a_client_that_fails_breaks_nothing(client, caplog):

@@ -1,5 +1,6 @@
 """The page about the structure is what the code says, and one question goes a short way."""
 
+import statistics
 from pathlib import Path
 
 from semgrad_guard import Abstain, SemGradGuard
@@ -23,6 +24,19 @@ def test_parts_of_a_page_are_put_between_their_marks():
 def test_no_room_imports_one_that_imports_it():
     edges = imports(modules())
     assert [(room, target) for room in edges for target in edges[room] if room in edges[target]] == []
+
+
+# Modules that are short for a reason: what alembic reads, and what both of the parts that use Ray share.
+SHORT = {"env.py", "0002_doubt.py", "cluster.py"}
+
+
+def test_a_module_is_one_sitting():
+    paths = [path for room in modules().values() for path in room]
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
+    assert len(paths) < 115
+    assert 150 <= statistics.median(lengths.values()) <= 250
+    assert {path.name for path, length in lengths.items() if length < 60} == SHORT
+    assert max(lengths.values()) <= 500
 
 
 def test_one_question_goes_a_short_way():

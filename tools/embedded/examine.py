@@ -8,6 +8,7 @@ from langchain_core.messages import AIMessage
 from scipy.stats import binomtest
 from tqdm.auto import tqdm
 
+from semgrad_guard import __version__
 from semgrad_guard.calibration.fit import Labelled, calibrate_section, fit_section, fused_features, threshold_passing
 from semgrad_guard.calibration.from_examples import bind
 from semgrad_guard.calibration.profile import Profile, Section
@@ -17,7 +18,6 @@ from semgrad_guard.langchain.scored_messages import judged, scored_messages
 from semgrad_guard.model.chat_template import encode_chat
 from semgrad_guard.records import AnswerKind, CallScores, Score
 from semgrad_guard.scoring.scorer import SemGradScorer
-from semgrad_guard.version import VERSION
 from tools.embedded.facts import relations, strata
 from tools.embedded.guesser import guesses
 from tools.embedded.questions import STRATA, Question, questions
@@ -114,7 +114,7 @@ def fit_profile(scorer: SemGradScorer) -> Profile:
     answers = [sample.labelled for item in examined for sample in _answers(item, "answer")]
     sections["answer"] = calibrate_section(answers, method="fused", **promise, seed=seed).section
     return Profile(
-        package=VERSION,
+        package=__version__,
         method="fused",
         bound_to=bind(scorer, "semgrad-guard embedded model", *sections.values()),
         label_source="exact match, case and full stop aside; tool calls by name and arguments",
