@@ -5,6 +5,7 @@ A name is imported when it is first used, so that `import semgrad_guard` loads n
 
 import importlib
 import logging
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -48,7 +49,9 @@ if TYPE_CHECKING:
     from semgrad_guard.routing.limits import AtMost, RateLimit
     from semgrad_guard.routing.routes import Abstain, HumanReview, Raise, ReviewAnswer, ReviewRequest
     from semgrad_guard.scoring.budget import Budget
+    from semgrad_guard.scoring.registry import ScoreKind, register_score
     from semgrad_guard.scoring.scorer import SemGradScorer, score_sentences
+    from semgrad_guard.scoring.settings import ScoringSettings
 
 __all__ = [
     "Abstain",
@@ -85,6 +88,8 @@ __all__ = [
     "Route",
     "RouteError",
     "Score",
+    "ScoreKind",
+    "ScoringSettings",
     "Search",
     "SemGradError",
     "SemGradGuard",
@@ -102,6 +107,7 @@ __all__ = [
     "get_scores",
     "grounded_question",
     "judged_by",
+    "register_score",
     "score_sentences",
 ]
 
@@ -143,6 +149,8 @@ _MODULES = {
     "Route": "routing.ladder",
     "RouteError": "errors",
     "Score": "records",
+    "ScoreKind": "scoring.registry",
+    "ScoringSettings": "scoring.settings",
     "Search": "langchain.routes",
     "SemGradError": "errors",
     "SemGradGuard": "langchain.guard",
@@ -159,6 +167,7 @@ _MODULES = {
     "get_scores": "langchain.metadata",
     "grounded_question": "routing.grounding",
     "judged_by": "langchain.judge",
+    "register_score": "scoring.registry",
     "score_sentences": "scoring.scorer",
 }
 
@@ -166,6 +175,11 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> Any:
+    if name == "TokenDoubt":
+        warnings.warn(
+            "TokenDoubt is TokenUncertainty now; the old name goes with the next release.", DeprecationWarning, 2
+        )
+        name = "TokenUncertainty"
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

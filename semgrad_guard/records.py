@@ -131,7 +131,11 @@ class Score(BaseModel):
     @property
     def span(self) -> tuple[int, ...]:
         """The former name of `layer_indices`."""
-        warnings.warn("Score.span is called layer_indices now.", DeprecationWarning, stacklevel=2)
+        warnings.warn(
+            "Score.span is layer_indices now; the old name goes with the next release.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
         return self.layer_indices
 
     def finite(self) -> bool:

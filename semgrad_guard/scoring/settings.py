@@ -109,7 +109,9 @@ def gathered(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     rest = dict(settings)
     if "span" in rest:
-        warnings.warn("span= is called layers= now and goes in the next release.", DeprecationWarning, stacklevel=3)
+        warnings.warn(
+            "span= is layers= now; the old name goes with the next release.", DeprecationWarning, stacklevel=3
+        )
         rest["layers"] = rest.pop("span")
     named = {name: rest.pop(name) for name in ScoringSettings.model_fields if name in rest}
     base = rest.pop("scoring", None) or ScoringSettings()

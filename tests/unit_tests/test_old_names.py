@@ -5,6 +5,7 @@ from langchain_core.runnables import RunnableLambda
 from models import tiny_model, tiny_tokenizer
 from scripted import profile, scripted
 
+import semgrad_guard
 from semgrad_guard import (
     AtMost,
     ChatSemGrad,
@@ -15,6 +16,7 @@ from semgrad_guard import (
     RateLimit,
     Retrieve,
     SemGradGuard,
+    TokenUncertainty,
     judged_by,
 )
 
@@ -86,3 +88,8 @@ def test_calibrate_is_calibrated(monkeypatch):
     with pytest.warns(DeprecationWarning, match=r"SemGradGuard\.calibrate is now SemGradGuard\.calibrated"):
         guard().calibrate([1], risk=0.2)
     assert calls == [(([1],), {"risk": 0.2})]
+
+
+def test_the_shares_of_tokens_go_by_their_former_name():
+    with pytest.warns(DeprecationWarning, match=_LAST):
+        assert semgrad_guard.TokenDoubt is TokenUncertainty

@@ -160,7 +160,7 @@ def test_an_answer_over_the_budget_is_not_to_be_trusted():
     )
     record = chat.invoke("q?").response_metadata["semgrad"]
     assert record["scores"] is None
-    assert record["failure"].startswith("scoring failed: BudgetError")
+    assert record["failure"]["text"].startswith("scoring failed: BudgetError")
 
 
 @pytest.mark.parametrize(("length", "response", "vocabulary"), [(64, 16, 2000), (256, 8, 500), (16, 32, 8000)])

@@ -102,7 +102,7 @@ def test_without_an_answer_nothing_is_to_be_trusted(text):
 
 def test_a_stop_text_within_the_reasoning_leaves_no_answer():
     message = thinker("<think>Well, well.</think>Oslo").invoke("q?", stop=["well"])
-    assert "inside its reasoning" in semgrad(message)["failure"]
+    assert "inside its reasoning" in semgrad(message)["failure"]["text"]
 
 
 def test_a_call_that_is_only_thought_of_is_none():
@@ -187,7 +187,7 @@ def test_a_call_that_does_not_stand_in_the_response_cannot_be_placed(name, argum
 
 def test_what_is_calibrated_is_the_answer_after_the_reasoning(monkeypatch):
     """As the guard shows and scores it: text, tokens, and what it is cut before; also when it is scored again."""
-    monkeypatch.setattr(answers, "not_its_own", lambda score: "")  # a random model would say none of this
+    monkeypatch.setattr(answers, "unlikely", lambda score: None)  # a random model would say none of this
     chat = thinker("<think>\nWell.\n</think>\n\nOslo.; more")
     chat.stop = [";"]
     message = chat.invoke("q?")

@@ -243,4 +243,4 @@ def test_without_scoring_nothing_is_scored_and_the_message_says_so(monkeypatch):
     model = chat()
     monkeypatch.setattr(SemGradScorer, "score", None)
     record = ChatSemGrad.from_llm(model, scored=False).invoke("Why?").response_metadata["semgrad"]
-    assert (record["scores"], record["failure"]) == (None, "scoring is switched off")
+    assert (record["scores"], record["failure"]["kind"]) == (None, "scoring_off")

@@ -22,6 +22,7 @@ from semgrad_guard.calibration.verdict import Standard
 from semgrad_guard.demo import embedded_model
 from semgrad_guard.evaluation.compare import choose, compare
 from semgrad_guard.evaluation.run import Result
+from semgrad_guard.langchain.metadata import get_decision, get_scores
 from semgrad_guard.records import Score
 from semgrad_guard.scoring.registry import ScoreKind, known_scores, register_score, unregister_score
 
@@ -53,17 +54,17 @@ def scored(count, seed=0):
 def test_a_guard_takes_a_threshold_on_it(kind):
     guard = SemGradGuard(embedded_model(), score_threshold=0.0, method=kind.name)
     passed = kind.direction == "certainty"  # where 0 is the least that passes
-    decision = guard.invoke("What is the capital of France?").response_metadata["semgrad"]
-    value = kind.value(Score.model_validate(decision["scores"]))
+    message = guard.invoke("What is the capital of France?")
+    value = kind.value(get_scores(message))
     assert value > 0
-    assert (decision["decision"] == "pass") is passed, decision["reason"]
+    assert (get_decision(message).decision == "pass") is passed
     standard = Standard(None, None, value, kind.name)
     given = score(layers=(1.0, value)) if kind is TOP_LAYER else score(more={kind.name: value})
     surer = value / 2 if kind is TOP_LAYER else value * 2
     for other, expected in ((value, True), (surer, True), (value**2 / surer, False)):
         changed = score(layers=(1.0, other)) if kind is TOP_LAYER else score(more={kind.name: other})
-        assert standard.judge(changed, "").passed is expected
-    assert f"{kind.name} of at {'least' if passed else 'most'}" in standard.judge(given, "").policy
+        assert standard.judge(changed, None).passed is expected
+    assert f"{kind.name} of at {'least' if passed else 'most'}" in standard.judge(given, None).policy
 
 
 def test_a_profile_is_calibrated_on_it_and_saved(kind, tmp_path):
@@ -138,7 +139,7 @@ def test_a_score_that_fails_passes_nothing(caplog):
         assert score_of_pass.finite()  # answers that another score judges do not depend on it
         assert Score.model_validate_json(score_of_pass.model_dump_json()) == score_of_pass
         for one in (broken, bad):
-            verdict = Standard(None, None, 1e9, one.name).judge(score_of_pass, "")
+            verdict = Standard(None, None, 1e9, one.name).judge(score_of_pass, None)
             assert not verdict.passed
             assert math.isnan(feature_values(score_of_pass, (one.name,))[0])
         assert "The score broken cannot be computed: ZeroDivisionError" in caplog.text
