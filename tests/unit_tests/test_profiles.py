@@ -470,7 +470,7 @@ def test_an_ordering_is_not_served_as_calibrated():
             ChatJob(messages=({"role": "user", "content": "q?"},)),
             ScoreJob(prompt_ids=(2, 40, 41, 42, 43, 44), response_ids=(50, 51, 1)),
         ]
-        assert [answer.judgement.calibrated for answer in worker.run(jobs)] == [calibrated] * 2
+        assert [answer.judgement.verdict.calibrated for answer in worker.run(jobs)] == [calibrated] * 2
 
 
 def test_an_evaluation_gives_an_ordering_no_calibration_error():
