@@ -10,6 +10,7 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from models import tiny_model, tiny_tokenizer
 from scripted import failure_of, profile, score_of, scripted
+from scripted import record as record_of
 
 from semgrad_guard import (
     Abstain,
@@ -160,14 +161,14 @@ def test_a_call_is_scored_over_its_name_and_values(scorer):
 )
 def test_a_call_that_cannot_be_run_is_not_to_be_trusted(scorer, text, failure):
     (message,) = scored_messages(scorer, [generation(scorer, text)], (), [WEATHER])
-    assert semgrad(message)["failure"].startswith(failure)
+    assert semgrad(message)["failure"]["text"].startswith(failure)
 
 
 def test_one_that_cannot_be_scored_does_not_take_the_others_with_it(scorer):
     good, bad = generation(scorer, "Oslo"), generation(scorer, "Rome")
     bad = Generation(bad.prompt_ids[-1:], bad.response_ids, bad.text, "stop")  # t* lies before its start
     messages = scored_messages(scorer, [good, bad, good], (), ())
-    failures = [semgrad(message)["failure"] for message in messages]
+    failures = [(semgrad(message)["failure"] or {}).get("text") for message in messages]
     assert [bool(failure) for failure in failures] == [False, True, False]
     assert "TokenPositionError" in failures[1]
     assert semgrad(messages[0])["scores"] == semgrad(messages[2])["scores"]
@@ -212,9 +213,9 @@ def guarded(message, *, sections=True, routes=None):
 
 def test_a_sure_call_goes_out_with_its_confidence():
     message = guarded(calling(0.9))
-    assert semgrad(message)["decision"] == "pass"
+    assert record_of(message)["decision"] == "pass"
     assert [call["name"] for call in message.tool_calls] == ["tool0"]
-    found = semgrad(message)["tool_calls"]["id0"]
+    found = record_of(message)["tool_calls"]["id0"]
     assert found["name"] == "tool0"
     assert found["confidence"] == pytest.approx(0.9)
     assert found["arguments"] == {"x": pytest.approx(0.45)}
@@ -222,30 +223,30 @@ def test_a_sure_call_goes_out_with_its_confidence():
 
 def test_the_least_sure_call_speaks_for_all():
     message = guarded(calling(0.95, 0.3, 0.9))
-    assert semgrad(message)["decision"] == "abstain"
-    assert semgrad(message)["confidence"] == pytest.approx(0.3)
-    assert semgrad(message)["reason"].startswith("tool1: confidence 0.300 is below")
+    assert record_of(message)["decision"] == "abstain"
+    assert record_of(message)["confidence"] == pytest.approx(0.3)
+    assert record_of(message)["reason"].startswith("tool1: confidence 0.300 is below")
     assert (message.content, message.tool_calls) == ("no", [])
 
 
 def test_text_beside_a_call_is_judged_too():
     doubtful = calling(0.9, content="Perhaps.")
     doubtful.response_metadata["semgrad"]["scores"] = score_of(0.1).model_dump(mode="json")
-    assert semgrad(guarded(doubtful))["decision"] == "abstain"
+    assert record_of(guarded(doubtful))["decision"] == "abstain"
 
 
 def test_a_call_that_failed_never_goes_out():
     message = guarded(calling(0.9, failure="it calls 'x', which is not among the tools: y"))
-    assert semgrad(message)["decision"] == "abstain"
-    assert semgrad(message)["tool_calls"]["id0"]["confidence"] == 0.0
+    assert record_of(message)["decision"] == "abstain"
+    assert record_of(message)["tool_calls"]["id0"]["confidence"] == 0.0
     assert message.tool_calls == []
 
 
 def test_without_a_section_for_calls_none_goes_out():
     message = guarded(calling(0.9), sections=False)
-    assert semgrad(message)["decision"] == "abstain"
-    assert semgrad(message)["tool_calls"]["id0"]["confidence"] is None
-    assert "no section for answers of the kind 'tool_call'" in semgrad(message)["reason"]
+    assert record_of(message)["decision"] == "abstain"
+    assert record_of(message)["tool_calls"]["id0"]["confidence"] is None
+    assert "no section for answers of the kind 'tool_call'" in record_of(message)["reason"]
 
 
 @pytest.mark.parametrize(("decision", "kept"), [("approve", 1), ("reject", 0), ("respond", 0)])
@@ -259,7 +260,7 @@ def test_a_human_lets_a_call_out_or_not(decision, kept):
     message = guarded(calling(0.1), routes=[HumanReview(reviewer)])
     assert seen == ["tool0(x=1)"]
     assert len(message.tool_calls) == kept
-    assert semgrad(message)["decision"] == "review"
+    assert record_of(message)["decision"] == "review"
 
 
 def test_a_score_that_is_not_finite_holds_the_call():
@@ -267,7 +268,7 @@ def test_a_score_that_is_not_finite_holds_the_call():
     call = broken.response_metadata["semgrad"]["tool_calls"]["id0"]
     call["scores"] = call["scores"] | {"semgrad": math.inf}
     message = guarded(broken)
-    assert (semgrad(message)["decision"], semgrad(message)["confidence"]) == ("abstain", 0.0)
+    assert (record_of(message)["decision"], record_of(message)["confidence"]) == ("abstain", 0.0)
 
 
 def test_histories_with_tools_reach_the_template():

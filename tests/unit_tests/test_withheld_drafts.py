@@ -204,7 +204,7 @@ def test_the_decision_is_announced_without_a_text(confidence, decision):
     runnable = guard(saying("draft", confidence))
     (event,) = [event for event in asyncio.run(events(runnable)) if event["event"] == "on_custom_event"]
     assert event["name"] == "semgrad.decision"
-    assert set(event["data"]) == {"decision", "confidence", "threshold", "reason"}
+    assert set(event["data"]) == {"decision", "answered", "cause", "confidence", "threshold", "reason"}
     assert (event["data"]["decision"], event["data"]["threshold"]) == (decision, 0.8)
     assert event["data"]["confidence"] == pytest.approx(confidence)
     listener = Listener()
