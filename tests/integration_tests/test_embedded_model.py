@@ -551,6 +551,7 @@ def test_paraphrases_that_the_model_is_to_write_need_one_that_can(tmp_path):
         assert message in result.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_drift_is_seen(labelled_questions, answers, tmp_path):
     arguments = ("--risk", "0.2", "--delta", "0.2", "--method", "semgrad", "--no-search")
     code, _, err = calibrate(labelled_questions, tmp_path / "p.json", *arguments, answers=answers)

@@ -70,6 +70,7 @@ def test_a_model_without_a_profile_is_compared_without_confidence(data, tmp_path
     assert "Confidence: Brier" not in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_methods_are_chosen_by_name(data, tmp_path):
     few = tmp_path / "few.jsonl"
     lines = data.read_text(encoding="utf-8").splitlines(keepends=True)

@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections import Counter
+from functools import cache
 
 import pytest
 from langchain_core.caches import InMemoryCache
@@ -249,6 +250,9 @@ def plain_chat(**settings):
     return ChatSemGrad.from_model(*PAIR, **settings)
 
 
+limited_chat = cache(plain_chat)  # building one checks the model's gradients
+
+
 def tokens(message):
     return message.usage_metadata["output_tokens"]
 
@@ -257,15 +261,15 @@ PLACES = {
     "construction": lambda settings: plain_chat(**settings).invoke("hi"),
     "class": lambda settings: ChatSemGrad(model=PAIR[0], tokenizer=PAIR[1], **settings).invoke("hi"),
     "generation": lambda settings: plain_chat(generation=settings).invoke("hi"),
-    "copy": lambda settings: ChatSemGrad.from_llm(plain_chat(max_tokens=9, temperature=0), **settings).invoke("hi"),
-    "bind": lambda settings: plain_chat(max_tokens=9).bind(**settings).invoke("hi"),
-    "call": lambda settings: plain_chat(max_tokens=9, temperature=0).invoke("hi", **settings),
-    "async call": lambda settings: asyncio.run(plain_chat(max_tokens=9).ainvoke("hi", **settings)),
-    "batch": lambda settings: plain_chat(max_tokens=9).batch(["hi", "hi"], **settings)[1],
+    "copy": lambda settings: ChatSemGrad.from_llm(limited_chat(max_tokens=9, temperature=0), **settings).invoke("hi"),
+    "bind": lambda settings: limited_chat(max_tokens=9).bind(**settings).invoke("hi"),
+    "call": lambda settings: limited_chat(max_tokens=9, temperature=0).invoke("hi", **settings),
+    "async call": lambda settings: asyncio.run(limited_chat(max_tokens=9).ainvoke("hi", **settings)),
+    "batch": lambda settings: limited_chat(max_tokens=9).batch(["hi", "hi"], **settings)[1],
     "stream": lambda settings: sum(
-        (chunks := list(plain_chat(max_tokens=9, temperature=0).stream("hi", **settings)))[1:], chunks[0]
+        (chunks := list(limited_chat(max_tokens=9, temperature=0).stream("hi", **settings)))[1:], chunks[0]
     ),
-    "guard": lambda settings: SemGradGuard(plain_chat(max_tokens=9), score_threshold=1e9).invoke("hi", **settings),
+    "guard": lambda settings: SemGradGuard(limited_chat(max_tokens=9), score_threshold=1e9).invoke("hi", **settings),
 }
 
 

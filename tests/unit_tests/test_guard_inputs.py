@@ -335,9 +335,19 @@ def test_a_wrong_setting_of_the_guard_is_one_line_of_ours(name):
     assert len(str(raised.value)) < 400
 
 
-@pytest.mark.parametrize("routes", [Abstain, [Abstain], Abstain(), (Abstain(),), iter([Abstain()]), [Raise, Abstain()]])
-def test_routes_may_come_alone_or_as_classes(routes):
-    guard = SemGradGuard(scripted(0.5), profile=profile(), routes=routes)
+ROUTES = {
+    "class": lambda: Abstain,
+    "classes": lambda: [Abstain],
+    "alone": Abstain,
+    "tuple": lambda: (Abstain(),),
+    "iterator": lambda: iter([Abstain()]),
+    "both": lambda: [Raise, Abstain()],
+}
+
+
+@pytest.mark.parametrize("form", ROUTES)
+def test_routes_may_come_alone_or_as_classes(form):
+    guard = SemGradGuard(scripted(0.5), profile=profile(), routes=ROUTES[form]())
     assert [type(route) for route in guard.routes][-1] is Abstain
     assert all(not isinstance(route, type) for route in guard.routes)
 

@@ -178,6 +178,33 @@ def test_one_that_gives_no_outcome_does_not_settle(outcome):
             assert f"Own gave a {type(outcome).__name__}" in record(message)["steps"][1]["reason"]
 
 
+def test_one_that_is_async_only_is_named_where_it_gives_no_outcome():
+    async def aattempt(self, situation):
+        return "text"
+
+    asking = guard(0.1, routes=[type("Own", (), {"decision": "x", "aattempt": aattempt})(), Abstain("no")])
+    assert "Own gave a str" in record(asyncio.run(asking.ainvoke("Where?")))["steps"][1]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("methods", "hint"),
+    [
+        (["as_retriever"], "to look things up with it, write Retrieve(...)"),
+        (["_get_relevant_documents"], "to look things up with it, write Retrieve(...)"),
+        (["submit", "wait"], "to put answers into it, write HumanReview(queue=...)"),
+        (["invoke"], "to ask it, write Escalate(...); to look things up with it, Retrieve(...)"),
+        (["__call__"], "to let it decide, write HumanReview(...)"),
+        (["submit"], "expected a list of routes, such as [Retrieve(retriever), Abstain()]"),
+        (["wait"], "expected a list of routes, such as [Retrieve(retriever), Abstain()]"),
+    ],
+)
+def test_what_is_no_route_is_answered_with_what_to_write(methods, hint):
+    thing = type("Thing", (), dict.fromkeys(methods, print))()
+    with pytest.raises(ConfigurationError) as raised:
+        guard(0.1, routes=[thing])
+    assert str(raised.value).endswith(f"it has no method attempt(situation); {hint}.")
+
+
 def test_a_class_is_built_where_it_needs_nothing():
     class Free:
         decision = "free"
