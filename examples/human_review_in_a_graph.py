@@ -26,6 +26,6 @@ for question in ("What is the capital of France?", "What is the capital of Zubro
     config = {"configurable": {"thread_id": question}}
     state = app.invoke({"messages": [("user", question)]}, config)
     for asked in state.get("__interrupt__", ()):
-        print(f"held back: {asked.value['draft']!r} to {asked.value['question']!r}: {asked.value['reason']}")
+        print(f"held back: {asked.value['draft']!r} to {asked.value['question']!r}: {asked.value['verdict']['reason']}")
         state = app.invoke(Command(resume={"decision": "respond", "text": "There is no such place."}), config)
     print(question, state["messages"][-1].content)

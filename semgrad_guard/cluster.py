@@ -35,8 +35,8 @@ def connected(cpus: int) -> Iterator[None]:
         yield
         return
     small = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
-    own: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else small
-    ray.init(runtime_env={"env_vars": _WORKERS}, logging_level=logging.WARNING, **own)
+    limits: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else small
+    ray.init(runtime_env={"env_vars": _WORKERS}, logging_level=logging.WARNING, **limits)
     try:
         yield
     finally:

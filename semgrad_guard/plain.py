@@ -99,21 +99,21 @@ class _Reader:
         return _short(known) if isinstance(known, str) else self.read(known, depth + 1)
 
     def _mapping(self, value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        entries: dict[str, Any] = {}
         for key, inner in value.items():
             if self._left < 0:
-                found[CUT] = CUT
+                entries[CUT] = CUT
                 break
-            found[key if type(key) is str and key.isascii() else _key(key)] = self.read(inner, depth + 1)
-        return found
+            entries[key if type(key) is str and key.isascii() else _key(key)] = self.read(inner, depth + 1)
+        return entries
 
     def _items(self, value: Any, depth: int) -> list[Any]:
-        found = []
+        values = []
         for inner in value:
-            found.append(self.read(inner, depth + 1))
+            values.append(self.read(inner, depth + 1))
             if self._left < 0:
                 break
-        return found
+        return values
 
 
 _SCALARS = (type(None), bool, int, float, str, bytes, bytearray, memoryview)

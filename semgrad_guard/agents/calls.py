@@ -70,11 +70,11 @@ def filter_tool_calls(
     Raises:
         ConfigurationError: a threshold is out of range.
     """
-    own = thresholds or {}
-    _check(threshold, *own.values())
+    limits = thresholds or {}
+    _check(threshold, *limits.values())
     sure, held = [], []
     for call in message.tool_calls:
-        record, least = confidence_of(message, call["id"]), own.get(call["name"], threshold)
+        record, least = confidence_of(message, call["id"]), limits.get(call["name"], threshold)
         confidence = record.confidence
         if _sure(confidence, least):
             sure.append(call)

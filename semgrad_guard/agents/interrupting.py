@@ -45,17 +45,17 @@ class InterruptReview(Settings):
         """Interrupt the run; when it resumes, take the decision."""
         if not _can_resume():
             return Outcome(True, _NO_GRAPH, error=ConfigurationError(_NO_GRAPH))
-        return _decided(situation, held_back(lambda: _plain(situation)).result())
+        return _decided(situation, drafted_now(lambda: _plain(situation)).result())
 
     async def aattempt(self, situation: Situation) -> Outcome:
         """Async twin of `attempt`."""
         if not _can_resume():
             return Outcome(True, _NO_GRAPH, error=ConfigurationError(_NO_GRAPH))
-        return _decided(situation, await held_back(lambda: _plain(situation)))
+        return _decided(situation, await drafted_now(lambda: _plain(situation)))
 
 
 @task
-def held_back(now: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def drafted_now(now: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Give what is held back now; in a run that resumes, LangGraph gives what was held back at first."""
     return now()
 

@@ -93,25 +93,25 @@ class Judge:
         self.profile = loaded
         self._answers = Standard(self.profile, answer_threshold, None, None)
         self._calls = Standard(self.profile, threshold, None, None)
-        self._tools = {name: Standard(self.profile, own, None, None) for name, own in (thresholds or {}).items()}
+        self._tools = {name: Standard(self.profile, least, None, None) for name, least in (thresholds or {}).items()}
         self._prepared: tuple[ChatSemGrad, ChatSemGrad] | None = None
 
-    def model(self, given: Any) -> ChatSemGrad:
+    def model(self, llm: Any) -> ChatSemGrad:
         """Give the model as it scores for the profile.
 
         Raises:
             ConfigurationError: it gives no scores.
             ProfileError: the profile belongs to another model.
         """
-        if not isinstance(given, ChatSemGrad):
+        if not isinstance(llm, ChatSemGrad):
             raise ConfigurationError(
-                f"The agent's model is a {type(given).__name__}, which gives no scores, so there is no confidence. "
+                f"The agent's model is a {type(llm).__name__}, which gives no scores, so there is no confidence. "
                 "Wrap the local model: create_agent(ChatSemGrad.from_model(model, tokenizer), ...)."
             )
         prepared = self._prepared
-        if prepared is None or prepared[0] is not given:  # building it takes a look at all weights
-            self.profile.check(given.fingerprint, template_fingerprint(given.tokenizer), precision(given.model))
-            self._prepared = prepared = given, chat_model_for(given, self.profile)
+        if prepared is None or prepared[0] is not llm:  # building it takes a look at all weights
+            self.profile.check(llm.fingerprint, template_fingerprint(llm.tokenizer), precision(llm.model))
+            self._prepared = prepared = llm, chat_model_for(llm, self.profile)
         return prepared[1]
 
     def judged(self, message: AIMessage, messages: Sequence[BaseMessage]) -> JudgedMessage:

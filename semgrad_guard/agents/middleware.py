@@ -76,9 +76,9 @@ class ConfidenceMiddleware(AgentMiddleware[Any, Any, Any]):
             ProfileError: the file is no profile.
         """
         super().__init__()
-        for name, given, known in (("calls", calls, get_args(Calls)), ("answers", answers, get_args(Answers))):
-            if given not in known:
-                raise ConfigurationError(f"{name}={given!r}: expected one of {', '.join(known)}.")
+        for name, value, known in (("calls", calls, get_args(Calls)), ("answers", answers, get_args(Answers))):
+            if value not in known:
+                raise ConfigurationError(f"{name}={value!r}: expected one of {', '.join(known)}.")
         if retries < 0:
             raise ConfigurationError(f"retries={retries}: expected 0 or more.")
         self._judge = Judge(profile, threshold, thresholds, answer_threshold)
@@ -97,7 +97,7 @@ class ConfidenceMiddleware(AgentMiddleware[Any, Any, Any]):
         prepared = self._prepared(request)
         with _out_of_streams():
             response = handler(prepared)
-        return self._settled(response, request)
+        return self._settle(response, request)
 
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
@@ -106,7 +106,7 @@ class ConfidenceMiddleware(AgentMiddleware[Any, Any, Any]):
         prepared = self._prepared(request)
         with _out_of_streams():
             response = await handler(prepared)
-        return self._settled(response, request)
+        return self._settle(response, request)
 
     def after_model(self, state: Any, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """Ask a human about the held calls; when the run resumes, go on from what stands in the message.
@@ -165,26 +165,26 @@ class ConfidenceMiddleware(AgentMiddleware[Any, Any, Any]):
             )
         return request.override(model=self._judge.model(request.model))
 
-    def _settled(self, response: ModelResponse[Any], request: ModelRequest[Any]) -> ModelResponse[Any]:
-        message, *others = response.result
+    def _settle(self, response: ModelResponse[Any], request: ModelRequest[Any]) -> ModelResponse[Any]:
+        message, *rest = response.result
         if not isinstance(message, AIMessage):
             raise ConfigurationError(f"The model gave a message of type {message.type!r}; expected one of type 'ai'.")
         judged = self._judge.judged(message, request.messages)
-        whole = replace(response, result=[judged.message, *others])
+        whole = replace(response, result=[judged.message, *rest])
         if judged.passed:
             return whole
         if response.structured_response is not None or not message.tool_calls:
             return whole if self._answers == "annotate" else ModelResponse(result=[self._withheld(judged)])
         if self._calls == "annotate":
             return whole
-        held = _held(judged.message, others)
+        held = _held(judged.message, rest)
         if held and self._calls == "block":
             if _times_blocked(request.messages) >= self._retries:
                 return ModelResponse(result=[self._withheld(judged)])
-            return replace(response, result=[*_blocked(judged, held), *others])
+            return replace(response, result=[*_blocked(judged, held), *rest])
         # Text beside calls goes out with sure ones only, and if it is sure itself.
         seen = judged.rewritten("review" if held else "abstain", calls=message.tool_calls)
-        return replace(response, result=[seen, *others])
+        return replace(response, result=[seen, *rest])
 
     def _withheld(self, judged: JudgedMessage) -> AIMessage:
         return judged.rewritten("abstain", text=self._abstention)
@@ -230,12 +230,12 @@ def _blocked(judged: JudgedMessage, held: Mapping[str | None, str]) -> list[Base
     """Empty the held calls, and tell the model of each why it was not run, and which argument is least sure."""
     message = judged.message
     calls = [call | {"args": {}} if call["id"] in held else call for call in message.tool_calls]
-    told = [
+    refusals = [
         _not_run(call, held[call["id"]], _least_sure(message, call))
         for call in message.tool_calls
         if call["id"] in held
     ]
-    return [judged.rewritten("abstain", calls=calls), *told]
+    return [judged.rewritten("abstain", calls=calls), *refusals]
 
 
 def _not_run(call: ToolCall, why: str, least_sure: str) -> ToolMessage:

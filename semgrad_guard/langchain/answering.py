@@ -100,9 +100,9 @@ def chat_model_for(llm: Any, profile: Profile | None) -> ChatSemGrad:
 class Asking:
     """One question on its way through the guard: how it is asked, first and again, and how answers are judged."""
 
-    def __init__(self, manner: Manner, given: LanguageModelInput, settings: dict[str, Any]) -> None:
+    def __init__(self, manner: Manner, input: LanguageModelInput, settings: dict[str, Any]) -> None:
         """Take the question from the input of the guard; `settings` are those of the generation."""
-        question = question_in(given)
+        question = question_in(input)
         self._manner, self._messages, self._settings = manner, question.messages, settings
         self._index, self._question, self.blank = question.place, question.text, question.blank
         self._grounded = manner.passages == "in_prompt" or question.after_tools
@@ -243,7 +243,7 @@ def _verdict(answer: Answer) -> dict[str, Any]:
     )
 
 
-def outgoing(resolution: Resolution) -> AIMessage:
+def message_of(resolution: Resolution) -> AIMessage:
     """Give the message of a resolution; where the model's answer is withheld, nothing of it is left but its usage.
 
     Raises:
@@ -282,7 +282,7 @@ def answer(
         LowConfidenceError: a route wants that.
     """
     asking = Asking(manner, question, settings)
-    return settled(asking, asking.first(), routes)
+    return settle(asking, asking.first(), routes)
 
 
 async def aanswer(
@@ -290,10 +290,10 @@ async def aanswer(
 ) -> AIMessage:
     """Async twin of `answer`."""
     asking = Asking(manner, question, settings)
-    return await asettled(asking, await asking.afirst(), routes)
+    return await asettle(asking, await asking.afirst(), routes)
 
 
-def settled(asking: Asking, draft: Answer, routes: Sequence[Route]) -> AIMessage:
+def settle(asking: Asking, draft: Answer, routes: Sequence[Route]) -> AIMessage:
     """Let routes settle a draft that is not sure enough, announce the decision, and give the message that goes out.
 
     Raises:
@@ -312,10 +312,10 @@ def settled(asking: Asking, draft: Answer, routes: Sequence[Route]) -> AIMessage
     except StopIteration as end:
         resolution: Resolution = end.value
     dispatch_custom_event(DECIDED, _announced(resolution.decision))
-    return outgoing(resolution)
+    return message_of(resolution)
 
 
-async def asettled(asking: Asking, draft: Answer, routes: Sequence[Route]) -> AIMessage:
+async def asettle(asking: Asking, draft: Answer, routes: Sequence[Route]) -> AIMessage:
     """Async twin of `settled`."""
     ladder = climb(draft, _applicable(asking, routes))
     try:
@@ -330,7 +330,7 @@ async def asettled(asking: Asking, draft: Answer, routes: Sequence[Route]) -> AI
     except StopIteration as end:
         resolution: Resolution = end.value
     await adispatch_custom_event(DECIDED, _announced(resolution.decision))
-    return outgoing(resolution)
+    return message_of(resolution)
 
 
 def _applicable(asking: Asking, routes: Sequence[Route]) -> Sequence[Route]:

@@ -386,7 +386,7 @@ class BatchedChatModel(BaseChatModel):
 
             with ContextThreadPoolExecutor(max_workers=len(batch)) as pool:
                 futures = [pool.submit(taking_part, index) for index in batch]
-            done += _settled([future.exception() or future.result() for future in futures], return_exceptions)
+            done += _returned([future.exception() or future.result() for future in futures], return_exceptions)
         return done
 
     async def atogether(
@@ -402,7 +402,7 @@ class BatchedChatModel(BaseChatModel):
                     return await row(index)
 
             results = await asyncio.gather(*map(taking_part, batch), return_exceptions=True)
-            done += _settled(results, return_exceptions)
+            done += _returned(results, return_exceptions)
         return done
 
     def _batches(self, rows: int, most: int | None) -> list[range]:
@@ -417,7 +417,7 @@ class BatchedChatModel(BaseChatModel):
         )
 
 
-def _settled(results: Sequence[Any], return_exceptions: bool) -> list[Any]:
+def _returned(results: Sequence[Any], return_exceptions: bool) -> list[Any]:
     """Raise the first failure, unless exceptions are to be given back like answers."""
     for outcome in results:
         if isinstance(outcome, BaseException) and not (return_exceptions and isinstance(outcome, Exception)):

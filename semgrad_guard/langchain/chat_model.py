@@ -21,7 +21,7 @@ from semgrad_guard.errors import AbandonedError, ConfigurationError
 from semgrad_guard.langchain.batching import BatchedChatModel, Request
 from semgrad_guard.langchain.messages import offered, to_messages, to_template
 from semgrad_guard.langchain.metadata import get_message_scores
-from semgrad_guard.langchain.scored_messages import asked_for, scored_messages
+from semgrad_guard.langchain.scored_messages import scored_messages, top_logprobs_of
 from semgrad_guard.langchain.source import (
     FIELDS,
     NAMES,
@@ -430,7 +430,7 @@ class ChatSemGrad(ConfiguredChatModel):
         choice, schemas = of_call.pop("tool_choice", None), list(of_call.pop("tools", None) or ())
         of_call.pop("stream", None)
         of_call.pop("ls_structured_output_format", None)
-        most = asked_for(of_call) if of_call.keys() & {"logprobs", "top_logprobs"} else None
+        most = top_logprobs_of(of_call) if of_call.keys() & {"logprobs", "top_logprobs"} else None
         combined = self._settings(stop, of_call)
         turns = to_template(messages)
         prompt = encode_chat(self.tokenizer, turns, tools=schemas)

@@ -26,11 +26,11 @@ from semgrad_guard.langchain.answering import (
     Passages,
     aanswer,
     answer,
-    asettled,
+    asettle,
     chat_model_for,
     last_of_stream,
     profile_of,
-    settled,
+    settle,
 )
 from semgrad_guard.langchain.chat_model import ChatSemGrad
 from semgrad_guard.langchain.messages import (
@@ -339,7 +339,7 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
         asking, shown = Asking(self._manner(settings), next(questions), settings), ""
         for part in asking.streamed():
             if isinstance(part, Answer):
-                yield last_of_stream(settled(asking, part, self.routes), shown)
+                yield last_of_stream(settle(asking, part, self.routes), shown)
             elif part:
                 shown += part
                 yield AIMessageChunk(content=part)
@@ -350,7 +350,7 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
         asking, shown = Asking(self._manner(settings), await anext(questions), settings), ""
         async for part in asking.astreamed():
             if isinstance(part, Answer):
-                yield last_of_stream(await asettled(asking, part, self.routes), shown)
+                yield last_of_stream(await asettle(asking, part, self.routes), shown)
             elif part:
                 shown += part
                 yield AIMessageChunk(content=part)

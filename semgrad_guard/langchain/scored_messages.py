@@ -34,13 +34,13 @@ from semgrad_guard.scoring.scorer import SemGradScorer, TokenSpan
 logger = logging.getLogger(__name__)
 
 
-def asked_for(given: dict[str, Any]) -> int | None:
+def top_logprobs_of(settings: dict[str, Any]) -> int | None:
     """Take `logprobs` and `top_logprobs` out of what a call was given: how many alternatives; None for nothing.
 
     Raises:
         ConfigurationError: `top_logprobs` without `logprobs=True`, or no whole number >= 0.
     """
-    logprobs, most = given.pop("logprobs", None), given.pop("top_logprobs", None)
+    logprobs, most = settings.pop("logprobs", None), settings.pop("top_logprobs", None)
     if most is not None and not (logprobs and isinstance(most, int) and most >= 0):
         raise ConfigurationError(
             f"logprobs={logprobs!r}, top_logprobs={most!r}: expected logprobs=True and a whole number >= 0."
@@ -58,8 +58,8 @@ def as_openai(tokenizer: PreTrainedTokenizerBase, log_probs: Sequence[TokenLogPr
 
     return {
         "content": [
-            {**entry(found.token, found.log_prob), "top_logprobs": [entry(*other) for other in found.top]}
-            for found in log_probs
+            {**entry(step.token, step.log_prob), "top_logprobs": [entry(*other) for other in step.top]}
+            for step in log_probs
         ]
     }
 
@@ -170,8 +170,8 @@ def _spans(scorer: SemGradScorer, generation: Generation, response: Response) ->
     answer = generation.response_ids[response.start :]
     for call in response.parsed.calls:
         places = [call.name_at, *call.values_at.values()]
-        found = token_spans(scorer.tokenizer, answer, response.text, places)
-        pieces = [(start + response.start, stop + response.start) for start, stop in found]
+        places_in_tokens = token_spans(scorer.tokenizer, answer, response.text, places)
+        pieces = [(start + response.start, stop + response.start) for start, stop in places_in_tokens]
         spans += [pieces, *pieces[1:]]
     return spans
 
@@ -205,8 +205,8 @@ def _misfit(parsed: ParsedResponse, tools: Sequence[dict[str, Any]]) -> Failure 
     for call in parsed.calls:
         if call.name not in listed:
             return _invalid_call(f"it calls {call.name!r}, which is not among the tools: {', '.join(sorted(listed))}")
-        known, given = listed[call.name].get("properties", {}), set(call.arguments)
-        missing, unknown = set(listed[call.name].get("required", ())) - given, given - set(known)
+        known, present = listed[call.name].get("properties", {}), set(call.arguments)
+        missing, unknown = set(listed[call.name].get("required", ())) - present, present - set(known)
         if missing or unknown:
             what = f"lacks {sorted(missing)}" if missing else f"has {sorted(unknown)}, which it does not take"
             return _invalid_call(f"the call of {call.name!r} {what}")

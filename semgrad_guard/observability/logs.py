@@ -28,9 +28,9 @@ class PlainFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Give the line, whatever another formatter may have left on the record."""
-        own = copy.copy(record)
-        own.exc_text = None
-        return super().format(own)
+        copied = copy.copy(record)
+        copied.exc_text = None
+        return super().format(copied)
 
     def formatException(self, ei: _Failure) -> str:  # noqa: N802  (logging's own name)
         """Tell type and place."""

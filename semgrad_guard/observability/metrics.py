@@ -159,7 +159,7 @@ class _Reviews(Collector):
         """Give the metrics."""
         up, reviews, oldest = _review_metrics()
         try:
-            found = self._statistics()
+            statistics = self._statistics()
         except Exception as error:  # whatever the database may raise; the other metrics are wanted all the more
             logger.warning("The review queue cannot be asked: %s", described(error))
             up.add_metric([], 0)
@@ -167,8 +167,8 @@ class _Reviews(Collector):
             return
         up.add_metric([], 1)
         for status in get_args(Status):
-            reviews.add_metric([status], found.counts.get(status, 0))
-        oldest.add_metric([], found.oldest or 0.0)
+            reviews.add_metric([status], statistics.counts.get(status, 0))
+        oldest.add_metric([], statistics.oldest or 0.0)
         yield from (up, reviews, oldest)
 
 

@@ -56,7 +56,7 @@ class RunTree(BaseCallbackHandler, Generic[R]):
         """Take note of a run."""
 
     @abstractmethod
-    def ended(self, run: R, id_: UUID, given: Any, output: Any, error: BaseException | None) -> None:
+    def ended(self, run: R, id_: UUID, inputs: Any, output: Any, error: BaseException | None) -> None:
         """Close the note of a run; `given` is what it was given, if that was not known when it began."""
 
     @abstractmethod
@@ -127,7 +127,7 @@ class RunTree(BaseCallbackHandler, Generic[R]):
 
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> Any:
         """Close the note."""
-        self._ended(run_id, outputs, given=kwargs.get("inputs"))
+        self._ended(run_id, outputs, inputs=kwargs.get("inputs"))
 
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **kwargs: Any) -> Any:
         """Close the note."""
@@ -171,10 +171,10 @@ class RunTree(BaseCallbackHandler, Generic[R]):
 
         self._safely(note)
 
-    def _ended(self, id_: UUID, output: Any, error: BaseException | None = None, *, given: Any = None) -> None:
+    def _ended(self, id_: UUID, output: Any, error: BaseException | None = None, *, inputs: Any = None) -> None:
         run = self._runs.pop(id_, None)
         if run is not None:
-            self._safely(lambda: self.ended(run, id_, given, output, error))
+            self._safely(lambda: self.ended(run, id_, inputs, output, error))
 
     def _safely(self, work: Callable[[], None]) -> None:
         try:
@@ -189,8 +189,8 @@ def attach(handler: BaseCallbackHandler) -> None:
 
 
 def _message(generations: Sequence[Sequence[Any]]) -> BaseMessage | None:
-    found = next((one for own in generations for one in own), None)
-    return found.message if isinstance(found, ChatGeneration) else None
+    first = next((one for row in generations for one in row), None)
+    return first.message if isinstance(first, ChatGeneration) else None
 
 
 CONFIDENCE, DECISION = "semgrad_confidence", "semgrad_decision"
@@ -262,7 +262,7 @@ class FeedbackCallback(RunTree[_Root]):
         """Keep the decision until the first run ends."""
         run.decisions.append(decision)
 
-    def ended(self, run: _Root, id_: UUID, given: Any, output: Any, error: BaseException | None) -> None:
+    def ended(self, run: _Root, id_: UUID, inputs: Any, output: Any, error: BaseException | None) -> None:
         """Send."""
         if id_ != run.id or not run.decisions:
             return

@@ -109,7 +109,7 @@ class Tracing(RunTree[_Run]):
                 self._begin_step(run, parent)
         return run
 
-    def ended(self, run: _Run, id_: UUID, given: Any, output: Any, error: BaseException | None) -> None:
+    def ended(self, run: _Run, id_: UUID, inputs: Any, output: Any, error: BaseException | None) -> None:
         """End the span, with what came of the run."""
         with self._lock:
             run.over = True
@@ -121,7 +121,7 @@ class Tracing(RunTree[_Run]):
             if run.step in _STEPS and isinstance(output, Mapping):
                 _set(run.span, {f"semgrad.{name}": output.get(name) for name in _STEPS[run.step][1]})
             elif run.step in ("chat", "generate"):
-                self._end_chat(run, run.start.given if given is None else given, output)
+                self._end_chat(run, run.start.given if inputs is None else inputs, output)
         finally:
             run.span.end()
 
@@ -129,14 +129,14 @@ class Tracing(RunTree[_Run]):
         """Add the event."""
         with self._lock:
             span = self._guard_span(run)
-        told = {
+        attributes = {
             EVALUATION_NAME: "semgrad",
             EVALUATION_VALUE: decision["confidence"],
             EVALUATION_LABEL: decision["decision"],
             EVALUATION_EXPLANATION: decision["reason"] if self._content else None,
         }
         if span is not None:
-            span.add_event(EVALUATION, {name: value for name, value in told.items() if value is not None})
+            span.add_event(EVALUATION, {name: value for name, value in attributes.items() if value is not None})
 
     def _begin_chat(self, run: _Run) -> None:
         provider, model = (run.start.metadata.get(f"ls_{name}") for name in ("provider", "model_name"))
@@ -154,11 +154,11 @@ class Tracing(RunTree[_Run]):
 
     def _begin_step(self, run: _Run, parent: _Run) -> None:
         name, _ = _STEPS[run.start.name]
-        given, metadata = run.start.given, run.start.metadata
-        if in_metadata(name) in metadata and given == {name: metadata[in_metadata(name)]}:
+        inputs, metadata = run.start.given, run.start.metadata
+        if in_metadata(name) in metadata and inputs == {name: metadata[in_metadata(name)]}:
             run.step = run.start.name
             self._guard_span(parent)
-            _set(self._begin(run, f"semgrad.{run.step}"), {f"semgrad.{name}": given[name]})
+            _set(self._begin(run, f"semgrad.{run.step}"), {f"semgrad.{name}": inputs[name]})
 
     def _guard_span(self, run: _Run) -> Span | None:
         """Give the span of a run that turns out to be a guard's; None if it is over."""
@@ -177,7 +177,7 @@ class Tracing(RunTree[_Run]):
         run.span = self._tracer.start_span(name, above, kind, start_time=run.begun)
         return run.span
 
-    def _end_chat(self, run: _Run, given: Any, output: Any) -> None:
+    def _end_chat(self, run: _Run, inputs: Any, output: Any) -> None:
         message = output if isinstance(output, AIMessage) else None
         if run.guard is not None:
             _add(run.guard.usage, message)
@@ -187,9 +187,9 @@ class Tracing(RunTree[_Run]):
             reason = message and message.response_metadata.get("finish_reason")
             _set(run.span, {**run.usage, FINISH_REASONS: [str(reason)] if reason else None})
         if self._content:
-            _set(run.span, {INPUT_MESSAGES: _told(to_messages(given))})
+            _set(run.span, {INPUT_MESSAGES: _shown(to_messages(inputs))})
             if message is not None:
-                _set(run.span, {OUTPUT_MESSAGES: _told([message])})
+                _set(run.span, {OUTPUT_MESSAGES: _shown([message])})
 
     def _fail(self, span: Span, error: BaseException) -> None:
         kind = type(error).__qualname__
@@ -218,7 +218,7 @@ def _add(usage: dict[str, int], message: AIMessage | None) -> None:
             usage[name] = usage.get(name, 0) + tokens
 
 
-def _told(messages: list[BaseMessage]) -> str:
+def _shown(messages: list[BaseMessage]) -> str:
     return json.dumps(
         [
             {

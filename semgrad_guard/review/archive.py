@@ -71,7 +71,7 @@ class ReviewArchive:
             ReviewError: there is none of that id, or no longer.
         """
         with self._database.session() as session:
-            return found(session, id_).item(self._clock())
+            return existing(session, id_).item(self._clock())
 
     def items(
         self,
@@ -117,7 +117,7 @@ class ReviewArchive:
         """
         with self._database.session() as session:
             now = self._clock()
-            number = found(session, id_).number
+            number = existing(session, id_).number
             undecided = select(Review.id).where(having("pending", now) | having("claimed", now))
             before = undecided.where(Review.number < number).order_by(Review.number.desc())
             after = undecided.where(Review.number > number).order_by(Review.number)
@@ -171,7 +171,7 @@ class ReviewArchive:
         check(who)
 
         def work(session: Session, now: datetime) -> None:
-            session.delete(found(session, id_))
+            session.delete(existing(session, id_))
             note(session, id_, now, who, "deleted")
 
         self._write(work)
@@ -229,7 +229,7 @@ class ReviewArchive:
         raise ReviewConflictError(f"The review was changed by others {_TRIES} times in a row; try again.")
 
 
-def found(session: Session, id_: str) -> Review:
+def existing(session: Session, id_: str) -> Review:
     """Find a review.
 
     Raises:

@@ -199,7 +199,7 @@ def _keep_writers_apart(engine: Engine, patience: float) -> None:
         connection.isolation_level = None  # the driver would begin transactions by itself
 
     @event.listens_for(engine, "begin")
-    def begun(connection: Connection) -> None:
+    def begins(connection: Connection) -> None:
         if connection.get_execution_options().get("writes"):
             _take_turn(connection, patience)
         else:

@@ -117,7 +117,7 @@ def labelled_examples(items: Iterable[ReviewItem]) -> list[dict[str, Any]]:
     and the draft is wrong. Left out is what says nothing about an answer to a question by itself: tool calls, answers
     within a longer conversation, and rejections without a draft.
     """
-    found: dict[str, dict[str, Any]] = {}
+    examples: dict[str, dict[str, Any]] = {}
     for item in items:
         request, answer = item.request, item.answer
         if answer is None or request.tool_calls or request.conversation or not request.question.strip():
@@ -130,5 +130,5 @@ def labelled_examples(items: Iterable[ReviewItem]) -> list[dict[str, Any]]:
             right = answer.decision == "approve" or request.draft.strip() == written
             example |= {"answer": request.draft, "correct": right}
         if len(example) > 1:
-            found[request.question] = example
-    return list(found.values())
+            examples[request.question] = example
+    return list(examples.values())

@@ -14,7 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from semgrad_guard.errors import ReviewConflictError
-from semgrad_guard.review.archive import ReviewArchive, check, found, note, storable
+from semgrad_guard.review.archive import ReviewArchive, check, existing, note, storable
 from semgrad_guard.review.items import ReviewItem, Status
 from semgrad_guard.review.tables import Review, having
 from semgrad_guard.routing.routes import ReviewAnswer, ReviewRequest
@@ -72,7 +72,7 @@ class ReviewQueue(ReviewArchive):
             oldest = select(Review).where(having("pending", now)).order_by(Review.number).limit(1)
             if id_ is None:  # SQLite has locked everything already
                 review = session.scalar(oldest.with_for_update(skip_locked=True))
-            elif (status := (review := found(session, id_)).status(now)) != "pending":
+            elif (status := (review := existing(session, id_)).status(now)) != "pending":
                 raise ReviewConflictError(_conflict(review, status))
             if review is None:
                 return None
@@ -126,7 +126,7 @@ class ReviewQueue(ReviewArchive):
         check(reviewer)
 
         def work(session: Session, now: datetime) -> ReviewItem:
-            review = found(session, id_)
+            review = existing(session, id_)
             status = review.status(now)
             if status == "decided" and review.answer() == answer:
                 return review.item(now)
@@ -164,7 +164,7 @@ class ReviewQueue(ReviewArchive):
 
 
 def _held(session: Session, id_: str, reviewer: str, now: datetime) -> Review:
-    review = found(session, id_)
+    review = existing(session, id_)
     status = review.status(now)
     if status != "claimed" or review.reviewer != reviewer:
         raise ReviewConflictError(_conflict(review, status))
@@ -183,11 +183,11 @@ def _conflict(review: Review, status: Status) -> str:
     return f"Review {review.id} {about[status]}."
 
 
-def _digest(given: ReviewRequest | str) -> str:
-    if not isinstance(given, str):
-        sources = [source.text for source in given.sources]
-        given = json.dumps([given.question, given.draft, sources, given.conversation])
-    return hashlib.sha256(given.encode()).hexdigest()
+def _digest(key: ReviewRequest | str) -> str:
+    if not isinstance(key, str):
+        sources = [source.text for source in key.sources]
+        key = json.dumps([key.question, key.draft, sources, key.conversation])
+    return hashlib.sha256(key.encode()).hexdigest()
 
 
 def _pauses(timeout: float) -> Iterator[float]:

@@ -87,11 +87,11 @@ class Review(Base):
         """Give the record of it."""
         status = self.status(now)
         held = status in ("claimed", "decided")
-        asked = {name: getattr(self, name) for name in ReviewRequest.model_fields}
-        asked |= {"tokens": self.tokens or ()}
+        fields = {name: getattr(self, name) for name in ReviewRequest.model_fields}
+        fields |= {"tokens": self.tokens or ()}
         return ReviewItem(
             id=self.id,
-            request=ReviewRequest.model_validate(asked),
+            request=ReviewRequest.model_validate(fields),
             status=status,
             created=self.created,
             expires=self.expires,

@@ -13,7 +13,14 @@ from starlette.responses import Response
 from semgrad_guard import __version__
 from semgrad_guard.observability.metrics import Metrics
 from semgrad_guard.serving import replies
-from semgrad_guard.serving.requests import ChatRequest, RefusedError, ScoreRequest, responses, shape_errors, told
+from semgrad_guard.serving.requests import (
+    ChatRequest,
+    RefusedError,
+    ScoreRequest,
+    error_response,
+    responses,
+    shape_errors,
+)
 from semgrad_guard.serving.service import Service, Terms, in_json
 from semgrad_guard.serving.work import Engine
 
@@ -68,14 +75,14 @@ def application(engine: Engine, terms: Terms | None = None, metrics: Metrics | N
     streams = _also("text/event-stream")
 
     @app.post("/v1/chat/completions", response_model=replies.Completion, responses=streams | waits)
-    async def chat_completions(asked: ChatRequest, request: Request) -> Response:
+    async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation, with the record of how sure the answer is."""
-        return await service.chat(asked, request)
+        return await service.chat(body, request)
 
     @app.post("/v1/score", response_model=replies.Scored, responses=waits)
-    async def score(asked: ScoreRequest, request: Request) -> Response:
+    async def score(body: ScoreRequest, request: Request) -> Response:
         """Tell how sure an answer is that was given elsewhere with the same weights."""
-        return await service.score(asked, request)
+        return await service.score(body, request)
 
     @app.get("/v1/models", response_model=replies.Models, responses=responses())
     async def models() -> Response:
@@ -88,7 +95,7 @@ def application(engine: Engine, terms: Terms | None = None, metrics: Metrics | N
         try:
             service.check_model(model)
         except RefusedError as error:
-            return told(error)
+            return error_response(error)
         return in_json(service.model())
 
     @app.get("/healthz", response_model=replies.State)

@@ -66,12 +66,12 @@ def scored(guard: SemGradGuard, jobs: Sequence[ScoreJob], limits: Limits) -> lis
 
     Gives the error where a job cannot be scored as it was given.
     """
-    given = [_generation(guard, job, limits) for job in jobs]
-    sound = [generation for generation in given if isinstance(generation, Generation)]
+    generations = [_generation(guard, job, limits) for job in jobs]
+    sound = [generation for generation in generations if isinstance(generation, Generation)]
     scores = iter(_scores(guard.llm.scorer, sound))
     return [
         generation if isinstance(generation, SemGradError) else _answer(guard, job, generation, *next(scores))
-        for job, generation in zip(jobs, given, strict=True)
+        for job, generation in zip(jobs, generations, strict=True)
     ]
 
 
@@ -113,7 +113,7 @@ def _scores(scorer: SemGradScorer, generations: Sequence[Generation]) -> list[tu
         return [(score, None) for score in scorer.score(generations)]
     except Exception as error:  # fail closed; one of them must not take the others with it
         if len(generations) > 1:
-            return [found for generation in generations for found in _scores(scorer, [generation])]
+            return [result for generation in generations for result in _scores(scorer, [generation])]
         logger.warning("Scoring failed: %s", described(error))
         return [(None, error)]
 

@@ -210,14 +210,14 @@ class LocalEngine:
             self._batched(len(entries))
             callers = [Caller(entry.gone.is_set, None if again else _shower(entry)) for entry in entries]
             outcomes = self._worker.run([entry.job for entry in entries], callers)
-            settled = list(zip(entries, outcomes, strict=True))
+            results = list(zip(entries, outcomes, strict=True))
         except Exception as error:  # one of them must not take the others with it
             if len(entries) > 1:
                 for entry in entries:
                     self._run([entry], again=True)  # silently: what was heard of it would be heard twice
                 return
-            settled = [(entries[0], error)]
-        for entry, outcome in settled:
+            results = [(entries[0], error)]
+        for entry, outcome in results:
             entry.done.get_loop().call_soon_threadsafe(entry.settle, outcome)
 
 

@@ -142,11 +142,11 @@ class _Tries:
         await asyncio.sleep(_PAUSE)
 
 
-def _sound(given: _Given) -> _Given:
+def _sound(result: _Given) -> _Given:
     """Give what a replica gave, or raise it: errors travel as values, since those raised there would come wrapped."""
-    if isinstance(given, Exception):
-        raise given
-    return given
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
 def _check_same(shown: str, written: str) -> None:

@@ -265,8 +265,8 @@ class Chunks:
         """Give the chunk after the last choice that tells the usage."""
         return {**self._frame, "choices": [], "usage": Usage.of(answers).model_dump()}
 
-    def _chunk(self, index: int, delta: dict[str, Any], **others: Any) -> dict[str, Any]:
-        choice = {"index": index, "delta": delta, "finish_reason": None, "logprobs": None, **others}
+    def _chunk(self, index: int, delta: dict[str, Any], **more: Any) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "finish_reason": None, "logprobs": None, **more}
         return {**self._frame, "choices": [choice]}
 
 

@@ -1,4 +1,4 @@
-"""What goes wrong, in the shape of OpenAI's errors: what clients are told, and what stays in here."""
+"""What goes wrong, in the shape of OpenAI's errors: what clients learn, and what stays in here."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def failure_of(error: Exception) -> Failure | None:
     return None if isinstance(error, (*_OWN_FAULT, RefusedError)) else kinds.get(type(error), "error")
 
 
-def told(error: Exception) -> Response:
+def error_response(error: Exception) -> Response:
     """Give the answer to a request that failed; of a fault of the service's own, clients learn an id only."""
     if isinstance(error, RefusedError):
         return refusal(error.status, error.code, str(error))
@@ -91,7 +91,7 @@ def told(error: Exception) -> Response:
 
 def shape_errors(app: FastAPI) -> None:
     """Let an application answer what it refuses by itself in the same shape."""
-    app.add_middleware(Contained, answer=told)
+    app.add_middleware(Contained, answer=error_response)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
@@ -280,7 +280,7 @@ class ScoreRequest(Given):
 
     @model_validator(mode="after")
     def _one_of_each(self) -> ScoreRequest:
-        if sum(given is not None for given in (self.messages, self.prompt, self.prompt_token_ids)) != 1:
+        if sum(field is not None for field in (self.messages, self.prompt, self.prompt_token_ids)) != 1:
             raise ValueError("give one of messages, prompt and prompt_token_ids")
         if (self.response is None) == (self.response_token_ids is None):
             raise ValueError("give one of response and response_token_ids")

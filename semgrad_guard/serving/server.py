@@ -116,7 +116,7 @@ class Setup(Record):
         )
 
 
-_LAST_WORDS = 5  # seconds for what is left to be told that it is over
+_CLOSING = 5  # seconds for what is left to be told that it is over
 
 
 class Server(uvicorn.Server):
@@ -178,6 +178,6 @@ def server(
         http=Patient,
         ws="none",
         timeout_keep_alive=KEPT,
-        timeout_graceful_shutdown=_LAST_WORDS,
+        timeout_graceful_shutdown=_CLOSING,
     )
     return Server(config, engine, grace)

@@ -22,8 +22,8 @@ from semgrad_guard.serving.requests import (
     RefusedError,
     ScoreRequest,
     brief,
+    error_response,
     failure_of,
-    told,
 )
 from semgrad_guard.serving.work import ChatAnswer, ChatJob, Engine, Judgement, PolicyName, Record
 from semgrad_guard.settings import Seconds, SecondsOrZero
@@ -66,40 +66,40 @@ class Service:
 
     def check_model(self, name: str) -> None:
         """Refuse any model but the one that is served."""
-        if name != (own := self.engine.card.id):
-            raise RefusedError(404, "model_not_found", f"The model {brief(name)!r} is not served here; {own!r} is.")
+        if name != (served := self.engine.card.id):
+            raise RefusedError(404, "model_not_found", f"The model {brief(name)!r} is not served here; {served!r} is.")
 
-    async def chat(self, asked: ChatRequest, request: Request) -> Response:
+    async def chat(self, body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
-        began, seconds = time.monotonic(), self._seconds(asked.semgrad.timeout)
+        began, seconds = time.monotonic(), self._seconds(body.semgrad.timeout)
         try:
-            self.check_model(asked.model)
-            self._check_policy(asked)
-            jobs = asked.jobs(self.terms.policy)
-            if asked.semgrad.stream == "verdict":
-                return await self._verdict(jobs[0], asked, request, began, seconds)
+            self.check_model(body.model)
+            self._check_policy(body)
+            jobs = body.jobs(self.terms.policy)
+            if body.semgrad.stream == "verdict":
+                return await self._verdict(jobs[0], body, request, began, seconds)
             answers = await _unless_gone(request, seconds, _all(self.engine, jobs))
         except Exception as error:  # whatever it is, the client gets an answer of the right shape
             return self._failed(error)
         for answer in answers:
             self._count(answer.judgement, began)
-        if asked.stream:
-            return _events(_decided(replies.Chunks(self.engine.card), answers, _wants_usage(asked)))
+        if body.stream:
+            return _events(_decided(replies.Chunks(self.engine.card), answers, _wants_usage(body)))
         return in_json(replies.completion(self.engine.card, answers))
 
-    async def score(self, asked: ScoreRequest, request: Request) -> Response:
+    async def score(self, body: ScoreRequest, request: Request) -> Response:
         """Score an answer from elsewhere."""
-        began, seconds = time.monotonic(), self._seconds(asked.semgrad.timeout)
+        began, seconds = time.monotonic(), self._seconds(body.semgrad.timeout)
         try:
-            self.check_model(asked.model)
-            answer = await _unless_gone(request, seconds, self.engine.answer(asked.job()))
+            self.check_model(body.model)
+            answer = await _unless_gone(request, seconds, self.engine.answer(body.job()))
         except Exception as error:  # whatever it is, the client gets an answer of the right shape
             return self._failed(error)
         self._count(answer.judgement, began)
         return in_json(replies.scored(self.engine.card, answer))
 
     async def _verdict(
-        self, job: ChatJob, asked: ChatRequest, request: Request, began: float, seconds: float
+        self, job: ChatJob, body: ChatRequest, request: Request, began: float, seconds: float
     ) -> Response:
         """Stream the draft as it comes; what fails before its first piece has a status of its own."""
         pieces = self.engine.stream(job)
@@ -122,17 +122,17 @@ class Service:
                     return
             for chunk in chunks.rest(piece, shown):
                 yield chunk
-            if _wants_usage(asked):
+            if _wants_usage(body):
                 yield chunks.usage([piece])
             self._count(piece.judgement, began)
 
         return _events(events())
 
-    def _seconds(self, asked: float | None) -> float:
-        return min(self.terms.deadline, asked or self.terms.deadline)
+    def _seconds(self, seconds: float | None) -> float:
+        return min(self.terms.deadline, seconds or self.terms.deadline)
 
-    def _check_policy(self, asked: ChatRequest) -> None:
-        options, allowed, least = asked.semgrad, self.policies(), self.engine.card.least_threshold
+    def _check_policy(self, body: ChatRequest) -> None:
+        options, allowed, least = body.semgrad, self.policies(), self.engine.card.least_threshold
         if options.policy is not None and options.policy not in allowed:
             raise RefusedError(
                 400, "policy", f"semgrad.policy {options.policy!r} is not allowed here; expected {', '.join(allowed)}."
@@ -152,7 +152,7 @@ class Service:
         kind = failure_of(error)
         if self.metrics is not None and kind is not None:
             self.metrics.failed(kind)
-        return told(error)
+        return error_response(error)
 
 
 async def _all(engine: Engine, jobs: Sequence[ChatJob]) -> list[ChatAnswer]:
@@ -211,8 +211,8 @@ def _events(chunks: AsyncGenerator[dict[str, Any]]) -> StreamingResponse:
     return StreamingResponse(lines(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
 
-def _wants_usage(asked: ChatRequest) -> bool:
-    return asked.stream_options is not None and asked.stream_options.include_usage
+def _wants_usage(body: ChatRequest) -> bool:
+    return body.stream_options is not None and body.stream_options.include_usage
 
 
 def in_json(reply: BaseModel, status: int = 200) -> Response:

@@ -17,7 +17,7 @@ def _shallow(value: Any) -> Any:
     level = [value]
     for _ in range(_DEEPEST):
         inner = [list(one.values()) if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
-        level = [found for each in inner for found in each]
+        level = [text for each in inner for text in each]
     if level:
         raise ValueError(f"this is nested more than {_DEEPEST} levels deep")
     return value
@@ -84,12 +84,12 @@ class FunctionCall(Given):
     @model_validator(mode="after")
     def _are_an_object(self) -> FunctionCall:
         try:
-            found = json.loads(self.arguments)
+            parsed = json.loads(self.arguments)
         except (ValueError, RecursionError) as error:
             raise ValueError("arguments are no JSON") from error
-        if not isinstance(_shallow(found), dict):
+        if not isinstance(_shallow(parsed), dict):
             raise ValueError("arguments are no JSON object")
-        _sound(found)
+        _sound(parsed)
         return self
 
 

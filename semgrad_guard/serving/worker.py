@@ -103,7 +103,7 @@ class Worker:
         standard, profile = self._guard.standard(), self._guard.profile
         judged = [kind for kind in _KINDS if profile is not None and profile.section(kind) is not None]
         thresholds = [standard.threshold(kind) for kind in judged]
-        found = [threshold for threshold in thresholds if threshold is not None]
+        known = [threshold for threshold in thresholds if threshold is not None]
         policies: tuple[PolicyName, ...] = ("abstain", "annotate") + (() if self._reviews is None else ("review",))
         return ModelCard(
             id=self._name,
@@ -111,7 +111,7 @@ class Worker:
             calibrated=profile is not None and profile.calibrated,
             method=standard.method,
             threshold=standard.threshold(),
-            least_threshold=max(found) if found and len(found) == len(thresholds) else None,
+            least_threshold=max(known) if known and len(known) == len(thresholds) else None,
             context=context_length(self._guard.llm.model),
             policies=policies,
             limits=self._limits,
@@ -135,12 +135,12 @@ class Worker:
             with until(waiting[place].gone):
                 return self._answer(job, waiting[place].show)
 
-        found: dict[int, Result | Exception] = {}
+        results: dict[int, Result | Exception] = {}
         answers = self._guard.llm.together(row, len(chats), return_exceptions=True)
-        found |= zip((place for place, _ in chats), answers, strict=True)
+        results |= zip((place for place, _ in chats), answers, strict=True)
         scored_ones = scored(self._guard, [job for _, job in scores], self._limits)
-        found |= zip((place for place, _ in scores), scored_ones, strict=True)
-        return [found[place] for place in range(len(jobs))]
+        results |= zip((place for place, _ in scores), scored_ones, strict=True)
+        return [results[place] for place in range(len(jobs))]
 
     def _answer(self, job: ChatJob, show: Callable[[str], None] | None) -> ChatAnswer:
         messages = convert_to_messages(list(job.messages))
@@ -180,38 +180,38 @@ class Worker:
         Raises:
             PromptTooLongError: the prompt is longer than is allowed, or leaves no room for the answer.
         """
-        asked = job.sampling
+        wanted = job.sampling
         turns = to_template(self._guard.with_prompt(messages))
         prompt = len(encode_chat(self._guard.llm.tokenizer, turns, tools=tools))
-        settings: dict[str, Any] = {"max_new_tokens": self._most(prompt, asked.max_tokens)}
-        if asked.stop:
-            settings["stop"] = list(asked.stop)
-        if asked.temperature is not None or asked.top_p is not None:
-            heat = 1.0 if asked.temperature is None else asked.temperature
-            whole = 1.0 if asked.top_p is None else asked.top_p
+        settings: dict[str, Any] = {"max_new_tokens": self._most(prompt, wanted.max_tokens)}
+        if wanted.stop:
+            settings["stop"] = list(wanted.stop)
+        if wanted.temperature is not None or wanted.top_p is not None:
+            heat = 1.0 if wanted.temperature is None else wanted.temperature
+            whole = 1.0 if wanted.top_p is None else wanted.top_p
             # A share of 0 leaves the likeliest token alone.
             settings |= {"temperature": heat, "top_p": whole, "top_k": 0} if whole else {"temperature": 0.0}
-        if asked.seed is not None:
-            settings["seed"] = asked.seed
-        if asked.logprobs:
-            settings |= {"logprobs": True, "top_logprobs": asked.top_logprobs}
+        if wanted.seed is not None:
+            settings["seed"] = wanted.seed
+        if wanted.logprobs:
+            settings |= {"logprobs": True, "top_logprobs": wanted.top_logprobs}
         return settings
 
-    def _most(self, prompt: int, asked: int | None) -> int:
+    def _most(self, prompt: int, wanted: int | None) -> int:
         """Give the most tokens of a response."""
         limits, context = self._limits, context_length(self._guard.llm.model)
         if prompt > limits.prompt_tokens:
             raise PromptTooLongError(f"The prompt has {prompt} tokens; at most {limits.prompt_tokens} are allowed.")
-        if asked is not None and asked > limits.response_tokens:
-            raise ConfigurationError(f"max_tokens={asked}: at most {limits.response_tokens} are allowed.")
+        if wanted is not None and wanted > limits.response_tokens:
+            raise ConfigurationError(f"max_tokens={wanted}: at most {limits.response_tokens} are allowed.")
         llm = self._guard.llm
         usual = (
             llm.generation_settings.get("max_new_tokens")
             or llm.model.generation_config.max_new_tokens
             or _DEFAULT_TOKENS
         )
-        most = min(usual, limits.response_tokens) if asked is None else asked
-        if asked is None and context is not None:
+        most = min(usual, limits.response_tokens) if wanted is None else wanted
+        if wanted is None and context is not None:
             most = max(1, min(most, context - prompt))
         if context is not None and prompt + most > context:
             raise PromptTooLongError(
@@ -253,10 +253,10 @@ def _decision(message: AIMessage) -> Decision:
 
 def _streamed(chunks: Iterator[BaseMessage], show: Callable[[str], None]) -> AIMessage:
     """Show the text of all chunks but the last as they come, and join them."""
-    found: list[AIMessageChunk] = []
+    pieces: list[AIMessageChunk] = []
     for chunk in chunks:
         if isinstance(chunk, AIMessageChunk):  # a stream has nothing else; for the type checker
-            found.append(chunk)
+            pieces.append(chunk)
             if chunk.chunk_position != "last" and chunk.content:
                 show(str(chunk.content))
-    return joined(found)
+    return joined(pieces)

@@ -242,7 +242,7 @@ def test_annotated_calls_run():
     world = World(calling(look(0.4)), 0.9, calls="annotate", saver=False)
     messages = world.start()["messages"]
     assert world.ran == [("look", "Oslo")]
-    assert record(messages[1])["decision"] is None
+    assert record(messages[1])["decision"] == "annotate"
     (sure,) = record(messages[1])["tool_calls"].values()
     assert sure["confidence"] == pytest.approx(0.4)
     assert list(record(messages[1])["held"]) == [messages[1].tool_calls[0]["id"]]
@@ -250,7 +250,7 @@ def test_annotated_calls_run():
 
 @pytest.mark.parametrize(
     ("answers", "said", "decision"),
-    [("abstain", "Ask a colleague.", "abstain"), ("end", "", "abstain"), ("annotate", "draft", None)],
+    [("abstain", "Ask a colleague.", "abstain"), ("end", "", "abstain"), ("annotate", "draft", "annotate")],
 )
 def test_unsure_answers(answers, said, decision):
     last = World(0.4, answers=answers, abstention="Ask a colleague.").start()["messages"][-1]
@@ -282,7 +282,7 @@ def test_what_holds_the_text_again_does_not_go_out():
 
 def test_doubtful_text_beside_calls_does_not_go_out():
     message = calling(look(0.9), text=CANARY)
-    record(message)["scores"] = score_of(0.1).model_dump(mode="json")
+    message.response_metadata["semgrad"]["scores"] = score_of(0.1).model_dump(mode="json")
     world = World(message, 0.9)
     messages = world.start()["messages"]
     assert world.ran == [("look", "Oslo")]

@@ -23,7 +23,7 @@ def application(
     lease: float = 900.0,
     secure: bool = False,
 ) -> ASGIApp:
-    """Give the page as an ASGI application, for uvicorn or alike.
+    """Give the page as an ASGI application, for uvicorn or another server.
 
     Args:
         queue: what is reviewed.

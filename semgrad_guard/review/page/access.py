@@ -86,8 +86,8 @@ async def own_form(request: Request) -> None:
         HTTPException: it is not our own.
     """
     if request.method not in ("GET", "HEAD"):
-        given = str((await request.form()).get("form_token", ""))
-        if not hmac.compare_digest(given.encode(), form_token(request.session).encode()):
+        token = str((await request.form()).get("form_token", ""))
+        if not hmac.compare_digest(token.encode(), form_token(request.session).encode()):
             raise HTTPException(403, "This form is not one of this session's. Go back, reload the page and try again.")
 
 

@@ -49,9 +49,9 @@ def show_list(
     last = max(1, math.ceil(count / _ON_A_PAGE))
     number = min(max(int(page[:9]), 1), last) if page.isascii() and page.isdigit() else 1
     items = desk.queue.items(only=only, order=order, limit=_ON_A_PAGE, offset=(number - 1) * _ON_A_PAGE)
-    given = {"status": status, "calls": calls, "q": q, "least": least, "most": most, "sort": order}
+    choices = {"status": status, "calls": calls, "q": q, "least": least, "most": most, "sort": order}
     pages = {
-        name: f"/reviews?{urlencode(given | {'page': there})}" if 1 <= there <= last else ""
+        name: f"/reviews?{urlencode(choices | {'page': there})}" if 1 <= there <= last else ""
         for name, there in (("before", number - 1), ("after", number + 1))
     }
     rows = [{"item": item, "age": _age(desk, item)} for item in items]
@@ -62,7 +62,7 @@ def show_list(
         count=count,
         number=number,
         last=last,
-        given=given,
+        choices=choices,
         pages=pages,
         statuses=get_args(Status),
         orders=get_args(Order),

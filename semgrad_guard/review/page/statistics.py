@@ -65,23 +65,25 @@ def show(request: Request, desk: AtDesk) -> Response:
 
 def shares(verdicts: Sequence[ReviewVerdict]) -> list[Share]:
     """Tell what each reviewer decided, the busiest first."""
-    found = []
+    rows = []
     for reviewer in {verdict.reviewer for verdict in verdicts}:
-        own = [verdict for verdict in verdicts if verdict.reviewer == reviewer]
-        took = [(verdict.decided - verdict.claimed).total_seconds() for verdict in own if verdict.claimed is not None]
-        found.append(Share(reviewer, Counter(verdict.decision for verdict in own), median(took) if took else None))
-    return sorted(found, key=lambda share: (-share.count, share.reviewer))
+        theirs = [verdict for verdict in verdicts if verdict.reviewer == reviewer]
+        took = [
+            (verdict.decided - verdict.claimed).total_seconds() for verdict in theirs if verdict.claimed is not None
+        ]
+        rows.append(Share(reviewer, Counter(verdict.decision for verdict in theirs), median(took) if took else None))
+    return sorted(rows, key=lambda share: (-share.count, share.reviewer))
 
 
 def bands(verdicts: Sequence[ReviewVerdict]) -> list[Band]:
     """Tell how many drafts were approved, band by band of confidence: where the guard was too careful."""
-    found = []
+    rows = []
     for place in range(_BANDS):
         inside = [v for v in verdicts if _known(v) and min(_BANDS - 1, int(_BANDS * (v.confidence or 0.0))) == place]
         approved = sum(verdict.decision == "approve" for verdict in inside)
         share = approved / len(inside) if inside else None
-        found.append(Band(place / _BANDS, (place + 1) / _BANDS, len(inside), share))
-    return found
+        rows.append(Band(place / _BANDS, (place + 1) / _BANDS, len(inside), share))
+    return rows
 
 
 def risk_coverage(verdicts: Sequence[ReviewVerdict]) -> list[tuple[float, float]]:
@@ -91,12 +93,12 @@ def risk_coverage(verdicts: Sequence[ReviewVerdict]) -> list[tuple[float, float]
     confidence count together.
     """
     known = sorted((v for v in verdicts if _known(v)), key=lambda v: v.confidence or 0.0, reverse=True)
-    found, wrong = [], 0
+    points, wrong = [], 0
     for place, verdict in enumerate(known, start=1):
         wrong += verdict.decision != "approve"
         if place == len(known) or known[place].confidence != verdict.confidence:
-            found.append((place / len(known), wrong / place))
-    return found
+            points.append((place / len(known), wrong / place))
+    return points
 
 
 def thinned(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

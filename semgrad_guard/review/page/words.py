@@ -86,14 +86,14 @@ def shaded(request: ReviewRequest) -> list[Shaded]:
     whole = "".join(token.text for token in request.tokens)
     begin = whole.find(request.draft) if shows_draft(request) else -1
     end = begin + len(request.draft)
-    place, found = 0, []
+    place, pieces = 0, []
     for token in request.tokens:
         stop = place + len(token.text)
         share = token.share if math.isfinite(token.share) else 0.0
         level = min(_LEVELS, math.ceil(_LEVELS * share)) if share >= _FAINT else 0
-        found.append(Shaded(token, level, outside=begin >= 0 and (stop <= begin or place >= end)))
+        pieces.append(Shaded(token, level, outside=begin >= 0 and (stop <= begin or place >= end)))
         place = stop
-    return found
+    return pieces
 
 
 def shows_draft(request: ReviewRequest) -> bool:
@@ -169,10 +169,10 @@ def render(request: Request, template: str, status: int = 200, **shown: Any) -> 
     return HTMLResponse(html, status, {"Referrer-Policy": "same-origin"})
 
 
-def to(request: Request, path: str, told: str = "") -> RedirectResponse:
+def to(request: Request, path: str, notice: str = "") -> RedirectResponse:
     """Send the browser on after a form, so that reloading sends nothing twice; `told` is shown there."""
-    if told:
-        request.session["told"] = told
+    if notice:
+        request.session["told"] = notice
     return RedirectResponse(path, 303)
 
 
