@@ -205,6 +205,12 @@ def test_what_is_no_route_is_answered_with_what_to_write(methods, hint):
     assert str(raised.value).endswith(f"it has no method attempt(situation); {hint}.")
 
 
+@pytest.mark.parametrize("below", [0, 1, 0.0, 1.0])
+def test_a_band_may_be_nothing_or_everything(below):
+    route = having(decision="x", below=below, attempt=lambda self, _: Outcome(True, "r"))
+    assert guard(0.1, routes=[route]).routes[0].below == below
+
+
 def test_a_class_is_built_where_it_needs_nothing():
     class Free:
         decision = "free"
