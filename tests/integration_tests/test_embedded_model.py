@@ -491,7 +491,7 @@ def test_a_profile_without_labels_promises_coverage_only(labelled_questions, ans
     asked = runner.invoke(app, ["ask", "What is the capital of France?", *profile])
     assert "only an ordering and no probability" in asked.stdout.replace("\n", " ")
     asked = runner.invoke(app, ["ask", "What is the capital of France?", *profile, "--json"])
-    assert json.loads(asked.stdout)["calibrated"] is False
+    assert json.loads(asked.stdout)["verdict"]["calibrated"] is False
     some = labelled_questions.read_text(encoding="utf-8").splitlines()[::10]
     (tmp_path / "d.jsonl").write_text("\n".join(some), encoding="utf-8")
     checked = runner.invoke(app, ["check-profile", "--data", str(tmp_path / "d.jsonl"), *profile])
