@@ -232,14 +232,14 @@ class LongScore(BaseModel):
     def most_uncertain(self, name: str = "semgrad") -> SentenceScore:
         """Give the sentence where a score is largest, or the first that counts as not scored."""
 
-        def doubt(sentence: SentenceScore) -> float:
+        def uncertainty(sentence: SentenceScore) -> float:
             return math.inf if sentence.score.failure() else float(getattr(sentence.score, name))
 
-        return max(self.sentences, key=doubt)
+        return max(self.sentences, key=uncertainty)
 
 
 class TokenUncertainty(BaseModel):
-    """Where the doubt sits: one response token's log-probability and entropy, in nats, and its share of SemGrad.
+    """Where the uncertainty sits: one response token's log-probability and entropy, in nats, and its share of SemGrad.
 
     Shares add up to 1 over the response; a negative one pulls against the rest.
     """

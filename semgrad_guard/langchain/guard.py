@@ -189,8 +189,7 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
     ) -> Iterator[AIMessage]:
         """Yield one message, after the decision; or the first answer piece by piece, and then the decision.
 
-        In the second case what was shown stays shown: where `decision` is not "pass", the last chunk's text, if any,
-        is what stands in its place.
+        In the second case what was shown stays shown. Where another text stands in its place, the last chunk has it.
         """
         if not self.stream_drafts:
             yield from super().stream(input, config, **kwargs)

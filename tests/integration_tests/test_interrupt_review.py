@@ -155,7 +155,7 @@ def test_tool_calls_go_out_as_they_were_approved(run):
 
 def test_scores_that_are_not_finite_are_put_before_the_human_and_never_pass(run):
     step = run(guard(("draft", score(float("nan")), "")))
-    assert step(ASKED)["__interrupt__"][0].value["scores"]["semgrad"] == "NaN"
+    assert step(ASKED)["__interrupt__"][0].value["verdict"]["scores"]["semgrad"] == "NaN"
     assert record(step(Command(resume={"decision": "reject"})))["decision"] == "review"
 
 

@@ -73,7 +73,7 @@ def test_ask_puts_a_question_as_it_was_calibrated(folder, prompts):
     code, out, err = run("ask", FRANCE, "--profile", folder / "p.json", "--json")
     assert code == 0, err
     assert prompts[0][0] == [asked]
-    assert json.loads(out)["confidence"] is not None
+    assert json.loads(out)["verdict"]["confidence"] is not None
     for arguments, message in (
         (("--prompt", folder / "other.txt"), "calibrated with the prompt"),
         (("--system", "Be brief."), "calibrated with the prompt"),

@@ -12,6 +12,7 @@ from semgrad_guard import Abstain, ChatSemGrad, ConfigurationError, DataError, S
 from semgrad_guard.calibration.examples import Example, calibrated_prompt, read_examples
 from semgrad_guard.calibration.profile import agreed_prompt, agreed_scoring
 from semgrad_guard.calibration.prompts import BARE, PromptForm
+from semgrad_guard.langchain.answering import Asking
 from semgrad_guard.langchain.messages import labelled_example, prompt_form
 from semgrad_guard.model.chat_template import encode_chat
 from semgrad_guard.scoring.settings import ScoringSettings
@@ -207,11 +208,11 @@ def test_routes_see_the_question_and_ask_within_the_prompt():
     assert [m.content for m in chat._asked[1]] == ["Be brief.", "What is 1 + 1?", "2", "Q: x? With passages."]
 
 
-def test_the_doubt_of_a_draft_is_that_of_the_prompt_it_was_given_to():
+def test_the_uncertainty_of_a_draft_is_that_of_the_prompt_it_was_given_to():
     chat = ChatSemGrad.from_model(tiny_model(), tiny_tokenizer(), generation={"max_new_tokens": 4})
     guard = SemGradGuard(chat, score_threshold=0.0, prompt="Q: {query}")
     prompt = encode_chat(chat.tokenizer, [{"role": "user", "content": "Q: x?"}])
-    asking = guard._asking("x?", {})
+    asking = Asking(guard._manner({}), "x?", {})
     draft = asking.first()
     expected = chat.scorer.attribute(chat.scorer.generate([prompt], max_new_tokens=4)[0])
     found = asking.situation(draft, ()).uncertainty()
