@@ -424,6 +424,7 @@ def test_second_answers_are_calibrated_apart(tmp_path):
         SemGradGuard(embedded_model(), score_threshold=1).calibrated(lines, retried=True)
 
 
+@pytest.mark.slow
 def test_an_interrupted_calibration_goes_on(labelled_questions, tmp_path, monkeypatch):
     asked = labelled_questions.read_text(encoding="utf-8").splitlines()[::5]
     (tmp_path / "d.jsonl").write_text("\n".join(asked), encoding="utf-8")

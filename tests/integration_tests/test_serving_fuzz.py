@@ -49,6 +49,7 @@ def agree(path, body):
         body["max_completion_tokens"] = body["max_tokens"] = 8
 
 
+@pytest.mark.slow
 @schema.parametrize()
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_no_request_breaks_it(case, url):
