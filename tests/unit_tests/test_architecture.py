@@ -3,6 +3,7 @@
 import ast
 import importlib
 import pkgutil
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,14 @@ def test_modules_can_be_read_in_one_sitting():
 def test_everything_exported_is_there():
     assert sorted(semgrad_guard.__all__) == semgrad_guard.__all__
     assert all(hasattr(semgrad_guard, name) for name in semgrad_guard.__all__)
+
+
+def test_no_import_goes_in_a_circle():
+    """As modules are loaded; `Profile.fit` imports what builds profiles when it is called."""
+    graph = {}
+    for path in PACKAGE.rglob("*.py"):
+        name = ".".join(("semgrad_guard", *path.relative_to(PACKAGE).with_suffix("").parts))
+        statements = ast.parse(path.read_text(encoding="utf-8")).body
+        modules = {node.module for node in statements if isinstance(node, ast.ImportFrom)}
+        graph[name] = {module for module in modules if module.startswith("semgrad_guard.")}
+    assert len(list(TopologicalSorter(graph).static_order())) >= len(graph)  # raises over a circle
