@@ -27,8 +27,8 @@ JUDGEMENTS = ROOT / "tests" / "mutants.md"
 # parameters have ids without backslashes: mutmut does not find others again.
 ROOMS = {
     "routing": (
-        "guard", "guard_inputs", "retrieve", "escalate_and_raise", "human_review_queue", "own_routes", "timeouts",
-        "locks", "linear_time",
+        "ladder", "guard", "guard_inputs", "retrieve", "escalate_and_raise", "human_review_queue", "own_routes",
+        "timeouts", "locks", "linear_time",
     ),
     "calibration": (
         "calibration", "calibration_splits", "guarantee", "promises", "profiles", "labels", "watch", "raw_watch",
