@@ -1,11 +1,13 @@
 """The ladder by itself: what it tries, in which order, and what it makes of the outcomes."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from scripted import score_of
 
 from semgrad_guard import Outcome, Route, RouteError, Source, Verdict
+from semgrad_guard.records import CallConfidence
 from semgrad_guard.routing.ladder import DEFAULT_ABSTENTION, Answer, climb
 
 
@@ -110,6 +112,24 @@ def test_the_reason_of_a_review_says_what_the_reviewer_did():
 def test_a_route_applies_below_its_confidence(confidence, below, applies):
     tried, _ = climbed(answer(confidence), [Named(below=below)], [Outcome(False, "no")] * applies)
     assert bool(tried) is applies
+
+
+def test_a_route_that_does_not_apply_is_passed_over():
+    tried, resolution = climbed(answer(0.5), [Named("low", below=0.4), Named("any")], [Outcome(True, "done", "x")])
+    assert ([name for name, _ in tried], resolution.text) == (["any"], "x")
+
+
+def test_tool_calls_errors_and_causes_are_handed_on():
+    sure = {"1": CallConfidence(name="look", confidence=0.9, arguments={})}
+    _, resolution = climbed(replace(answer(0.9), tool_calls=sure), [], [])
+    assert resolution.decision.tool_calls == sure
+    error = KeyError("stop")
+    _, resolution = climbed(answer(0.3), [Named()], [Outcome(True, "interrupted", error=error, raises=True)])
+    assert (resolution.error, resolution.raises) == (error, True)
+    for cause, told in (("cut_off", "cut_off"), (None, "low_confidence")):
+        draft = answer(0.3)
+        draft = replace(draft, verdict=draft.verdict.model_copy(update={"cause": cause}))
+        assert climbed(draft, [], [])[1].decision.cause == told
 
 
 def test_an_answer_without_a_confidence_is_in_every_band():
