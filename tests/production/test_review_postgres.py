@@ -30,8 +30,8 @@ def queues(postgres_url):
         queue.close()
 
 
-def request(question):
-    return request_of(question=question, draft="draft", confidence=0.3, scores=None, reason="unsure")
+def request(question, **fields):
+    return request_of(**{"question": question, "draft": "draft", "confidence": 0.3, "reason": "unsure"} | fields)
 
 
 def test_reviewers_claim_everything_once(queues):
@@ -70,13 +70,13 @@ def test_one_of_many_decisions_at_once_stands(queues):
 
 
 def test_numbers_that_are_not_finite_and_texts_with_nul_are_kept(queues):
-    asked = request("a\0b").model_copy(update={"draft": "c\0", "scores": score(math.nan, nll=math.inf)})
+    asked = request("a\0b", draft="c\0", scores=score(math.nan, nll=math.inf), reason="r\0")
     id_ = queues[0].submit(asked)
     assert queues[0].submit(asked) == id_
     kept = queues[1].get(id_).request
     assert (kept.question, kept.draft) == ("a\N{REPLACEMENT CHARACTER}b", "c\N{REPLACEMENT CHARACTER}")
     assert math.isnan(kept.verdict.scores.semgrad)
-    assert kept.verdict.scores.nll == math.inf
+    assert (kept.verdict.scores.nll, kept.verdict.reason) == (math.inf, "r\N{REPLACEMENT CHARACTER}")
     for _ in range(2):
         decided = queues[0].decide(id_, ReviewAnswer(decision="edit", text="d\0"), "ann")
     assert decided.text == "d\N{REPLACEMENT CHARACTER}"
@@ -102,10 +102,8 @@ def test_what_the_review_page_asks_is_the_same_as_on_sqlite(queues, tmp_path):
     found = []
     for queue in (queues[0], sqlite):
         for number, confidence in enumerate((0.5, None, 0.1, 0.9)):
-            asked = request(f"{word} {number}").model_copy(
-                update={"confidence": confidence, "tool_calls": call if number == 2 else {}}
-            )
-            queue.submit(asked)
+            calls = call if number == 2 else {}
+            queue.submit(request(f"{word} {number}", confidence=confidence, tool_calls=calls))
         ids = [item.id for item in queue.items(contains=word)]
         queue.claim("ann", id_=ids[3])
         queue.decide(ids[3], "approve", "ann")
