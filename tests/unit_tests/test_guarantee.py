@@ -300,3 +300,23 @@ def test_mapie_promises_no_more_than_we_do():
             alike += np.mean(confidences >= ours[0]) - np.mean(confidences >= min(theirs)) < 0.1
     assert found > 30
     assert alike > 0.8 * found
+
+
+@pytest.mark.parametrize("name", ["risk", "delta"])
+@pytest.mark.parametrize("value", [0.0, 1.0, 1.5, -0.1, math.nan])
+def test_chances_at_or_beyond_the_edges_are_refused_by_name(name, value):
+    with pytest.raises(ConfigurationError, match=f"^{name}={value}: expected a number between 0 and 1"):
+        guaranteed_threshold([0.9], [True], [0.5], **{"risk": 0.1, "delta": 0.1} | {name: value})
+
+
+def test_what_is_shown_exactly_is_shown():
+    """One right answer has a chance of exactly one half where half of all answers are wrong."""
+    assert labels_needed(0.5, 0.5) == 1
+    threshold, guarantee = guaranteed_threshold([0.9], [True], [0.5], risk=0.5, delta=0.5)
+    assert (threshold, guarantee.n, guarantee.errors) == (0.5, 1, 0)
+
+
+def test_thresholds_are_tried_in_steps_of_one_in_a_hundred_answers():
+    tried = thresholds_to_try([place / 1000 for place in range(1001)])
+    assert len(tried) == 81
+    assert (tried[0], tried[1], tried[-1]) == (pytest.approx(0.8), pytest.approx(0.79), 0.0)
