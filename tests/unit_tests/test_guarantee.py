@@ -313,7 +313,7 @@ def test_what_is_shown_exactly_is_shown():
     """One right answer has a chance of exactly one half where half of all answers are wrong."""
     assert labels_needed(0.5, 0.5) == 1
     threshold, guarantee = guaranteed_threshold([0.9], [True], [0.5], risk=0.5, delta=0.5)
-    assert (threshold, guarantee.n, guarantee.errors) == (0.5, 1, 0)
+    assert (threshold, guarantee.threshold, guarantee.n, guarantee.errors) == (0.5, 0.5, 1, 0)
 
 
 def test_thresholds_are_tried_in_steps_of_one_in_a_hundred_answers():
