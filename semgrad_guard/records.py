@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import numbers
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -16,6 +15,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.plain import PlainDict, SoundText
+from semgrad_guard.settings import warn_of_old
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -131,11 +131,7 @@ class Score(BaseModel):
     @property
     def span(self) -> tuple[int, ...]:
         """The former name of `layer_indices`."""
-        warnings.warn(
-            "Score.span is layer_indices now; the old name goes with the next release.",
-            DeprecationWarning,
-            stacklevel=2,
-        )
+        warn_of_old("Score.span", "Score.layer_indices")
         return self.layer_indices
 
     def finite(self) -> bool:

@@ -103,7 +103,7 @@ def _from_gguf(
         )
     header = read_header(path)
     with needs("gguf", "Loading GGUF files needs accelerate"):
-        import accelerate  # noqa: F401
+        import accelerate  # noqa: F401 - only looked for; transformers imports it
     on_gpu = settings.get("device_map") not in (None, "cpu") and torch.cuda.is_available()
     target = device or torch.device("cuda" if on_gpu else "cpu")
     if dtype is None:
