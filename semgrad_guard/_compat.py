@@ -246,6 +246,27 @@ def attends_eagerly(model: PreTrainedModel) -> bool:
     return bool(getattr(model.config, "_attn_implementation", None) == "eager")
 
 
+def attention_kernel(model: PreTrainedModel) -> str | None:
+    """Name the attention implementation of a model; the public `attn_implementation` can only be set."""
+    kernel = getattr(model.config, "_attn_implementation", None)
+    return None if kernel is None else str(kernel)
+
+
+def set_attention(config: Any, name: str, function: Any) -> None:
+    """Let modules with this configuration attend by a function of ours; only a model's own method is public."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(name, function)
+    config._attn_implementation = name
+
+
+def attention_function(name: str) -> Any:
+    """Give one of transformers' attention functions, to be called by ours."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    return ALL_ATTENTION_FUNCTIONS[name]
+
+
 def pipeline_settings(pipeline: Any) -> dict[str, Any]:
     """Give what a transformers pipeline would pass to `generate`; it has no public way to tell (since 5.20)."""
     return dict(pipeline._prepare_generate_kwargs({}))

@@ -119,12 +119,16 @@ class Score(BaseModel):
     mean_nll: float
     mean_entropy: float
     max_entropy: float
+    first_entropy: float | None = None
+    max_nll: float | None = None
+    rauq: float | None = None
     length: int
     path: ReplayPath
     layer_indices: tuple[int, ...] = Field(validation_alias=AliasChoices("layer_indices", "span"))  # span: before 1.0
     layers: tuple[float, ...]
     semgrad_unweighted: float | None = None
     layers_unweighted: tuple[float, ...] = ()
+    states: tuple[float, ...] = ()
     later: tuple[tuple[float, ...], ...] = ()
     more: dict[str, float | None] = Field(default_factory=dict)
 
@@ -155,7 +159,7 @@ class Score(BaseModel):
 
     def _values(self) -> Iterator[tuple[str, float]]:
         """Give every value under a name to tell it by."""
-        by_layer = ("layers", "layers_unweighted", "later")
+        by_layer = ("layers", "layers_unweighted", "later", "states")
         fields = self.model_dump(exclude={"length", "path", "layer_indices", "more", *by_layer})
         yield from ((name, value) for name, value in fields.items() if value is not None)
         rows = {"the gradient": self.layers, "the unweighted gradient": self.layers_unweighted}

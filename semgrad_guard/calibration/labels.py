@@ -81,6 +81,13 @@ _NUMBERS = {
     )
 }
 _ARTICLES = {"a", "an", "the"}
+_STEM = 5  # letters of a word that its other forms share
+# Words without content of their own. Those that turn a sentence's meaning, such as "not", are none of them.
+_EMPTY = set(
+    "am and are as at be been being but by can could did do does for from had has have he her his i if in into is it "
+    "its may might of on or our she should so such than that their them there these they this those to was we were "
+    "which who will with would you your".split()
+)
 _F1 = 0.5
 _SIMILAR = "similar:"
 _FAILURES, _FAILING = 5, 0.1  # so many labels, or this share of them if that is more, may fail
@@ -130,11 +137,35 @@ def shares_words(question: str, answer: str, right: Sequence[str]) -> bool:
     return token_f1(answer, right) >= _F1
 
 
-LABELERS: dict[str, Labeler] = {"match": same, "contains": contains, "f1": shares_words}
+def either_contains(question: str, answer: str, right: Sequence[str]) -> bool:
+    """Tell whether the answer holds a right one, or says in brief what a right one says at length.
+
+    Words without content of their own are left out on both sides: "It was in California." is right where "Fortune
+    cookies originated in California" is. An answer that only repeats words of the question, or such words, is wrong.
+    """
+    said, asked = _content(answer), {word[:_STEM] for word in words(question)}
+    if contains(question, answer, right):
+        return True
+    if all(word[:_STEM] in asked for word in said):
+        return False
+    row = _in_a_row(said)
+    return any(one and (row in _in_a_row(one) or _in_a_row(one) in row) for one in map(_content, right))
+
+
+def _content(text: str) -> list[str]:
+    return [word for word in words(text) if word not in _EMPTY]
+
+
+LABELERS: dict[str, Labeler] = {
+    "match": same,
+    "contains": contains,
+    "either": either_contains,
+    "f1": shares_words,
+}
 
 
 def labeler(name: str) -> Labeler:
-    """Find a labeler by name: "match", "contains", "f1", or "similar:" with an encoder's folder or hub id.
+    """Find a labeler by name: "match", "contains", "either", "f1", or "similar:" with an encoder's folder or hub id.
 
     Raises:
         ConfigurationError: there is none of that name, or its encoder cannot be loaded.

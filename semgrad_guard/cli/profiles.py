@@ -64,7 +64,7 @@ def calibrate(
     labels: Annotated[
         str,
         typer.Option(
-            help="Comparison of an answer with the right one: match, contains, f1, or similar:FOLDER_OR_ID[@0.8]."
+            help="Comparison of an answer with the right one: match, contains, either, f1, or similar:FOLDER_OR_ID[@0.8]."
         ),
     ] = "match",
     search: Annotated[

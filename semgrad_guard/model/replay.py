@@ -17,11 +17,13 @@ from transformers import DynamicCache, PreTrainedModel
 from semgrad_guard._compat import (
     CHILDREN,
     HOOK_TABLES,
+    attention_kernel,
     cache_argument,
     linear_layers,
     sliced_cache,
 )
 from semgrad_guard.errors import UnsupportedModelError
+from semgrad_guard.model.attention import AttentionWatch
 from semgrad_guard.records import GenerationBatch, ReplayPath
 
 M = TypeVar("M", bound=nn.Module)
@@ -180,26 +182,36 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class Replay:
-    """The graph of a replay: `hidden[l]` is [B, N, D]; t* is its column `anchor`; the last T columns predict y."""
+    """The graph of a replay: `hidden[l]` is [B, N, D]; t* is its column `anchor`; the last T columns predict y.
+
+    `attention` holds the weights on the newest token, [B, layers, heads, T]; None where they were not read.
+    """
 
     hidden: tuple[Tensor, ...]
     anchor: int
     path: ReplayPath
+    attention: Tensor | None = None
 
 
 def replay(
-    model: PreTrainedModel, layout: Layout, batch: GenerationBatch | None, rows: Sequence[int], lowest: int
+    model: PreTrainedModel,
+    layout: Layout,
+    batch: GenerationBatch | None,
+    rows: Sequence[int],
+    lowest: int,
+    watched: range = range(0),
 ) -> Replay:
     """Run the suffix again on the best path that is exact for this model.
 
     `lowest` is the first hidden state with a gradient; the graph begins there. Where the generation kept the hidden
-    states of that layer's input, the layers below are not even run ("upper").
+    states of that layer's input, the layers below are not even run ("upper"), unless their attention is `watched`.
 
     "cache" runs on the generation's key-value cache. "prefix" first runs the positions before t* again, without
     gradients. "full" runs everything again, for models that keep a running state instead of keys and values.
     """
     if any(linear_layers(model)):
-        return Replay(_forward(model, layout, 0, None, lowest), layout.start, "full")
+        hidden, attention = _forward(model, layout, 0, None, lowest, watched)
+        return Replay(hidden, layout.start, "full", attention)
     past = None if batch is None else sliced_cache(batch.cache, batch.sequence_width - 1, rows, layout.start)
     path: ReplayPath = "cache"
     if past is None:
@@ -207,10 +219,13 @@ def replay(
         if layout.start > 0:
             with torch.no_grad():
                 _decode(model, model.get_decoder(), layout, slice(0, layout.start), past)
-    boundary = _boundary_states(batch, rows, layout, lowest) if path == "cache" and batch is not None else None
+    boundary = None
+    if path == "cache" and batch is not None and not any(layer < lowest for layer in watched):
+        boundary = _boundary_states(batch, rows, layout, lowest)
     if boundary is not None:
         path = "upper"
-    return Replay(_forward(model, layout, layout.start, past, lowest, boundary), 0, path)
+    hidden, attention = _forward(model, layout, layout.start, past, lowest, watched, boundary)
+    return Replay(hidden, 0, path, attention)
 
 
 def _boundary_states(batch: GenerationBatch, rows: Sequence[int], layout: Layout, lowest: int) -> Tensor | None:
@@ -230,8 +245,9 @@ def _forward(
     start: int,
     past: DynamicCache | None,
     lowest: int,
+    watched: range,
     boundary: Tensor | None = None,
-) -> tuple[Tensor, ...]:
+) -> tuple[tuple[Tensor, ...], Tensor | None]:
     """Run from a column to the last but one, with gradients from the input of layer `lowest` on.
 
     With the boundary at hand, nothing is run below it.
@@ -249,12 +265,13 @@ def _forward(
     layers[lowest].register_forward_pre_hook(enter, with_kwargs=True)
     for layer in range(lowest if boundary is not None else 0):
         layers[layer] = PassThrough()
+    watch = AttentionWatch(layers, watched, layout.mask.shape[1], attention_kernel(model))
     with torch.no_grad():  # until the hook
         upper = _decode(model, decoder, layout, slice(start, layout.ids.shape[1] - 1), past).hidden_states
     missing = len(layers) + 1 - len(upper)  # a layer that was passed through is not recorded
     hidden = [entries[0]] * missing + list(upper)
     hidden[lowest] = entries[0]
-    return tuple(hidden)
+    return tuple(hidden), watch.weights
 
 
 def _decode(

@@ -7,7 +7,9 @@ from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, Literal, cast, overload
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from semgrad_guard._compat import warn_of_untested_versions
@@ -228,7 +230,43 @@ class SemGradScorer:
             BudgetError: it would take more tokens or memory than the budget allows.
             ConfigurationError: a span reaches beyond its response, or there are not as many lists as generations.
         """
-        parts = whole(generations) if spans is None else spans
+        ordered = self._scored(generations, whole(generations) if spans is None else spans, parameters, (), {})
+        return [only for (only,) in ordered] if spans is None else ordered
+
+    def score_with_states(
+        self,
+        generations: Sequence[Generation],
+        layers: Sequence[int],
+        *,
+        spans: Sequence[TokenSpan],
+    ) -> tuple[list[Score], NDArray[np.float32]]:
+        """Score one span of each generation, and give hidden states that the same pass has computed.
+
+        Args:
+            generations: what `generate` returned.
+            layers: the hidden states to give, of the lowest layer with a gradient to the number of layers.
+            spans: the part of each response to score.
+
+        Returns:
+            The scores, and the states that predict each span's first, last but one and last token,
+            [generations, 3, len(layers), D].
+
+        Raises:
+            What `score` raises.
+        """
+        taken: dict[int, NDArray[np.float32]] = {}
+        ordered = self._scored(generations, [[span] for span in spans], True, layers, taken)
+        return [only for (only,) in ordered], np.stack([taken[index] for index in range(len(generations))])
+
+    def _scored(
+        self,
+        generations: Sequence[Generation],
+        parts: Sequence[Sequence[TokenSpan]],
+        parameters: bool,
+        state_layers: Sequence[int],
+        taken: dict[int, NDArray[np.float32]],
+    ) -> list[list[Score]]:
+        """Score generations batch by batch; the states of first spans are put into `taken`, by index."""
         if len(parts) != len(generations):
             raise ConfigurationError(
                 f"{len(generations)} generations and {len(parts)} lists of spans: expected as many."
@@ -240,11 +278,12 @@ class SemGradScorer:
         for indices in groups.values():
             members = [generations[index] for index in indices]
             member_parts = [parts[index] for index in indices]
-            score = partial(self._score, members, member_parts, parameters)
+            states: list[NDArray[np.float32]] = []
+            score = partial(self._score, members, member_parts, parameters, state_layers, states)
             member_scores = observed(members, score) if observers.listeners else score()
             scores.update(zip(indices, member_scores, strict=True))
-        ordered = [scores[index] for index in range(len(generations))]
-        return [only for (only,) in ordered] if spans is None else ordered
+            taken.update(zip(indices, states, strict=False))  # none were asked for, or one of each
+        return [scores[index] for index in range(len(generations))]
 
     def score_ids(
         self,
@@ -295,6 +334,8 @@ class SemGradScorer:
         generations: Sequence[Generation],
         spans: Sequence[Sequence[TokenSpan]],
         parameters: bool,
+        state_layers: Sequence[int],
+        states: list[NDArray[np.float32]],
     ) -> list[list[Score]]:
         """Score generations of one batch: the k-th spans of all rows share a backward."""
         scores: list[list[Score]] = [[] for _ in generations]
@@ -311,6 +352,8 @@ class SemGradScorer:
                     for start, stop in pieces[row][place]:
                         mask[row, start:stop] = True
                 measured = replayed.measure(mask, self.scoring, parameters=parameters)
+                if state_layers and place == 0:
+                    states.extend(replayed.states(mask, state_layers).cpu().numpy())
                 for row in rows:
                     scores[row].append(as_score(measured, row, self.scoring, self.layers))
         return scores
@@ -327,7 +370,8 @@ class SemGradScorer:
             self.budget.check(self.model, layout)
         rows = [generation.row for generation in generations]
         columns = self._position(prompts) if self.scoring.later else 1
-        return Pass(self.model, self._head, layout, batch, rows, self.layers, columns)
+        attention = self.scoring.attention
+        return Pass(self.model, self._head, layout, batch, rows, self.layers, columns, attention=attention)
 
     def _position(self, prompts: Sequence[Sequence[int]]) -> int:
         if self.token_position is None:

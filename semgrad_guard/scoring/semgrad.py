@@ -34,6 +34,7 @@ from transformers import PreTrainedModel
 from semgrad_guard.model.replay import Head, Layout, Replay, replay
 from semgrad_guard.records import GenerationBatch, ReplayPath, Score
 from semgrad_guard.scoring import registry
+from semgrad_guard.scoring.rauq import rauq, watched_layers
 from semgrad_guard.scoring.registry import measured_scores
 from semgrad_guard.scoring.settings import Norm, Reduction, ScoringSettings
 
@@ -195,6 +196,7 @@ class Measured:
     layers_unweighted: Tensor | None
     paragrad: Tensor | None
     exgrad: Tensor | None
+    attention: Tensor | None
     path: ReplayPath
 
 
@@ -210,11 +212,18 @@ class Pass:
         rows: Sequence[int],
         layers: tuple[int, ...],
         columns: int,
+        *,
+        attention: bool = False,
     ) -> None:
-        """Run the forward and keep its graph; gradients are given at so many prompt tokens from t* on."""
+        """Run the forward and keep its graph; gradients are given at so many prompt tokens from t* on.
+
+        With `attention`, the weights that RAUQ needs are read as well.
+        """
         self._layers, self._columns = layers, columns
+        count = model.config.get_text_config(decoder=True).num_hidden_layers
         with torch.enable_grad():
-            self._graph: Replay = replay(model, layout, batch, rows, layers[0])
+            watched = watched_layers(count) if attention else range(0)
+            self._graph: Replay = replay(model, layout, batch, rows, layers[0], watched)
             states = self._graph.hidden[-1][:, -layout.mask.shape[1] :].detach().requires_grad_()
             raw = head.module(states)
         with torch.no_grad():
@@ -237,8 +246,31 @@ class Pass:
             layers_unweighted=None if plain is None else semgrad(plain[:, 0], norm),
             paragrad=paragrad(self._at_raw, self._states, entropies, mask, reduction) if parameters else None,
             exgrad=exgrad(self._at_raw, self._states, mask, reduction) if parameters else None,
+            attention=self._graph.attention,
             path=self._graph.path,
         )
+
+    def states(self, mask: Tensor, layers: Sequence[int]) -> Tensor:
+        """Give the hidden states that predict the first, the last but one and the last of the marked tokens.
+
+        The first of them is that of the last token before the answer, where the answer is prepared; the last one has
+        read all of the answer but its last token, which ends the turn where the model ended it. Where one token is
+        marked, all three are the same.
+
+        Args:
+            mask: [B, T]; rows without a marked token give the first column.
+            layers: indices l of the hidden states h^(l), of the lowest with a gradient to the number of layers.
+
+        Returns:
+            [B, 3, len(layers), D] in float32.
+        """
+        places = torch.arange(mask.shape[1], device=mask.device)
+        first = torch.where(mask, places, mask.shape[1] - 1).amin(-1)
+        last = torch.where(mask, places, 0).amax(-1)
+        columns = torch.stack([first, torch.maximum(first, last - 1), last], dim=-1)
+        rows = torch.arange(len(mask), device=mask.device)[:, None]
+        hidden = [self._graph.hidden[layer][:, -mask.shape[1] :].detach() for layer in layers]
+        return torch.stack([state[rows, columns].float() for state in hidden], dim=2)
 
     def token_gradients(self, token: int) -> Tensor:
         """Compute the gradients of w_t log p(y_t) alone for the token of that index, [B, len(layers), D]."""
@@ -285,6 +317,9 @@ def as_score(measured: Measured, row: int, settings: ScoringSettings, layers: tu
         mean_nll=-float(log_probs.mean()),
         mean_entropy=mean_entropy,
         max_entropy=float(entropies.max()),
+        first_entropy=float(entropies[0]),
+        max_nll=-float(log_probs.min()),
+        rauq=None if measured.attention is None else rauq(log_probs, measured.attention[row, :, :, marked]),
         length=len(log_probs),
         path=measured.path,
         layer_indices=layers,

@@ -65,6 +65,7 @@ class ScoringSettings(Settings):
     `tau` is the temperature of HybridGrad's mixing weight e^(-mean entropy / tau), and `beta` weighs its ParaGrad term.
     `unweighted` computes SemGrad with w_t = 1 too, for another backward.
     `later` gives the gradients at the prompt tokens after t* too, which come with the same backward.
+    `attention` reads attention weights for RAUQ too, where the model's attention can be watched.
 
     Raises:
         ConfigurationError: a setting is unknown, or has a wrong type or value.
@@ -78,6 +79,7 @@ class ScoringSettings(Settings):
     beta: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     unweighted: bool = False
     later: bool = False
+    attention: bool = False
 
     def changed(self, **settings: Any) -> Self:
         """Copy the settings with some changed; the new values are checked.
