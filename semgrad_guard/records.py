@@ -105,8 +105,10 @@ class Score(BaseModel):
     Gradient scores are > 0; log-probabilities and entropies are in nats, >= 0. `layers` holds the mean absolute
     gradient at the semantic preserving token for each hidden state l of `layer_indices`; `semgrad` is their mean.
     `later` holds the same at each prompt token after that one, `layers_unweighted` the same as `layers` with w_t = 1.
-    None, or empty, stands for what was not computed. `more` holds registered scores
-    by name, None where the computation failed.
+    `max_nll` is that of the least probable token, `first_entropy` the entropy at the first one. `states` are components
+    of hidden states, of either sign, and `distance` says how far these lie from the calibration's (see `StateReading`).
+    None, or empty, stands for what was not computed. `more` holds registered scores by name, None where the computation
+    failed.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -129,6 +131,7 @@ class Score(BaseModel):
     semgrad_unweighted: float | None = None
     layers_unweighted: tuple[float, ...] = ()
     states: tuple[float, ...] = ()
+    distance: float | None = None
     later: tuple[tuple[float, ...], ...] = ()
     more: dict[str, float | None] = Field(default_factory=dict)
 
@@ -155,6 +158,8 @@ class Score(BaseModel):
             if value == 0 and "grad" in name:
                 why = "no gradient came, or all other tokens have probability 0"
                 return _invalid(f"not scored: {name} is exactly 0: {why}")
+        if not all(map(math.isfinite, self.states)):
+            return _invalid("the score is not a finite number: a component of the hidden states is not")
         return None
 
     def _values(self) -> Iterator[tuple[str, float]]:
@@ -295,6 +300,10 @@ class Verdict(BaseModel):
     `guarantee` is what the threshold promises of answers that pass: at most the share `risk` are wrong, with certainty
     1 - `delta`, shown on `n` that passed. None where nothing is promised. `policy` tells in words what answers of this
     kind must reach, and what that promises of those that do. `cause` is the reason for programs; None if it passed.
+
+    `familiarity` is the share of the calibration's questions that lie as far out as this one, in (0, 1]: a small one,
+    such as 0.01, says that the profile has hardly seen questions of this kind, to which its promise does not extend.
+    None where the profile does not read hidden states.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -309,6 +318,7 @@ class Verdict(BaseModel):
     reason: str
     guarantee: dict[str, float] | None = None
     policy: str = ""
+    familiarity: float | None = None
 
     def about(self, tool: str) -> Verdict:
         """Name the tool whose call this is about."""

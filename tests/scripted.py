@@ -25,6 +25,8 @@ def score(semgrad=1.0, **fields):
         "mean_nll": 1.0,
         "mean_entropy": 1.0,
         "max_entropy": 1.0,
+        "first_entropy": 1.0,
+        "max_nll": 1.0,
         "length": 1,
         "path": "cache",
         "layer_indices": (2, 3),

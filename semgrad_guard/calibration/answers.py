@@ -5,14 +5,17 @@ Finished work is one line of a file each, so that an interrupted run goes on whe
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from tqdm.auto import tqdm
 
@@ -28,6 +31,8 @@ from semgrad_guard.model.generate import check_prompt, end_ids
 from semgrad_guard.model.responses import take_apart
 from semgrad_guard.records import Generation, Score
 from semgrad_guard.scoring.scorer import SemGradScorer
+from semgrad_guard.scoring.settings import ScoringSettings
+from semgrad_guard.scoring.states import PLACES
 
 _Line = TypeVar("_Line")
 
@@ -119,7 +124,8 @@ _Item = TypeVar("_Item")
 class Answered:
     """An example with the answer that was scored; `correct` is None where there is no label.
 
-    The answer begins at response token `start`, after what the model thought before it.
+    The answer begins at response token `start`, after what the model thought before it. `states` are hidden states,
+    [3, layers, D], where they were asked for; `scored_with` are the settings of the score.
     """
 
     example: Example
@@ -129,6 +135,8 @@ class Answered:
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
     start: int = 0
+    states: NDArray[np.float16] | None = field(default=None, repr=False, compare=False)
+    scored_with: ScoringSettings | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -151,6 +159,8 @@ class _Attempt:
     start: int = 0
     text: str = ""
     score: Score | None = None
+    scored_with: ScoringSettings | None = None
+    states: str = ""
     problem: Problem | None = None
 
     @property
@@ -162,6 +172,12 @@ class _Attempt:
     def ids(self) -> tuple[tuple[int, ...], tuple[int, ...], int]:
         """The prompt, the response, and where the answer begins in it."""
         return self.prompt_ids, self.response_ids, self.start
+
+    def unpacked(self, layers: int) -> NDArray[np.float16] | None:
+        """Give the hidden states, [3, layers, D]; None where none were asked for."""
+        if not (self.states and layers):
+            return None
+        return np.frombuffer(base64.b64decode(self.states), dtype=np.float16).reshape(PLACES, layers, -1)
 
 
 def to_stderr(line: str) -> None:
@@ -179,6 +195,7 @@ def answered(
     ask: Callable[[Example], str] | None = None,
     stop: Sequence[str] = (),
     journal: str | Path | None = None,
+    state_layers: Sequence[int] = (),
     tell: Callable[[str], None] = to_stderr,
 ) -> Answers:
     """Answer and score every question, or score the answer that comes with it.
@@ -196,8 +213,9 @@ def answered(
         ask: words the question; None for the question as it is.
         stop: texts that an answer is cut before.
         journal: a file that remembers answers, so that another run goes on from there, with other labels too. Answers
-            to other prompts or with other settings of the generation stay in it and are not used. Scores from it are
-            those of the scorer that wrote it; profiles are made from new ones.
+            to other prompts or with other settings of the generation stay in it and are not used. Each says how it was
+            scored; a calibration that needs other scores computes them.
+        state_layers: hidden states to keep with each answer, by layer.
         tell: takes lines that a user should read.
 
     Raises:
@@ -224,7 +242,7 @@ def answered(
     missing = [(example, item) for example, item in prompted if item.key not in known]
     with tqdm(total=len(prompted), initial=len(prompted) - len(missing), desc="answering") as bar:
         for number, batch in enumerate(_batches(missing, _BATCH)):
-            for attempt in _attempts(scorer, [item for _, item in batch], settings, stop):
+            for attempt in _attempts(scorer, [item for _, item in batch], settings, stop, state_layers):
                 known[attempt.key] = attempt
                 if file is not None:
                     file.add(attempt)
@@ -239,21 +257,33 @@ def answered(
         attempt = known[item.key]
         if attempt.problem is None and attempt.score is not None:
             correct = _label_of(outcomes[example.key])
-            scored.append(Answered(example, attempt.text, attempt.score, correct, *attempt.ids))
+            states = attempt.unpacked(len(state_layers))
+            scored.append(
+                Answered(example, attempt.text, attempt.score, correct, *attempt.ids, states, attempt.scored_with)
+            )
     return Answers(scored, counts)
 
 
-def rescored(scorer: SemGradScorer, answers: Sequence[Answered]) -> list[Answered]:
-    """Score the same answers with another scorer; answers of one length go together, so that little is padding."""
+def rescored(scorer: SemGradScorer, answers: Sequence[Answered], state_layers: Sequence[int] = ()) -> list[Answered]:
+    """Score the same answers with another scorer; answers of one length go together, so that little is padding.
+
+    Hidden states of these layers are kept with them.
+    """
     order = sorted(range(len(answers)), key=lambda place: len(answers[place].response_ids))
     by_place: dict[int, Answered] = {}
     for places in _batches(order, _BATCH):
         batch = [answers[place] for place in places]
         generations = [Generation(item.prompt_ids, item.response_ids, "", "stop") for item in batch]
-        spans = [[(item.start, len(item.response_ids))] for item in batch]
-        scores = scorer.score(generations, spans=spans)
+        spans = [(item.start, len(item.response_ids)) for item in batch]
+        scores, states = scorer.score_with_states(generations, state_layers, spans=spans)
         by_place |= {
-            place: replace(item, score=score) for place, item, (score,) in zip(places, batch, scores, strict=True)
+            place: replace(
+                item,
+                score=score,
+                states=state.astype(np.float16) if state_layers else None,
+                scored_with=scorer.scoring,
+            )
+            for place, item, score, state in zip(places, batch, scores, states, strict=True)
         }
     return [by_place[place] for place in range(len(answers))]
 
@@ -284,7 +314,11 @@ def _prompt(
 
 
 def _attempts(
-    scorer: SemGradScorer, items: Sequence[_Attempt], settings: dict[str, Any], stop: Sequence[str]
+    scorer: SemGradScorer,
+    items: Sequence[_Attempt],
+    settings: dict[str, Any],
+    stop: Sequence[str],
+    state_layers: Sequence[int],
 ) -> list[_Attempt]:
     """Let the model answer the questions without an answer, and score all answers that can be used."""
     fitting = {item.key: item for item in items if item.answer is None and _fits(scorer, item, settings)}
@@ -292,12 +326,15 @@ def _attempts(
     generations = dict(zip(fitting, generated, strict=True))
     attempts = {item.key: _taken(scorer, item, generations.get(item.key), stop) for item in items}
     usable = [attempt for attempt in attempts.values() if attempt.problem is None]
-    for attempt, score in zip(usable, _scores(scorer, usable, generations), strict=True):
+    scored = _scores(scorer, usable, generations, state_layers)
+    for attempt, (score, states) in zip(usable, scored, strict=True):
         if score is None or not score.finite():
             attempts[attempt.key] = replace(attempt, problem="not_scored")
         else:
             problem: Problem | None = "not_its_own" if unlikely(score) else None
-            attempts[attempt.key] = replace(attempt, score=score, problem=problem)
+            attempts[attempt.key] = replace(
+                attempt, score=score, scored_with=scorer.scoring, states=states, problem=problem
+            )
     return list(attempts.values())
 
 
@@ -323,19 +360,36 @@ def _taken(scorer: SemGradScorer, item: _Attempt, generation: Generation | None,
     return replace(item, problem="empty") if response.failure or not text else item
 
 
-def _scores(scorer: SemGradScorer, items: Sequence[_Attempt], generations: dict[str, Generation]) -> list[Score | None]:
-    """Score answers in one pass; if that fails, each by itself, and None stands for those that fail again."""
+def _scores(
+    scorer: SemGradScorer,
+    items: Sequence[_Attempt],
+    generations: dict[str, Generation],
+    state_layers: Sequence[int],
+) -> list[tuple[Score | None, str]]:
+    """Score answers in one pass, each with its hidden states, packed.
+
+    If that fails, each is scored by itself, and None stands for those that fail again.
+    """
     rows = [
         generations.get(item.key) or Generation(item.prompt_ids, item.response_ids, item.text, "stop") for item in items
     ]
+    if not rows:
+        return []
     try:
-        scores = scorer.score(rows, spans=[[(item.start, len(item.response_ids))] for item in items])
+        spans = [(item.start, len(item.response_ids)) for item in items]
+        scores, states = scorer.score_with_states(rows, state_layers, spans=spans)
     except _SCORING_FAILURES as error:
         if len(items) > 1:
-            return [score for item in items for score in _scores(scorer, [item], generations)]
+            return [scored for item in items for scored in _scores(scorer, [item], generations, state_layers)]
         logger.warning("Scoring failed: %s", described(error))
-        return [None] * len(items)
-    return [score for (score,) in scores]
+        return [(None, "")] * len(items)
+    return [(score, _packed(row)) for score, row in zip(scores, states, strict=True)]
+
+
+def _packed(states: NDArray[np.float32]) -> str:
+    """Pack the hidden states of an answer for a line of the journal."""
+    most = np.finfo(np.float16).max
+    return base64.b64encode(states.clip(-most, most).astype(np.float16).tobytes()).decode() if states.size else ""
 
 
 def _journal(path: Path, scorer: SemGradScorer, settings: dict[str, Any]) -> Journal[_Attempt]:

@@ -1,24 +1,30 @@
-"""Drift: fresh questions, labelled or not, should be as sure as those the profile was fitted on."""
+"""Drift: fresh questions, labelled or not, should be like those the profile was fitted on."""
 
 from __future__ import annotations
 
 import logging
+import random
 import threading
 import warnings
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import kstest, kstwobign
 
-from semgrad_guard.calibration.profile import Profile, Section
+from semgrad_guard.calibration.profile import Profile, Section, feature_values
 from semgrad_guard.errors import ConfigurationError, DataError, ProfileError
 from semgrad_guard.records import Score
 from semgrad_guard.scoring.registry import known_score
+from semgrad_guard.settings import warn_of_old
 
 logger = logging.getLogger(__name__)
 
+ALPHA = 0.01  # probability of a false alarm
 _FEWEST = 20
+_SLOPES = (-1.6, -0.8, 0.0, 0.8, 1.6)
+_MOVING = 0.01  # part of the wealth that moves between slopes at each step
 
 
 @dataclass(frozen=True)
@@ -64,70 +70,127 @@ def drift(section: Section, scores: Sequence[Score]) -> Drift:
     )
 
 
-class Watch:
-    """Looks for drift while answering: after every so many answers it compares them with those of fitting, and warns.
+class Martingale:
+    """A bet against the claim that fresh values come from where a sample came from, in any order.
 
-    Each comparison takes fresh answers, and warns of chance alone once in a hundred times. A watch keeps scores, no
-    texts. Threads share it, and so do all guards that have it. A copy made by pickling or `copy.deepcopy` starts anew.
+    Each fresh value is placed among the sample and the fresh values before it. Under the claim its place p is uniform
+    in (0, 1) whatever came before. The wealth is multiplied by 1 + e (p - 1/2), for several slopes e between which a small
+    part of the wealth keeps moving (the "simple jumper" of Vovk et al. 2021, "Retrain or not retrain"). It grows where
+    fresh values keep lying on one side. By Ville's inequality it reaches 1 / alpha, ever, with a probability of at most
+    alpha, if nothing has changed.
     """
 
-    def __init__(self, section: Section, every: int) -> None:
+    def __init__(self, sample: Sequence[float], seed: int = 0) -> None:
+        """Begin with a wealth of 1; places among equal values are drawn by chance, from the seed."""
+        self._values = sorted(sample)
+        self._random = random.Random(seed)
+        self._parts = dict.fromkeys(_SLOPES, 1.0 / len(_SLOPES))
+
+    @property
+    def wealth(self) -> float:
+        """The present wealth, >= 0; *higher = more evidence of a change*."""
+        return sum(self._parts.values())
+
+    def see(self, value: float) -> None:
+        """Place a value and settle the bet."""
+        low, high = bisect_left(self._values, value), bisect_right(self._values, value)
+        place = (low + self._random.random() * (high - low + 1)) / (len(self._values) + 1)
+        self._values.insert(high, value)
+        even = _MOVING * self.wealth / len(_SLOPES)
+        self._parts = {
+            slope: ((1.0 - _MOVING) * part + even) * (1.0 + slope * (place - 0.5))
+            for slope, part in self._parts.items()
+        }
+
+
+class Watch:
+    """Looks for drift while answering, with every answer, and warns when chance alone would hardly do it.
+
+    Two things are watched, each by a `Martingale`: the core of the scores, and how far out the questions lie in the
+    model's hidden states. The alarm is anytime-valid: if fresh questions are like those of the calibration, it is ever
+    given, however long the watch goes on, with a probability of at most `alpha`. After an alarm the watch starts anew.
+
+    A watch keeps numbers, no texts. Threads share it, and so do all guards that have it. A copy made by pickling or
+    `copy.deepcopy` starts anew.
+    """
+
+    def __init__(self, section: Section, alpha: float = ALPHA) -> None:
         """Begin to watch.
 
         Args:
             section: the profile's section for first answers.
-            every: answers to compare at a time, at least 20; a few hundred see what matters.
+            alpha: the largest probability of a false alarm, in (0, 1).
 
         Raises:
             ProfileError: the section does not say how its confidences were spread.
-            ConfigurationError: too few answers at a time to say anything.
+            ConfigurationError: alpha is out of range.
         """
-        _check_quantiles(section)
-        if every < _FEWEST:
-            raise ConfigurationError(f"watch={every}: expected at least {_FEWEST} answers, or None not to watch.")
-        self.section, self.every = section, every
-        self._scores: list[Score] = []
+        if not 0 < alpha < 1:
+            raise ConfigurationError(f"watch={alpha}: expected the probability of a false alarm, in (0, 1), or True.")
+        if not section.core_sample:
+            _check_quantiles(section)
+        self.section, self.alpha = section, alpha
         self._lock = threading.Lock()
+        self._begin()
+
+    def _begin(self) -> None:
+        core = self.section.core_sample
+        # Profiles of earlier versions know quantiles of their confidences only.
+        self._bets = {"confidence": Martingale(self.section.quantiles)} if not core else {"scores": Martingale(core)}
+        if self.section.distance_sample:
+            self._bets["hidden states"] = Martingale(self.section.distance_sample)
+        self._seen = 0
 
     @classmethod
-    def of(cls, watch: int | Watch | None, profile: Profile | None) -> Watch | None:
+    def of(cls, watch: bool | float | Watch | None, profile: Profile | None) -> Watch | None:
         """Begin to watch with a profile, or go on with a watch of the same profile.
 
         Raises:
-            ConfigurationError: there is no profile, or too few answers at a time.
+            ConfigurationError: there is no profile, or a false alarm's probability is out of range.
             ProfileError: the profile does not say how its confidences were spread.
         """
         if not watch:
             return None
         if profile is None:
-            raise ConfigurationError("watch compares confidences with those of fitting, which needs a profile.")
-        if isinstance(watch, int):
-            return cls(profile.answer, watch)
-        return watch if watch.section == profile.answer else cls(profile.answer, watch.every)
+            raise ConfigurationError("watch compares scores with those of the calibration, which needs a profile.")
+        if isinstance(watch, Watch):
+            return watch if watch.section == profile.answer else cls(profile.answer, watch.alpha)
+        if watch is not True and watch >= 1:
+            warn_of_old(f"watch={watch}, a number of answers,", "watch=True, which looks with every answer")
+            watch = True
+        return cls(profile.answer, ALPHA if watch is True else watch)
 
-    def __reduce__(self) -> tuple[type[Watch], tuple[Section, int]]:
+    def __reduce__(self) -> tuple[type[Watch], tuple[Section, float]]:
         """Copy the settings and no answer: a lock cannot be copied, and no answer should count twice."""
-        return Watch, (self.section, self.every)
+        return Watch, (self.section, self.alpha)
 
     def see(self, score: Score) -> None:
         """Take an answer's score into account; it must be finite."""
+        values = {"confidence": self.section.confidence(score)}
+        if "scores" in self._bets:
+            values["scores"] = feature_values(score, ("combined",))[0]
+        if score.distance is not None:
+            values["hidden states"] = score.distance
         with self._lock:
-            self._scores.append(score)
-            if len(self._scores) < self.every:
+            for name, bet in self._bets.items():
+                if name in values:
+                    bet.see(values[name])
+            self._seen += 1
+            # The mean of two such bets is one too.
+            if sum(bet.wealth for bet in self._bets.values()) < len(self._bets) / self.alpha:
                 return
-            seen, self._scores = self._scores, []
-        test = drift(self.section, seen)
-        if test.drifted():
-            logger.warning(
-                "Drift: the last %d answers are not as sure, or unsure, as those the profile was fitted on: median "
-                "confidence %.3f against %.3f, Kolmogorov-Smirnov statistic %.3f, p = %.2g. Calibrate again on "
-                "questions like these.",
-                test.n,
-                test.median,
-                test.fitted_median,
-                test.statistic,
-                test.p_value,
-            )
+            told = max(self._bets, key=lambda name: self._bets[name].wealth)
+            seen, wealth = self._seen, self._bets[told].wealth
+            self._begin()
+        logger.warning(
+            "Drift: by their %s, the last %d answers are not like those of the calibration (wealth %.3g; without a "
+            "change it reaches %.3g with a probability of at most %.3g). Calibrate again on questions like these.",
+            told,
+            seen,
+            wealth,
+            1.0 / self.alpha,
+            self.alpha,
+        )
 
 
 def _check_quantiles(section: Section) -> None:

@@ -1,25 +1,27 @@
-"""From labelled answers to a section of a profile: the split, the fit, and the threshold that keeps a promise."""
+"""From labelled answers to a section of a profile: the split into parts, the features, and the regressions."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
+from sklearn.cluster import KMeans
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from semgrad_guard.calibration.counts import FEWEST, labels_to_promise
-from semgrad_guard.calibration.guarantee import guaranteed_threshold, labels_needed, thresholds_to_try
+from semgrad_guard.calibration import blend
+from semgrad_guard.calibration.blend import Parts
+from semgrad_guard.calibration.counts import FEWEST
 from semgrad_guard.calibration.profile import Section, feature_values
-from semgrad_guard.errors import ConfigurationError, DataError
+from semgrad_guard.calibration.section import Column, Evidence, KindsFrom
+from semgrad_guard.errors import DataError
 from semgrad_guard.records import Score
 from semgrad_guard.scoring.registry import known_score, known_scores, names_of
 
@@ -80,6 +82,8 @@ def _stratified(labels: Iterable[tuple[str, bool]], shares: Sequence[float], see
 
 _FOLDS = FEWEST
 _QUANTILES = 101
+_BANDS = 16  # of layers, in a head: deep models have more layers than labels can carry
+_PER_CLUSTER, _MOST_CLUSTERS = 40, 8
 _PENALTIES = (0.1, 1.0, 10.0, 100.0)  # inverse strengths of the l2 penalty
 _ENOUGH_FOR_STEPS = 1000  # labels from which on isotonic regression beats the two parameters of Platt scaling
 
@@ -150,6 +154,13 @@ def with_quantiles(section: Section, scores: Sequence[Score]) -> Section:
     return section.model_copy(update={"quantiles": tuple(quantiles.tolist()), "spread_of": len(scores)})
 
 
+def with_samples(section: Section, scores: Sequence[Score]) -> Section:
+    """Add what fresh answers are compared with one by one: the core of these answers, and how far out they lie."""
+    core = [feature_values(score, ("combined",))[0] for score in scores]
+    distances = [score.distance for score in scores if score.distance is not None]
+    return section.model_copy(update={"core_sample": tuple(sorted(core)), "distance_sample": tuple(sorted(distances))})
+
+
 def out_of_fold(
     scores: Sequence[Score], correct: Sequence[bool], features: tuple[str, ...], groups: Sequence[str]
 ) -> list[float]:
@@ -166,11 +177,7 @@ def out_of_fold(
 
 def _regression(values: Any, correct: Sequence[bool], groups: Sequence[str] | None) -> tuple[Any, Any]:
     """Fit on everything, and give every answer its probability by a fit that left its group out."""
-    kinds = [sum(correct), len(correct) - sum(correct)]
-    if min(kinds) < _FOLDS:
-        raise DataError(
-            f"{kinds[0]} right and {kinds[1]} wrong answers; a profile needs at least {_FOLDS} of each kind."
-        )
+    _check_both(correct)
     right = np.asarray(correct)
     units = list(groups) if groups is not None else [str(index) for index in range(len(right))]
     folds = list(StratifiedGroupKFold(_FOLDS).split(values, right, units))
@@ -180,6 +187,14 @@ def _regression(values: Any, correct: Sequence[bool], groups: Sequence[str] | No
     return model, cross_val_predict(model, values, right, cv=folds, method="predict_proba")[:, 1]
 
 
+def _check_both(correct: Sequence[bool]) -> None:
+    kinds = [sum(correct), len(correct) - sum(correct)]
+    if min(kinds) < _FOLDS:
+        raise DataError(
+            f"{kinds[0]} right and {kinds[1]} wrong answers; a profile needs at least {_FOLDS} of each kind."
+        )
+
+
 def _steps(probabilities: Any, correct: Sequence[bool]) -> tuple[tuple[float, float], ...]:
     """Fit isotonic regression; what n answers show is never surer than 1 - 1 / (n + 2)."""
     edge = 1.0 / (len(correct) + 2)
@@ -187,188 +202,125 @@ def _steps(probabilities: Any, correct: Sequence[bool]) -> tuple[tuple[float, fl
     return tuple(zip(fitted.X_thresholds_.tolist(), fitted.y_thresholds_.tolist(), strict=True))
 
 
+def core_features() -> tuple[str, ...]:
+    """Name the scores of the core."""
+    return tuple(names_of("core"))
+
+
+def head_features(score: Score) -> tuple[str, ...]:
+    """Name everything that a head may use: scores, SemGrad in bands of layers, and components of hidden states."""
+    count = len(score.layers)
+    edges = [round(place * count / min(count, _BANDS)) for place in range(min(count, _BANDS) + 1)]
+    bands = [f"layers.{low}" if high == low + 1 else f"layers.{low}:{high}" for low, high in pairwise(edges)]
+    states = [f"states.{place}" for place in range(len(score.states))]
+    return tuple(dict.fromkeys((*core_features(), *scalar_features(), *bands, *states)))
+
+
+def blended_section(
+    scores: Sequence[Score],
+    correct: Sequence[bool],
+    *,
+    groups: Sequence[str],
+    kinds: Sequence[str],
+    kinds_from: KindsFrom,
+    head: bool = True,
+    seed: int = 0,
+) -> Section:
+    """Fit core and head, mixed as kinds that are left out allow; see `semgrad_guard.calibration.blend`.
+
+    Args:
+        scores: scores of answers.
+        correct: whether each answer was right.
+        groups: what each question is about; questions about the same are kept in one fold.
+        kinds: the kind of each question.
+        kinds_from: what the kinds are, for the record.
+        head: give the head a share at all.
+        seed: random seed of the folds and the intervals.
+
+    Raises:
+        DataError: there are too few answers of a kind to cross-validate.
+    """
+    _check_both(correct)
+    core = core_features()
+    features = head_features(scores[0]) if head else core
+    values = np.array([feature_values(score, features) for score in scores])
+    signs = np.array([-1.0 if known_score(name).direction == "uncertainty" else 1.0 for name in core])
+    places = [features.index(name) for name in core]
+    right = np.asarray(correct, dtype=bool)
+    parts = Parts(values[:, places], signs, values, right, groups, kinds)
+    found = blend.blended(parts, shares=blend.SHARES if head else (0.0,), seed=seed)
+    features, values = (features, values) if found.share else (core, values[:, places])
+    logits = found.mixed(found.same)
+    line = blend.levelled(blend.joined(found, features, core, values), logits, right)
+    level = blend.levelled(blend.Linear(np.zeros(1), np.ones(1), np.ones(1), 0.0), logits, right)
+    probabilities = expit(level.logits(logits[:, None]))
+    return Section(
+        features=features,
+        lowest=tuple(values.min(0).tolist()),
+        highest=tuple(values.max(0).tolist()),
+        center=tuple(line.center.tolist()),
+        scale=tuple(line.scale.tolist()),
+        coefficients=tuple(line.coefficients.tolist()),
+        intercept=line.intercept,
+        steps=_steps(probabilities, correct) if len(correct) >= _ENOUGH_FOR_STEPS else (),
+        questions=len(correct),
+        evidence=_evidence(found, parts, kinds_from, seed),
+        threshold=0.5,
+        threshold_rule="by default",
+    )
+
+
+def _evidence(found: blend.Blend, parts: Parts, kinds_from: KindsFrom, seed: int) -> Evidence:
+    """Say how well the blend, and its core alone, tell right answers from wrong ones that they were not fitted on."""
+
+    def column(logits: Any, measure: Any) -> Column | None:
+        if (value := measure(logits, parts)) is None:
+            return None
+        low, high = blend.auroc_interval(logits, parts, measure, seed=seed) or (None, None)
+        return Column(auroc=value, low=low, high=high)
+
+    same, unseen = (blend.mix(logits, found.share) for logits in (found.same, found.unseen))
+    whole = column(same, blend.over_all)
+    return Evidence(
+        share=found.share,
+        same=whole or Column(auroc=0.5),
+        unseen=column(unseen, blend.across_kinds),
+        core_same=column(found.same[:, 0], blend.over_all),
+        core_unseen=column(found.unseen[:, 0], blend.across_kinds),
+        kinds=len(blend.telling_kinds(parts, unseen)),
+        kinds_from=kinds_from,
+    )
+
+
+def single_evidence(parts: Parts, kinds_from: KindsFrom, seed: int) -> Evidence:
+    """Say how well one score tells right answers from wrong ones, given as the only feature of a core."""
+    logits = parts.core[:, :1].repeat(2, axis=1)
+    line = blend.Linear(np.zeros(1), np.ones(1), np.ones(1), 0.0)
+    return _evidence(blend.Blend(line, line, 0.0, logits, logits), parts, kinds_from, seed).model_copy(
+        update={"core_same": None, "core_unseen": None}
+    )
+
+
+def kinds_of(strata: Sequence[str], states: Any, correct: Sequence[bool], seed: int) -> tuple[list[str], KindsFrom]:
+    """Give the kind of each question: its stratum where these tell kinds apart, else its cluster of hidden states.
+
+    Args:
+        strata: as the data names them, "" where it does not.
+        states: components of hidden states at the prompt's last token, [n, K]; None without.
+        correct: whether each answer is right.
+        seed: random seed of the clusters.
+    """
+    if blend.can_leave_out(strata, correct):
+        return list(strata), "strata"
+    if states is not None and states.shape[1] and len(states) >= 2 * _PER_CLUSTER:
+        count = min(_MOST_CLUSTERS, len(states) // _PER_CLUSTER)
+        clusters = KMeans(count, n_init=4, random_state=seed).fit_predict(states)
+        return [str(cluster) for cluster in clusters], "clusters"
+    return [""] * len(strata), "none"
+
+
 def threshold_passing(confidences: Sequence[float], share: float) -> float:
     """Give the threshold that at most a share of these confidences, those of wrong answers, reach."""
     ordered = np.sort(np.asarray(confidences))[::-1]
     allowed = int(np.floor(share * len(ordered)))
     return float(np.nextafter(ordered[allowed], 2.0)) if allowed < len(ordered) else 0.0
-
-
-Method = str  # "auto", "fused", or the name of a score
-_PER_FEATURE = 10  # right and wrong answers that each feature needs
-
-
-def methods() -> tuple[Method, ...]:
-    """Name what a confidence can be made from."""
-    return ("auto", "fused", *names_of("alone"))
-
-
-def check_method(method: Method) -> None:
-    """Refuse what no confidence can be made from.
-
-    Raises:
-        ConfigurationError: naming what is expected.
-    """
-    if method not in methods():
-        raise ConfigurationError(f"method={method!r}: expected one of {', '.join(methods())}.")
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """An answer's score and whether it was right; `about` is the unit of splitting."""
-
-    about: str
-    score: Score
-    correct: bool
-
-
-@dataclass(frozen=True)
-class Calibrated:
-    """A fitted section, the method it uses, and the out-of-fold AUROC of every method compared, in fitting."""
-
-    method: str
-    section: Section
-    compared: dict[str, float]
-
-
-def calibrate_section(
-    labelled: Sequence[Labelled], *, method: Method = "auto", risk: float, delta: float, seed: int = 0
-) -> Calibrated:
-    """Fit a section and set its threshold so that at most a share `risk` of the answers that pass are wrong.
-
-    The groups of questions are split: one half to fit the confidence on, a part to choose thresholds from, and the
-    rest, one answer of each group, to test them on. Each part has right and wrong answers in proportion.
-
-    The threshold is None where no promise can be kept.
-
-    Raises:
-        DataError: there are too few labels to fit anything, or all are alike.
-        ConfigurationError: there is no such method.
-    """
-    check_method(method)
-    fitting, choosing, testing = _split(labelled, seed)
-    chosen, features, compared = _features(fitting, method)
-    fitted = fit_section(
-        [item.score for item in fitting],
-        [item.correct for item in fitting],
-        features,
-        groups=[item.about for item in fitting],
-    )
-    # What drift is seen against are answers that nothing was fitted on, as fresh ones are.
-    section = with_quantiles(fitted, [item.score for item in (*choosing, *testing)])
-    tried = thresholds_to_try([section.confidence(item.score) for item in choosing])
-    tested = _one_of_each(testing, seed)
-    confidences, correct = [section.confidence(item.score) for item in tested], [item.correct for item in tested]
-    tested_threshold = guaranteed_threshold(confidences, correct, tried, risk=risk, delta=delta)
-    if tested_threshold is None:
-        passing = [_passing(confidences, correct, threshold) for threshold in tried]
-        rule = (
-            f"none of {len(tried)} thresholds keeps a risk of {risk:.3g} with certainty {1 - delta:.3g} on "
-            f"{len(tested)} answers; at least {labels_needed(risk, delta)} must pass without an error, or "
-            f"{labels_needed(risk, delta, 5)} with five; "
-            + labels_to_promise(passing, len(tested), len(labelled), risk=risk, delta=delta)
-        )
-        return Calibrated(chosen, section.model_copy(update={"threshold": None, "threshold_rule": rule}), compared)
-    threshold, guarantee = tested_threshold
-    rule = (
-        f"of the answers that pass at most {risk:.3g} are wrong, with certainty {1 - delta:.3g}: {guarantee.errors} of "
-        f"{guarantee.n} were, in the test"
-    )
-    promise = {"threshold": threshold, "threshold_rule": rule, "guarantee": guarantee}
-    return Calibrated(chosen, section.model_copy(update=promise), compared)
-
-
-def cover_section(scores: Sequence[Score], *, coverage: float, method: Method = "semgrad") -> Section:
-    """Set a threshold without labels, so that a share of these answers passes. It promises coverage, not risk.
-
-    The confidence is only an ordering: the place of the log score among these, brought into (0, 1).
-
-    Raises:
-        ConfigurationError: coverage is not in (0, 1], there is no such method, or it needs labels.
-        DataError: there are no scores.
-    """
-    check_method(method)
-    if not 0 < coverage <= 1:
-        raise ConfigurationError(f"coverage={coverage}: expected a share in (0, 1].")
-    if method in ("auto", "fused"):
-        singles = ", ".join(names_of("alone"))
-        raise ConfigurationError(f"method={method!r} needs labels; without them, use one of {singles}.")
-    if not scores:
-        raise DataError("There are no answers to set a threshold from.")
-    values = np.array([feature_values(score, (method,)) for score in scores])
-    section = Section(
-        features=(method,),
-        lowest=tuple(values.min(0).tolist()),
-        highest=tuple(values.max(0).tolist()),
-        center=tuple(values.mean(0).tolist()),
-        scale=tuple(np.maximum(values.std(0), 1e-9).tolist()),
-        coefficients=(-1.0 if known_score(method).direction == "uncertainty" else 1.0,),
-        intercept=0.0,
-        questions=len(scores),
-        threshold=0.0,
-        threshold_rule=f"{coverage:.3g} of {len(scores)} unlabelled answers pass; nothing is promised about errors",
-    )
-    confidences = sorted((section.confidence(score) for score in scores), reverse=True)
-    allowed = max(1, int(np.floor(coverage * len(confidences))))
-    return with_quantiles(section.model_copy(update={"threshold": confidences[allowed - 1]}), scores)
-
-
-def _passing(confidences: Sequence[float], correct: Sequence[bool], threshold: float) -> tuple[int, int]:
-    """Count the answers that pass, and the wrong ones among them."""
-    passing = [right for value, right in zip(confidences, correct, strict=True) if value >= threshold]
-    return len(passing), len(passing) - sum(passing)
-
-
-def _one_of_each(labelled: Sequence[Labelled], seed: int) -> list[Labelled]:
-    """Draw one answer of each group: two about the same are not independent."""
-    rng = random.Random(seed)
-    groups: dict[str, list[Labelled]] = {}
-    for item in labelled:
-        groups.setdefault(item.about, []).append(item)
-    return [rng.choice(members) for members in groups.values()]
-
-
-def _split(labelled: Sequence[Labelled], seed: int) -> tuple[list[Labelled], list[Labelled], list[Labelled]]:
-    part = part_of(((item.about, item.correct) for item in labelled), seed)
-    parts: tuple[list[Labelled], list[Labelled], list[Labelled]] = ([], [], [])
-    for item in labelled:
-        parts[part[item.about]].append(item)
-    return parts
-
-
-def fused_features(fitting: Sequence[Labelled]) -> tuple[str, ...] | None:
-    """Name the features of a fused score: all, or without the tokens after t*, or without layers, or none at all.
-
-    The rarer kind of answer, right or wrong, must have ten for each of them.
-    """
-    first, rarer = fitting[0].score, min(sum(i.correct for i in fitting), sum(not i.correct for i in fitting))
-    layers, later = layer_features(first), later_features(first)
-    scalars = scalar_features()
-    sets = [(*scalars, *layers, *later), (*scalars, *layers), scalars]
-    return next((features for features in sets if rarer >= _PER_FEATURE * len(features)), None)
-
-
-def _features(fitting: Sequence[Labelled], method: Method) -> tuple[str, tuple[str, ...], dict[str, float]]:
-    """Choose the features: those of the method, or the fused ones.
-
-    "auto" takes the fused score unless a single one separates right from wrong better, out of fold.
-    """
-    first = fitting[0].score
-    if method == "semgrad" and first.semgrad_unweighted is not None:
-        return method, ("semgrad_unweighted",), {}  # computed only where it is wanted
-    if method not in ("auto", "fused"):
-        return method, (method,), {}
-    fused = fused_features(fitting)
-    if method == "fused":
-        return ("semgrad", ("semgrad",), {}) if fused is None else ("fused", fused, {})
-    singles = {kind.name: (kind.name,) for kind in known_scores("auto")}
-    if first.semgrad_unweighted is not None:
-        singles["semgrad_unweighted"] = ("semgrad_unweighted",)
-    candidates = singles if fused is None else {"fused": fused, **singles}
-    correct, groups = [item.correct for item in fitting], [item.about for item in fitting]
-    ranked = {
-        name: float(roc_auc_score(correct, out_of_fold([item.score for item in fitting], correct, features, groups)))
-        for name, features in candidates.items()
-    }
-    best = max(ranked, key=lambda name: ranked[name])  # the first of equals: fused
-    return best, candidates[best], ranked

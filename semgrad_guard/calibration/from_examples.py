@@ -3,29 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from semgrad_guard import __version__
 from semgrad_guard.calibration.answers import Answered, Answers, answered, rescored
 from semgrad_guard.calibration.counts import FEWEST, Counts, questions_needed
 from semgrad_guard.calibration.examples import Example
-from semgrad_guard.calibration.fit import Calibrated, Labelled, Method, calibrate_section, cover_section, first_half
+from semgrad_guard.calibration.fit import first_half, kinds_of
 from semgrad_guard.calibration.labels import Labeler, labeler, tolerant
+from semgrad_guard.calibration.methods import (
+    Calibrated,
+    Compared,
+    Labelled,
+    Method,
+    calibrate_section,
+    cover_section,
+)
 from semgrad_guard.calibration.profile import NO_LABELS, Binding, PositionSource, Profile, Section
 from semgrad_guard.calibration.prompts import BARE, PromptForm
-from semgrad_guard.calibration.search import Candidate, fitting_part, searched, tuned_hybrid, with_hybrid
+from semgrad_guard.calibration.search import (
+    Candidate,
+    candidate_positions,
+    compare_candidates,
+    fitting_part,
+    tuned_hybrid,
+    with_settings,
+)
 from semgrad_guard.errors import DataError
 from semgrad_guard.model.chat_template import semantic_position
 from semgrad_guard.model.fingerprint import fingerprint, precision, template_fingerprint
 from semgrad_guard.scoring.preservation import Preservation
 from semgrad_guard.scoring.scorer import SemGradScorer
+from semgrad_guard.scoring.states import PLACES, StateReading, state_layers
 
 Retry = Callable[[Sequence[Example]], Answers]
 """Asks questions once more, as a route does, and scores and labels the answers."""
 
+_SEARCHED = ("semgrad", "hybridgrad")  # methods that depend on the prompt token
+_MOST_COMPONENTS, _LABELS_PER_COMPONENT = 8, 12  # at each place and layer
+_TO_SORT_BY = 4
 _OWN_LABELS = "a function of the caller's"  # the label source where labels have no name
 
 
@@ -40,7 +62,7 @@ class Calibration:
     counts: Counts
     again: Counts | None = None
     candidates: list[Candidate] = field(default_factory=list)
-    compared: dict[str, float] = field(default_factory=dict)
+    compared: Compared = field(default_factory=dict)
 
 
 def calibrated_on(
@@ -74,16 +96,31 @@ def calibrated_on(
         DataError: there are too few labels, all are alike, or labelling keeps failing.
     """
     label = labeler(labels) if isinstance(labels, str) else tolerant(labels)
+    wide, state_layers = widened(scorer, calibration.get("preservation"))
     settings: dict[str, Any] = {"prompt": prompt or BARE, "stop": stop, "journal": journal}
+    settings["state_layers"] = state_layers
     return calibrated_profile(
         scorer,
-        answered(scorer, examples, label, generation, **settings),
+        answered(wide, examples, label, generation, **settings),
         model=str(scorer.model.config.name_or_path),
         labels=labels if isinstance(labels, str) else _OWN_LABELS,
         prompt=prompt,
-        retry=None if retry is None else retry(scorer, label, generation, **settings),
+        retry=None if retry is None else retry(wide, label, generation, **settings),
         **calibration,
     )
+
+
+def widened(scorer: SemGradScorer, preservation: Preservation | None = None) -> tuple[SemGradScorer, tuple[int, ...]]:
+    """Give the scorer whose one pass holds all that a calibration compares, and the layers whose states it is to keep.
+
+    It takes gradients at all layers, at the earliest token that is tried and at all tokens after it.
+    """
+    positions = [scorer.token_position or 1]
+    if preservation is not None:
+        positions.append(preservation.position(scorer.layers))
+    count = scorer.model.config.get_text_config(decoder=True).num_hidden_layers
+    wide = scorer.adjusted(token_position=max(positions), layers="all", later=True, states=None, unweighted=False)
+    return wide, state_layers(count)
 
 
 def calibrated_profile(
@@ -110,11 +147,12 @@ def calibrated_profile(
         model: name of the model, for messages.
         labels: where the labels come from, for the record.
         prompt: how the questions were put, which the profile is bound to; None for the questions by themselves.
-        method: the score that confidence is made from; "auto" takes the best out of fold.
+        method: what confidence is made from; "auto" takes as much of core and head as the labels carry.
         risk: largest share of wrong answers among those that pass.
         delta: probability that the promise does not hold.
         preservation: where the meaning gathers; saved, and t* unless the search finds a better one.
-        search: also try other prompt tokens, spans, sums and weights, and take what tells most on the fitting part.
+        search: for SemGrad and HybridGrad by themselves, also try other prompt tokens, layers and sums, and take what
+            tells most on the fitting part.
         position: t* of the caller's choice; no other is tried then.
         retry: also calibrate second answers to the same questions, such as with passages. Then one half of what
             the questions are about serves first answers, and the questions of the other half whose first answers do
@@ -127,33 +165,43 @@ def calibrated_profile(
     labelled = [item for item in answers.scored if item.correct is not None]
     if not labelled:
         raise DataError(_none_labelled(answers.counts))
-    if position is None:
-        scorer, source = _placed(scorer, preservation, wide=method in ("auto", "fused"))
-    else:
-        scorer, source = _placed(scorer.adjusted(token_position=position), None, wide=method in ("auto", "fused"))
+    if position is not None:
+        scorer = scorer.adjusted(token_position=position)
+    wide, layers = widened(scorer, preservation)
+    scorer, source = _placed(scorer, None if position is not None else preservation)
+    labelled = _scored_by(wide, layers, labelled)
     first, second = _halves(labelled, seed) if retry is not None else (labelled, [])
     _check_enough(first, answers.counts, risk, delta, seed)
     candidates: list[Candidate] = []
-    if search:
+    if search and method in _SEARCHED:
+        rule = scorer.token_position or 1
         also = () if preservation is None else (preservation.position(scorer.layers),)
-        scorer, first, candidates = searched(scorer, first, method=method, also=also, only=position, seed=seed)
+        positions = [position] if position is not None else candidate_positions(rule, also)
+        candidates = compare_candidates(fitting_part(first, seed), wide.scoring, positions)
+        best = candidates[0]
+        scorer = scorer.adjusted(token_position=best.position, layers=best.layers, reduction=best.reduction)
         source = "labels" if position is None else source
-    else:
-        first = rescored(scorer, first)
-    tau, beta = scorer.scoring.tau, scorer.scoring.beta
-    if method in ("auto", "hybridgrad"):
-        tau, beta = tuned_hybrid(first, seed)
+    if method == "hybridgrad":
+        tau, beta = tuned_hybrid(with_settings(first, wide.scoring, scorer.scoring), seed)
         scorer = scorer.adjusted(tau=tau, beta=beta)
-    fitted = _calibrated(with_hybrid(first, tau, beta), method, risk, delta, seed)
+    if method in ("auto", "blend") and layers:
+        scorer = scorer.adjusted(states=_reading(fitting_part(first, seed), layers))
+
+    def calibrated(items: Sequence[Answered], kind_of_method: Method) -> Calibrated:
+        return _calibrated(_read(items, wide, scorer), kind_of_method, risk, delta, seed)
+
+    fitted = calibrated(first, method)
     grounded, counts_again = None, None
     if retry is not None:
-        second = with_hybrid(rescored(scorer, second), tau, beta)
-        held = [item.example for item in second if not fitted.section.passes(item.score)]
+        held = [
+            item.example
+            for item, narrow in zip(second, _read(second, wide, scorer), strict=True)
+            if not fitted.section.passes(narrow.score)
+        ]
         answers_again = retry(held)
         counts_again = answers_again.counts
-        again = with_hybrid(rescored(scorer, answers_again.scored), tau, beta)
-        same: Method = "fused" if fitted.method == "fused" else method
-        grounded = _calibrated(again, same, risk, delta, seed).section
+        grounded = calibrated(_scored_by(wide, layers, answers_again.scored), method).section
+    scorer = _least(scorer, fitted.section, grounded)
     profile = Profile(
         package=__version__,
         method=fitted.method,
@@ -185,8 +233,8 @@ def covering_profile(
         DataError: there are no answers.
         ConfigurationError: coverage is not in (0, 1], or the method needs labels.
     """
-    single: Method = "semgrad" if method == "auto" else method
-    scorer, source = _placed(scorer, preservation, wide=False)
+    single: Method = "combined" if method == "auto" else method
+    scorer, source = _placed(scorer, preservation)
     scores = [item.score for item in rescored(scorer, answers.scored)]
     section = cover_section(scores, coverage=coverage, method=single)
     profile = Profile(
@@ -213,6 +261,7 @@ def bind(scorer: SemGradScorer, model: str, *sections: Section | None, prompt: P
         template=template_fingerprint(scorer.tokenizer),
         scoring=scorer.scoring.changed(
             unweighted=any("unweighted" in name for name in features),
+            attention="rauq" in features,
             later=any(name.startswith("later.") for name in features),
         ),
         precision=precision(scorer.model),
@@ -220,18 +269,60 @@ def bind(scorer: SemGradScorer, model: str, *sections: Section | None, prompt: P
     )
 
 
-def _placed(
-    scorer: SemGradScorer, preservation: Preservation | None, *, wide: bool
-) -> tuple[SemGradScorer, PositionSource]:
-    """Move to the token of the preservation score, if there is one.
+def _placed(scorer: SemGradScorer, preservation: Preservation | None) -> tuple[SemGradScorer, PositionSource]:
+    """Move to the token of the preservation score, if there is one."""
+    if preservation is None:
+        return scorer, _source(scorer)
+    return scorer.adjusted(token_position=preservation.position(scorer.layers)), "preservation"
 
-    With `wide`, as for a fused score, all layers and the tokens after t* are scored too.
-    """
-    position, source = scorer.token_position, _source(scorer)
-    if preservation is not None:
-        position, source = preservation.position(scorer.layers), "preservation"
-    wanted = {"token_position": position} | ({"layers": "all", "later": True} if wide else {})
-    return scorer.adjusted(**wanted), source
+
+def _scored_by(wide: SemGradScorer, layers: Sequence[int], answers: Sequence[Answered]) -> list[Answered]:
+    """Give the answers the scores and states of the wide pass; those that come with them are not computed again."""
+    places = [place for place, item in enumerate(answers) if not _is_wide(item, wide, layers)]
+    again = dict(zip(places, rescored(wide, [answers[place] for place in places], layers), strict=True))
+    return [again.get(place, item) for place, item in enumerate(answers)]
+
+
+def _is_wide(item: Answered, wide: SemGradScorer, layers: Sequence[int]) -> bool:
+    score = item.score
+    later = (wide.token_position or 1) - 1
+    return (
+        score.layer_indices == wide.layers
+        and len(score.later) == later
+        and (item.states is not None or not layers)
+        and item.scored_with == wide.scoring
+    )
+
+
+def _reading(fitting: Sequence[Answered], layers: Sequence[int]) -> StateReading:
+    """Find the components of hidden states, as many as so many labels carry."""
+    count = min(_MOST_COMPONENTS, max(2, len(fitting) // _LABELS_PER_COMPONENT))
+    return StateReading.fit(_states(fitting), layers, count)
+
+
+def _states(answers: Sequence[Answered]) -> NDArray[np.float64]:
+    return np.array([item.states for item in answers], dtype=np.float64)
+
+
+def _read(answers: Sequence[Answered], wide: SemGradScorer, scorer: SemGradScorer) -> list[Answered]:
+    """Read the scores that a scorer would give off those of the wide pass."""
+    narrow = with_settings(answers, wide.scoring, scorer.scoring)
+    reading = scorer.scoring.states
+    if reading is None or not narrow:
+        return narrow
+    states = _states(answers)
+    components = zip(reading.project(states).tolist(), reading.distance(states).tolist(), strict=True)
+    return [
+        replace(item, score=item.score.model_copy(update={"states": tuple(row), "distance": distance}))
+        for item, (row, distance) in zip(narrow, components, strict=True)
+    ]
+
+
+def _least(scorer: SemGradScorer, *sections: Section | None) -> SemGradScorer:
+    """Leave out what no section needs."""
+    features = {name for section in sections if section is not None for name in section.features}
+    read = any(name.startswith("states.") for name in features)
+    return scorer if read or scorer.scoring.states is None else scorer.adjusted(states=None)
 
 
 def _source(scorer: SemGradScorer) -> PositionSource:
@@ -265,5 +356,21 @@ def _halves(answers: Sequence[Answered], seed: int) -> tuple[list[Answered], lis
 
 
 def _calibrated(answers: Sequence[Answered], method: Method, risk: float, delta: float, seed: int) -> Calibrated:
-    labelled = [Labelled(item.example.about, item.score, item.correct) for item in answers if item.correct is not None]
-    return calibrate_section(labelled, method=method, risk=risk, delta=delta, seed=seed)
+    answers = [item for item in answers if item.correct is not None]
+    strata, correct = [item.example.stratum for item in answers], [item.correct is True for item in answers]
+    kinds, kinds_from = kinds_of(strata, _before_answers(answers), correct, seed)
+    labelled = [
+        Labelled(item.example.about, item.score, right, kind)
+        for item, right, kind in zip(answers, correct, kinds, strict=True)
+    ]
+    return calibrate_section(labelled, method=method, risk=risk, delta=delta, kinds_from=kinds_from, seed=seed)
+
+
+def _before_answers(answers: Sequence[Answered]) -> NDArray[np.float64] | None:
+    """Give components of the hidden states before the answers, [n, K], to sort questions by; None without states."""
+    if not answers or answers[0].states is None:
+        return None
+    first = _states(answers)[:, :1]
+    return StateReading.fit(first.repeat(PLACES, axis=1), range(first.shape[2]), _TO_SORT_BY).project(
+        first.repeat(PLACES, axis=1)
+    )

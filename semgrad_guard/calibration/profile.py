@@ -30,14 +30,15 @@ from semgrad_guard.scoring.settings import ScoringSettings
 from semgrad_guard.settings import shown
 
 if TYPE_CHECKING:
-    from semgrad_guard.calibration.fit import Method
     from semgrad_guard.calibration.labels import Labeler
+    from semgrad_guard.calibration.methods import Method
 
 __all__ = ["NO_LABELS", "Binding", "PositionSource", "Profile", "Section", "feature_values", "seal_of"]
 
 PositionSource = Literal["template", "preservation", "labels", "caller"]
 
 NO_LABELS = "none: confidence is only an ordering"  # the label source of a profile that was set without labels
+SEVERAL = ("blend", "core", "fused")  # methods of several features
 _VERSION = 1
 
 
@@ -90,7 +91,13 @@ class Binding(Checked):
         """Say why scores computed in this way lack a feature; "" if they have it."""
         scoring = self.scoring
         later = (scoring.token_position or 1) - 1 if scoring.later else 0
-        return Feature.of(name).missing(layers=len(scoring.layers), later=later, unweighted=scoring.unweighted)
+        return Feature.of(name).missing(
+            layers=len(scoring.layers),
+            later=later,
+            unweighted=scoring.unweighted,
+            attention=scoring.attention,
+            states=0 if scoring.states is None else scoring.states.count,
+        )
 
 
 class Profile(Checked):
@@ -309,10 +316,10 @@ class Profile(Checked):
     def _agrees_with_itself(self) -> Self:
         features = self.answer.features
         single = {"semgrad": ("semgrad", "semgrad_unweighted")}.get(self.method, (self.method,))
-        if self.method != "fused" and (len(features) != 1 or features[0] not in single):
+        if self.method not in SEVERAL and (len(features) != 1 or features[0] not in single):
             raise ValueError(
-                f"method {self.method!r}, but answer.features are {', '.join(features)}; expected 'fused', or the name "
-                "of the only feature"
+                f"method {self.method!r}, but answer.features are {', '.join(features)}; expected {', '.join(SEVERAL)} "
+                "or the name of the only feature"
             )
         sections = [getattr(self, kind) for kind in get_args(AnswerKind)]
         if self.calibrated == (self.label_source == NO_LABELS):
@@ -328,7 +335,8 @@ def seal_of(section: Section, kind: str, bound: Binding) -> str:
     Values at their defaults are left out, so that fields of later versions do not break seals. A seal shows that
     something changed; it is no signature.
     """
-    without = {"threshold_rule": True, "void": True, "questions": True, "quantiles": True, "spread_of": True}
+    untested = "threshold_rule void questions quantiles spread_of evidence core_sample distance_sample".split()
+    without = dict.fromkeys(untested, True)
     parts = {
         "kind": kind,
         "section": section.model_dump(

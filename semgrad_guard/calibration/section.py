@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_left
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 from pydantic import Field, field_validator, model_validator
@@ -23,6 +24,7 @@ _INDEX = "(?:0|[1-9][0-9]{0,5})"
 _BY_LAYER = re.compile(
     rf"(?P<field>layers|layers_unweighted|later\.(?P<token>{_INDEX}))\.(?P<first>{_INDEX})(?::(?P<end>{_INDEX}))?"
 )
+_COMPONENT = re.compile(rf"states\.(?P<first>{_INDEX})")
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Feature:
         Raises:
             ValueError: no score has such a feature.
         """
+        if component := _COMPONENT.fullmatch(name):
+            return cls(name, "states", first=int(component["first"]), end=int(component["first"]) + 1)
         match = _BY_LAYER.fullmatch(name)
         if match is None:
             known = names_of()
@@ -54,7 +58,7 @@ class Feature:
                 return cls(name, name)
             raise ValueError(
                 f"{name!r} is no feature; expected {', '.join(known)}, layers.L, layers.L:M, layers_unweighted.L, "
-                "later.T.L, or a score that was added by register_score"
+                "later.T.L, states.K, or a score that was added by register_score"
             )
         first, token = int(match["first"]), match["token"]
         end = first + 1 if match["end"] is None else int(match["end"])
@@ -62,14 +66,20 @@ class Feature:
             raise ValueError(f"{name!r} is an empty range of layers; expected the greater number last")
         return cls(name, match["field"].split(".")[0], None if token is None else int(token), first, end)
 
-    def missing(self, *, layers: int, later: int, unweighted: bool) -> str:
+    def missing(self, *, layers: int, later: int, unweighted: bool, attention: bool, states: int) -> str:
         """Say why scores of these settings lack the feature; "" if they have it.
 
         Args:
             layers: hidden states that gradients are taken at.
             later: prompt tokens after t* that have gradients too.
             unweighted: whether SemGrad is computed without entropy weights as well.
+            attention: whether attention weights are read.
+            states: components of hidden states that are computed.
         """
+        if self.field == "rauq" and not attention:
+            return f"{self.name!r} needs attention, which the profile does not bind"
+        if self.field == "states":
+            return "" if self.first < states else f"{self.name!r} reaches beyond the {states} components that are read"
         if "unweighted" in self.field and not unweighted:
             return f"{self.name!r} needs unweighted, which the profile does not bind"
         if self.end is None:
@@ -97,17 +107,21 @@ class Feature:
 
 
 def feature_values(score: Score, features: tuple[str, ...]) -> list[float]:
-    """Read the logarithms of the named features off a score.
+    """Read the named features off a score: their logarithms, and components of hidden states as they are.
 
     Raises:
         ProfileError: a feature was not computed.
         ValueError: there is no feature of that name.
     """
-    values = [
-        _computed(name, getattr(score, name)) if name in _NUMBERS else Feature.of(name).value(score)
-        for name in features
-    ]
-    return [math.log(max(value, _FLOOR)) for value in values]
+    return [_feature_value(score, name) for name in features]
+
+
+def _feature_value(score: Score, name: str) -> float:
+    if name in _NUMBERS:
+        return math.log(max(_computed(name, getattr(score, name)), _FLOOR))
+    feature = Feature.of(name)
+    value = feature.value(score)
+    return value if feature.field == "states" else math.log(max(value, _FLOOR))
 
 
 def _computed(name: str, value: float | None) -> float:
@@ -123,6 +137,34 @@ def _computed(name: str, value: float | None) -> float:
 _KEPT = 1e-3
 
 
+KindsFrom = Literal["strata", "clusters", "none"]
+
+
+class Column(Checked):
+    """An AUROC, 0.5 being chance, with a 95 % interval; None where it cannot be told."""
+
+    auroc: Share
+    low: Share | None = None
+    high: Share | None = None
+
+
+class Evidence(Checked):
+    """How well a confidence told right answers from wrong ones, by fits that had not seen them.
+
+    `same` is about questions of the kinds that were fitted on, `unseen` about kinds that were left out one by one, None
+    where the data cannot tell. `core` says the same of the core alone. `share` is the head's. `kinds` counts the kinds
+    that were left out, and `kinds_from` says what a kind was.
+    """
+
+    share: Share = 0.0
+    same: Column
+    unseen: Column | None = None
+    core_same: Column | None = None
+    core_unseen: Column | None = None
+    kinds: Count = 0
+    kinds_from: KindsFrom = "none"
+
+
 class Section(Checked):
     """A logistic regression on log scores, and the least confidence that passes unless the user sets another.
 
@@ -130,6 +172,9 @@ class Section(Checked):
     probabilities to isotonic ones: pairs of both, ascending. A `threshold` of None lets nothing pass, since none keeps
     the promise. `guarantee` is the promise of the threshold; `void` says why a former one does not hold any more.
     `quantiles` are evenly spaced ones of the confidences of `spread_of` answers, from least to greatest, or empty.
+    `evidence` says how well the confidence told right answers from wrong ones in fitting. `core_sample` holds the
+    logarithms of `combined`, and `distance_sample` the distances of hidden states, of answers that nothing was fitted
+    on, ascending: what fresh answers are compared with.
 
     A value outside the range of the fitting counts as the nearest inside it, so that no answer is confident by
     extrapolation.
@@ -148,6 +193,9 @@ class Section(Checked):
     intercept: Number
     steps: tuple[tuple[Share, Share], ...] = ()
     questions: OneOrMore
+    evidence: Evidence | None = None
+    core_sample: tuple[Number, ...] = ()
+    distance_sample: tuple[Number, ...] = ()
     threshold: Share | None
     threshold_rule: str
     guarantee: Guarantee | None = None
@@ -215,6 +263,17 @@ class Section(Checked):
             plain, isotonic = np.array(self.steps).T
             probability = (1.0 - _KEPT) * float(np.interp(probability, plain, isotonic)) + _KEPT * probability
         return probability if 0.0 <= probability <= 1.0 else 0.0
+
+    def familiarity(self, score: Score) -> float | None:
+        """Give the share of the calibration's questions that lie as far out as this one or farther, in (0, 1].
+
+        A small one says that questions of this kind were hardly seen. None where hidden states are not read.
+        """
+        if not self.distance_sample or score.distance is None:
+            return None
+        nearer = bisect_left(self.distance_sample, score.distance) if math.isfinite(score.distance) else None
+        count = len(self.distance_sample)
+        return (1 + (0 if nearer is None else count - nearer)) / (count + 1)
 
     def passes(self, score: Score) -> bool:
         """Tell whether an answer with this score passes at the section's own threshold; without one, never."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import get_args
 
-from semgrad_guard.calibration.profile import Profile, Section
+from semgrad_guard.calibration.profile import SEVERAL, Profile, Section
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.records import AnswerKind, Cause, Failure, Score, Verdict, as_number, checked_confidence
 from semgrad_guard.scoring.registry import known_score, names_of
@@ -80,7 +80,7 @@ class Standard:
 
     def raw(self, score: Score) -> float | None:
         """Give the score that the method names; None where it was not computed, or it is the fused one."""
-        return None if self.method == "fused" else known_score(self.method).value(score)
+        return None if self.method in SEVERAL else known_score(self.method).value(score)
 
     def confidence(self, score: Score | None, kind: AnswerKind = "answer") -> float | None:
         """Give the confidence of a score, in [0, 1]; None where the profile has no section for it.
@@ -144,7 +144,12 @@ class Standard:
             reason=reason,
             guarantee=self._promise(kind) if cause is None else None,
             policy=self._policy(kind, threshold),
+            familiarity=self._familiarity(score, kind),
         )
+
+    def _familiarity(self, score: Score | None, kind: AnswerKind) -> float | None:
+        section = self._sections[kind]
+        return None if section is None or score is None else section.familiarity(score)
 
     def _policy(self, kind: AnswerKind, threshold: float | None) -> str:
         """Say in words what an answer must reach, and what is promised of answers that reach it."""

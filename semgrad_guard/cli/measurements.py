@@ -120,7 +120,10 @@ def evaluate(
     ] = None,
     system: SystemOption = None,
     labels: Annotated[
-        str, typer.Option(help="Comparison of an answer with the right one: match, contains, either, f1, or similar:FOLDER.")
+        str,
+        typer.Option(
+            help="Comparison of an answer with the right one: match, contains, either, f1, or similar:FOLDER."
+        ),
     ] = "match",
     methods: Annotated[
         str,

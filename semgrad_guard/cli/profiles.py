@@ -59,18 +59,21 @@ def calibrate(
     ] = None,
     method: Annotated[
         str,
-        typer.Option(help=f"Method of the confidence: {', '.join(['auto', 'fused', *names_of('alone')])}."),
+        typer.Option(
+            help=f"Method of the confidence: {', '.join(['auto', 'blend', 'core', 'fused', *names_of('alone')])}."
+        ),
     ] = "auto",
     labels: Annotated[
         str,
         typer.Option(
-            help="Comparison of an answer with the right one: match, contains, either, f1, or similar:FOLDER_OR_ID[@0.8]."
+            help="Comparison of an answer with the right one: match, contains, either, f1, or similar:FOLDER[@0.8]."
         ),
     ] = "match",
     search: Annotated[
         bool,
         typer.Option(
-            help="Try other prompt tokens and layers too, and take those that separate right from wrong answers best."
+            help="For semgrad and hybridgrad, try other prompt tokens and layers, and take those that tell right from "
+            "wrong best."
         ),
     ] = True,
     paraphrases: Annotated[
@@ -95,9 +98,9 @@ def calibrate(
     """
     from semgrad_guard.calibration.answers import answered
     from semgrad_guard.calibration.examples import calibrated_prompt, read_examples, read_paraphrases
-    from semgrad_guard.calibration.fit import check_method
-    from semgrad_guard.calibration.from_examples import calibrated_profile, covering_profile
+    from semgrad_guard.calibration.from_examples import calibrated_profile, covering_profile, widened
     from semgrad_guard.calibration.labels import labeler
+    from semgrad_guard.calibration.methods import check_method
     from semgrad_guard.calibration.prompts import BARE
     from semgrad_guard.langchain.passages import BM25Retriever
     from semgrad_guard.langchain.routes import Retrieve, retry_with
@@ -116,9 +119,10 @@ def calibrate(
         route = None if passages is None else Retrieve(BM25Retriever.from_texts(read_passages(passages)))
         settings = {"max_new_tokens": max_new_tokens, "do_sample": False}
         journal = out.with_name(f"{out.name}.answers")
-        asking: dict[str, Any] = {"prompt": form or BARE, "journal": journal}
+        wide, state_layers = widened(scorer, preserved)
+        asking: dict[str, Any] = {"prompt": form or BARE, "journal": journal, "state_layers": state_layers}
         with _journal_noted(journal):
-            answers = answered(scorer, examples, label, settings, **asking)
+            answers = answered(wide, examples, label, settings, **asking)
             name, chosen = model or "semgrad-guard embedded model", method
             if coverage is not None:
                 calibration = covering_profile(
@@ -143,7 +147,7 @@ def calibrate(
                     preservation=preserved,
                     search=search,
                     position=token_position,
-                    retry=None if route is None else retry_with(route, scorer, label, settings, **asking),
+                    retry=None if route is None else retry_with(route, wide, label, settings, **asking),
                     seed=seed,
                 )
             calibration.profile.save(out)
@@ -154,21 +158,48 @@ def calibrate(
         return
     console = Console()
     if calibration.candidates:
-        table = Table("t*", "layers", "score", "AUROC in fitting")
+        table = Table("t*", "layers", "SemGrad, by", "AUROC in fitting")
         for candidate in calibration.candidates[:_SHOWN]:
-            table.add_row(str(candidate.position), _range(candidate), candidate.name, f"{candidate.auroc:.3f}")
+            table.add_row(str(candidate.position), _range(candidate), candidate.reduction, f"{candidate.auroc:.3f}")
         console.print(table)
     console.print(f"{calibration.counts}")
     if calibration.again is not None:
         console.print(f"asked again with passages: {calibration.again}")
-    for name, auroc in calibration.compared.items():
-        console.print(f"{name}: AUROC {auroc:.3f} out of fold")
+    _print_evidence(console, calibration)
     console.print(f"{out}: {record['method']} at t* = {record['position']} (by {record['position_from']})")
     for kind in ("answer", "grounded"):
         if (section := record[kind]) is not None:
             console.print(f"{kind}: threshold {section['threshold']}\n{section['rule']}")
     if not calibration.profile.calibrated:
         console.print("confidence is only an ordering and no probability: it was set without labels")
+
+
+def _print_evidence(console: Console, calibration: Calibration) -> None:
+    """Show how well answers are told apart, for kinds of questions that were fitted on, and for kinds that were not."""
+    evidence = calibration.profile.answer.evidence
+    table = Table("method", "AUROC, same kinds", "AUROC, unseen kinds")
+    for name, (same, unseen) in calibration.compared.items():
+        columns = [f"{same:.3f}", "cannot be told" if unseen is None else f"{unseen:.3f}"]
+        if evidence is not None and name == calibration.profile.method:
+            measured = (evidence.same, evidence.unseen)
+            columns = [
+                text if one is None or one.low is None else f"{text} [{one.low:.3f}, {one.high:.3f}]"
+                for text, one in zip(columns, measured, strict=True)
+            ]
+        table.add_row(name, *columns)
+    console.print(table)
+    if evidence is None:
+        return
+    if evidence.unseen is None:
+        console.print(
+            "Unseen kinds cannot be told: no two kinds of questions have five right and five wrong answers each. Name "
+            'kinds by "stratum" in the data.'
+        )
+    else:
+        kinds = "strata of the data" if evidence.kinds_from == "strata" else "clusters of hidden states"
+        console.print(
+            f"unseen kinds: each of {evidence.kinds} {kinds} left out in turn; head's share {evidence.share:.1f}"
+        )
 
 
 def _record(calibration: Calibration) -> dict[str, Any]:
@@ -179,6 +210,7 @@ def _record(calibration: Calibration) -> dict[str, Any]:
         else {
             "threshold": section.threshold,
             "rule": section.threshold_rule,
+            "evidence": None if section.evidence is None else section.evidence.model_dump(),
             "guarantee": None
             if section.guarantee is None
             else section.guarantee.model_dump(exclude={"threshold", "seal"}),

@@ -14,8 +14,8 @@ from pydantic import ConfigDict, Field, PrivateAttr, field_validator
 
 from semgrad_guard.calibration.drift import RawWatch, Watch
 from semgrad_guard.calibration.examples import Example, examples_of
-from semgrad_guard.calibration.fit import Method
 from semgrad_guard.calibration.labels import Labeler
+from semgrad_guard.calibration.methods import Method
 from semgrad_guard.calibration.profile import Profile, agreed_prompt
 from semgrad_guard.calibration.prompts import PromptForm
 from semgrad_guard.calibration.verdict import Standard, checked_raw
@@ -96,7 +96,7 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
         score_threshold: float | None = None,
         method: str | None = None,
         routes: Any = _ABSTAIN,
-        watch: int | Watch | None = None,
+        watch: bool | float | Watch | None = None,
         passages: Passages = "optional",
         stream_drafts: bool = False,
         record_drafts: bool = False,
@@ -117,8 +117,8 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
                 scores differ from model to model, and the guard warns if its first answers all lie far on one side.
             method: the raw score that `score_threshold` is on; None for "semgrad".
             routes: what is tried in order where an answer does not pass; one route alone is a list of one.
-            watch: first answers after which to look for drift and warn of it, again and again, counted over all copies
-                of the guard; None: never.
+            watch: look for drift with every first answer, over all copies of the guard, and log a warning of it; a
+                number is the largest probability of ever a false alarm, True stands for 0.01; None: never.
             passages: "optional": a route may retrieve them; "in_prompt": they come with the question, so that first
                 answers are judged as grounded; "required": a route must retrieve them before the model is asked at all.
             stream_drafts: stream first answers as they come, unjudged, and the decision at the end; else a stream gives
@@ -141,8 +141,10 @@ class SemGradGuard(RunnableSerializable[LanguageModelInput, AIMessage]):
             raise ConfigurationError(_unknown(setting))
         loaded, form = profile_of(profile), prompt_form(prompt)
         agreed_prompt(loaded, form)
-        if not (watch is None or isinstance(watch, Watch) or type(watch) is int):
-            raise ConfigurationError(f"SemGradGuard(watch={shown(watch)}): expected a number of answers, or None.")
+        if not (watch is None or isinstance(watch, Watch | bool | float | int)):
+            raise ConfigurationError(
+                f"SemGradGuard(watch={shown(watch)}): expected True, the probability of a false alarm, or None."
+            )
         if isinstance(llm, SemGradGuard):
             raise ConfigurationError("SemGradGuard(guard): a guard cannot guard another; pass the model, guard.llm.")
         settings |= {

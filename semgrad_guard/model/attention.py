@@ -53,7 +53,7 @@ class AttentionWatch:
         if kernel == "eager":  # it gives its weights away
             module.register_forward_hook(self._take)
             return
-        module.config = copy.copy(module.config)  # type: ignore[assignment]  # the mirror's, not the user's
+        module.config = copy.copy(module.config)  # the mirror's, not the user's
         set_attention(module.config, _NAME, _watched)
         vars(module)["semgrad_guard_rows"] = self._record
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Direction = Literal["uncertainty", "certainty"]
-Use = Literal["alone", "auto", "fused", "report"]
+Use = Literal["alone", "core", "fused", "report"]
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,9 @@ class ScoreKind:
     neither, it is the field of that name. Values are >= 0, since calibration takes their logarithms. `direction` says
     what a larger value means.
 
-    Of `uses`, "alone" allows a threshold on it and a confidence made from it alone, "auto" lets calibration try it
-    without its name, "fused" makes it a feature of the fused score, and "report" lists it in every evaluation.
+    Of `uses`, "alone" allows a threshold on it and a confidence made from it alone, "core" makes it a feature of the
+    core of a confidence, where its coefficient keeps the sign of its direction, "fused" one of the fused score and of a
+    head, and "report" lists it in every evaluation.
     `gradient` marks what is taken from gradients. `title` is the name in reports, and `option` that of the evaluation's
     methods.
     """
@@ -92,7 +93,8 @@ class ScoreKind:
 
 _SCORES: dict[str, ScoreKind] = {}
 measured: tuple[ScoreKind, ...] = ()  # those that a pass computes
-_RESERVED = ("auto", "fused", "confidence")
+_RESERVED = ("auto", "core", "blend", "fused", "confidence")
+_LEAST = 1e-30  # scores are >= 0; a logarithm needs more
 
 
 def register_score(kind: ScoreKind) -> None:
@@ -166,6 +168,22 @@ def _attempt(name: str, work: Callable[[], float | None]) -> float | None:
         return math.nan
 
 
+CORE = ("nll", "mean_nll", "max_entropy", "sum_entropy")
+
+
+def _combined(score: Score) -> float | None:
+    """Give the geometric mean of the core's scores, in nats; their logarithms are spread about alike."""
+    values = [known_score(name).value(score) for name in CORE]
+    present = [value for value in values if value is not None]
+    if len(present) < len(values):
+        return None
+    return math.exp(sum(math.log(max(value, _LEAST)) for value in present) / len(present))
+
+
+def _sum_entropy(score: Score) -> float:
+    return score.mean_entropy * score.length
+
+
 def _upper_half(score: Score) -> float:
     """Give SemGrad over the paper's layers, also where it was taken at all of them."""
     if score.layer_indices[0] != 0:
@@ -176,9 +194,13 @@ def _upper_half(score: Score) -> float:
 
 for _kind in (
     ScoreKind(
+        "combined",
+        "The geometric mean of four numbers about the answer's tokens: the core of a confidence, without labels.",
+        read=_combined,
+    ),
+    ScoreKind(
         "semgrad",
         "The gradient at the hidden states of the semantic preserving token; equation (4).",
-        uses=("alone", "auto", "report"),
         gradient=True,
         title="SemGrad",
     ),
@@ -196,14 +218,13 @@ for _kind in (
     ScoreKind(
         "hybridgrad",
         "SemGrad and ParaGrad, mixed by the mean entropy; equation (6).",
-        uses=("alone", "auto", "report"),
         gradient=True,
         title="HybridGrad",
     ),
     ScoreKind(
         "paragrad",
         "The gradient at the output head's weights; equation (5).",
-        uses=("alone", "auto", "fused", "report"),
+        uses=("alone", "fused", "report"),
         gradient=True,
         title="ParaGrad",
     ),
@@ -217,19 +238,40 @@ for _kind in (
     ScoreKind(
         "nll",
         "The answer's negative log-likelihood, in nats.",
-        uses=("alone", "fused", "report"),
+        uses=("alone", "core", "fused", "report"),
         title="G-NLL",
         option="g-nll",
     ),
     ScoreKind(
         "mean_nll",
         "The negative log-likelihood per token, in nats.",
-        uses=("alone", "fused", "report"),
+        uses=("alone", "core", "fused", "report"),
         title="LN-NLL",
         option="ln-nll",
     ),
     ScoreKind("mean_entropy", "The mean entropy of the output, in nats.", uses=("alone", "fused", "report")),
-    ScoreKind("max_entropy", "The largest entropy of the output, in nats.", uses=("alone", "fused", "report")),
+    ScoreKind("max_entropy", "The largest entropy of the output, in nats.", uses=("alone", "core", "fused", "report")),
+    ScoreKind(
+        "sum_entropy",
+        "The entropy of the output, added up over the tokens, in nats.",
+        read=_sum_entropy,
+        uses=("alone", "core", "report"),
+    ),
+    ScoreKind("first_entropy", "The entropy at the answer's first token, in nats.", uses=("alone", "fused", "report")),
+    ScoreKind(
+        "max_nll",
+        "The negative log-probability of the least probable token, in nats.",
+        uses=("alone", "fused", "report"),
+        title="least probable token",
+        option="min-probability",
+    ),
+    ScoreKind(
+        "rauq",
+        "Token probabilities carried along the attention to the token before, in nats per token (arXiv 2505.20045). "
+        "It needs the setting attention.",
+        uses=("alone",),
+        title="RAUQ",
+    ),
     ScoreKind("length", "The number of the answer's tokens.", uses=("fused", "report")),
 ):
     register_score(_kind)

@@ -26,6 +26,7 @@ from semgrad_guard.scoring.budget import Budget
 from semgrad_guard.scoring.observers import observed
 from semgrad_guard.scoring.semgrad import Pass, as_score, shares
 from semgrad_guard.scoring.settings import ScoringSettings, gathered
+from semgrad_guard.scoring.states import StateReading
 from semgrad_guard.settings import unknown_name
 
 TokenSpan = tuple[int, int] | Sequence[tuple[int, int]]
@@ -249,14 +250,15 @@ class SemGradScorer:
 
         Returns:
             The scores, and the states that predict each span's first, last but one and last token,
-            [generations, 3, len(layers), D].
+            [generations, 3, len(layers), D]; empty without layers.
 
         Raises:
             What `score` raises.
         """
         taken: dict[int, NDArray[np.float32]] = {}
         ordered = self._scored(generations, [[span] for span in spans], True, layers, taken)
-        return [only for (only,) in ordered], np.stack([taken[index] for index in range(len(generations))])
+        none = np.empty((0, len(layers), 0), dtype=np.float32)
+        return [only for (only,) in ordered], np.stack([taken.get(index, none) for index in range(len(generations))])
 
     def _scored(
         self,
@@ -354,8 +356,10 @@ class SemGradScorer:
                 measured = replayed.measure(mask, self.scoring, parameters=parameters)
                 if state_layers and place == 0:
                     states.extend(replayed.states(mask, state_layers).cpu().numpy())
+                components = _components(replayed, mask, self.scoring.states)
                 for row in rows:
-                    scores[row].append(as_score(measured, row, self.scoring, self.layers))
+                    score = as_score(measured, row, self.scoring, self.layers)
+                    scores[row].append(score.model_copy(update=components[row]) if components else score)
         return scores
 
     def _pass(self, generations: Sequence[Generation]) -> Pass:
@@ -387,6 +391,17 @@ class SemGradScorer:
                     "Give the whole prompt, generation prompt included."
                 )
         return self.token_position
+
+
+def _components(replayed: Pass, mask: torch.Tensor, reading: StateReading | None) -> list[dict[str, Any]]:
+    """Give what is read off the hidden states of each row, as fields of its score; nothing without a reading."""
+    if reading is None:
+        return []
+    states = replayed.states(mask, reading.layers).cpu().numpy()
+    return [
+        {"states": tuple(row.tolist()), "distance": float(distance)}
+        for row, distance in zip(reading.project(states), reading.distance(states), strict=True)
+    ]
 
 
 def score_sentences(

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field
 
 from semgrad_guard.errors import ConfigurationError
+from semgrad_guard.scoring.states import StateReading
 from semgrad_guard.settings import Settings, shown
 
 Reduction = Literal["mean", "sum"]
@@ -66,6 +67,7 @@ class ScoringSettings(Settings):
     `unweighted` computes SemGrad with w_t = 1 too, for another backward.
     `later` gives the gradients at the prompt tokens after t* too, which come with the same backward.
     `attention` reads attention weights for RAUQ too, where the model's attention can be watched.
+    `states` gives components of hidden states too, which a calibration has chosen.
 
     Raises:
         ConfigurationError: a setting is unknown, or has a wrong type or value.
@@ -80,6 +82,7 @@ class ScoringSettings(Settings):
     unweighted: bool = False
     later: bool = False
     attention: bool = False
+    states: StateReading | None = None
 
     def changed(self, **settings: Any) -> Self:
         """Copy the settings with some changed; the new values are checked.
@@ -100,7 +103,13 @@ class ScoringSettings(Settings):
             ConfigurationError: the model has no such layer.
         """
         chosen = position if self.token_position is None else self.token_position
-        return self.changed(layers=layer_indices(self.layers, count), token_position=chosen)
+        layers = layer_indices(self.layers, count)
+        if self.states is not None and not layers[0] <= min(self.states.layers) <= max(self.states.layers) <= count:
+            raise ConfigurationError(
+                f"states of the layers {', '.join(map(str, self.states.layers))}: expected layers from {layers[0]}, "
+                f"the lowest with a gradient, to {count}."
+            )
+        return self.changed(layers=layers, token_position=chosen)
 
 
 def gathered(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Hidden states as features: what the pass holds anyway, projected on a few directions that a profile keeps.
 
-At three places of the prompt and the answer (see `Pass.states`) and in a few layers, a hidden state is centred and
-projected on its main components over the answers of the calibration. Nothing else of a text is kept. A component has no
-direction of its own: labels decide what it means.
+At three places of the prompt and the answer (see `Pass.states`), in two layers, a hidden state is brought to unit root
+mean square, centred, and projected on its main components over the answers of the calibration. Nothing else of a text
+is kept. A component has no direction of its own: labels decide what it means.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from pydantic import Field, model_validator
 
 from semgrad_guard.settings import Settings
 
-PLACES = 3  # the first token of the answer is predicted there, the last but one, and the last
+PLACES = 3  # where the answer's first token is predicted, the last but one, and the last
 _DEPTHS = (0.67, 1.0)
+_TINY = 1e-12
 
 
 def state_layers(count: int) -> tuple[int, ...]:
@@ -31,9 +32,10 @@ def state_layers(count: int) -> tuple[int, ...]:
 class StateReading(Settings):
     """The hidden states that are read, and the components that each is projected on.
 
-    `layers` are the indices l of the hidden states h^(l). `components` holds, for each place and layer, the mean and K
-    directions, [3, len(layers), 1 + K, `size`] in float16, packed and written in base64. Directions are scaled so that
-    a component has variance 1 over the answers that they were computed from.
+    `layers` are the indices l of the hidden states h^(l), each of `size` numbers. `components` holds for each place and
+    layer the mean, K directions, and a row whose first number is the spread of what the directions leave over:
+    [3, len(layers), K + 2, `size`] in float16, packed and written in base64. A direction is scaled so that its
+    component has variance 1 over the answers that it comes from.
     """
 
     layers: tuple[int, ...] = Field(min_length=1)
@@ -47,8 +49,8 @@ class StateReading(Settings):
         except (ValueError, zlib.error) as error:
             raise ValueError(f"components cannot be unpacked: {error}") from None
         row = 2 * PLACES * len(self.layers) * self.size
-        if held % row or held < 2 * row:
-            raise ValueError(f"components hold {held} bytes; expected a multiple of {row}, at least twice that")
+        if held % row or held < 3 * row:
+            raise ValueError(f"components hold {held} bytes; expected a multiple of {row}, at least three times that")
         if not np.isfinite(self._unpacked).all():
             raise ValueError("components hold a number that is not finite")
         return self
@@ -60,31 +62,54 @@ class StateReading(Settings):
         Args:
             states: [n, 3, len(layers), D].
             layers: their indices.
-            count: directions at each place and layer, fewer where there are not as many answers.
+            count: directions K at each place and layer; fewer where there are not as many answers.
         """
         count = max(1, min(count, len(states) - 1, states.shape[-1]))
-        kept = np.zeros((*states.shape[1:3], 1 + count, states.shape[-1]))
+        unit = _unit(states)
+        kept = np.zeros((*states.shape[1:3], count + 2, states.shape[-1]))
         for place in np.ndindex(states.shape[1:3]):
-            values = states[(slice(None), *place)].astype(np.float64)
-            kept[place][0] = mean = values.mean(0)
+            values = unit[(slice(None), *place)]
+            mean = values.mean(0)
             _, spread, directions = np.linalg.svd(values - mean, full_matrices=False)
-            scale = spread[:count] / np.sqrt(len(values))
-            kept[place][1:] = np.where(scale > 1e-6 * scale.max(initial=1e-30), 1.0 / np.maximum(scale, 1e-12), 0.0)[
-                :, None
-            ] * _with_fixed_sign(directions[:count])
+            scale = spread / np.sqrt(len(values))
+            told = scale[:count] > 1e-6 * max(scale[0], _TINY)  # the rest is rounding
+            kept[place][0] = mean
+            kept[place][1:-1] = np.where(told, 1.0 / np.maximum(scale[:count], _TINY), 0.0)[:, None] * _with_fixed_sign(
+                directions[:count]
+            )
+            kept[place][-1, 0] = max(float(np.sqrt((scale[count:] ** 2).sum())), 1e-3)
         packed = base64.b64encode(zlib.compress(kept.astype(np.float16).tobytes(), 9)).decode()
         return cls(layers=tuple(layers), size=states.shape[-1], components=packed)
 
     @property
     def count(self) -> int:
         """How many numbers an answer gets: components times places times layers."""
-        return int(np.prod(self._unpacked.shape[:2])) * (self._unpacked.shape[2] - 1)
+        return PLACES * len(self.layers) * (len(self._unpacked[0, 0]) - 2)
 
     def project(self, states: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """Project states, [n, 3, len(layers), D], on the components: [n, `count`], the first components first."""
-        centred = states.astype(np.float64) - self._unpacked[:, :, 0]
-        projected = np.einsum("npld,plkd->nkpl", centred, self._unpacked[:, :, 1:])
-        return projected.reshape(len(states), -1)
+        """Project states, [n, 3, len(layers), D], on the components: [n, `count`], first components first."""
+        projected = np.einsum("npld,plkd->nkpl", self._centred(states), self._unpacked[:, :, 1:-1])
+        rows: NDArray[np.float64] = projected.reshape(len(states), -1)
+        return rows
+
+    def distance(self, states: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """Give how far states lie from those that the components come from, [n], >= 0; about 1 for their like.
+
+        At the last token before the answer, it is the root mean square of the components and of what they leave over,
+        each over its spread. The answer itself does not count: a new kind of question should show before it is given.
+        """
+        centred = self._centred(states)[:, 0]
+        directions, spread = self._unpacked[0, :, 1:-1], self._unpacked[0, :, -1, 0]
+        components = np.einsum("nld,lkd->nlk", centred, directions)
+        lengths = (directions**2).sum(-1)
+        inside = (components**2 / np.where(lengths > 0, lengths, 1.0)).sum(-1)
+        rest = np.sqrt(np.maximum((centred**2).sum(-1) - inside, 0.0)) / spread
+        squares = np.concatenate([components**2, rest[..., None] ** 2], axis=-1)
+        distance: NDArray[np.float64] = np.sqrt(squares.mean((-2, -1)))
+        return distance
+
+    def _centred(self, states: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        return _unit(states) - self._unpacked[:, :, 0]
 
     @cached_property
     def _unpacked(self) -> NDArray[np.float64]:
@@ -92,7 +117,15 @@ class StateReading(Settings):
         return raw.reshape(PLACES, len(self.layers), -1, self.size).astype(np.float64)
 
 
+def _unit(states: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Bring states to unit root mean square: their length differs from layer to layer and says little."""
+    wide = states.astype(np.float64)
+    unit: NDArray[np.float64] = wide / np.maximum(np.sqrt((wide**2).mean(-1, keepdims=True)), _TINY)
+    return unit
+
+
 def _with_fixed_sign(directions: NDArray[np.float64]) -> NDArray[np.float64]:
     """Turn each direction so that its largest entry is positive: a decomposition leaves that open."""
     largest = np.abs(directions).argmax(1)
-    return directions * np.sign(directions[np.arange(len(directions)), largest])[:, None]
+    fixed: NDArray[np.float64] = directions * np.sign(directions[np.arange(len(directions)), largest])[:, None]
+    return fixed

@@ -112,17 +112,21 @@ def test_every_question_is_counted(scorer, monkeypatch):
     cut = answered(scorer, known(3), same, {"max_new_tokens": 1, "do_sample": False})
     assert cut.counts == Counts(questions=3, cut_off=3)
 
-    whole = SemGradScorer.score
+    whole = SemGradScorer.score_with_states
 
-    def fails(self, rows, **settings):
+    def fails(self, rows, *layers, **settings):
         if any(row.prompt_ids == tuple(encode_chat(scorer.tokenizer, examples[0].turns(BARE))) for row in rows):
             raise MemoryError
-        return whole(self, rows, **settings)
+        return whole(self, rows, *layers, **settings)
 
-    monkeypatch.setattr(SemGradScorer, "score", fails)
+    def without_numbers(self, rows, *layers, **settings):
+        scores, states = whole(self, rows, *layers, **settings)
+        return [_nan(one) for one in scores], states
+
+    monkeypatch.setattr(SemGradScorer, "score_with_states", fails)
     short = answered(scorer, known(3), same, GREEDY)
     assert (short.counts.not_scored, short.counts.scored) == (1, 2)  # one does not take the others with it
-    monkeypatch.setattr(SemGradScorer, "score", lambda self, rows, **k: [[_nan(s)] for (s,) in whole(self, rows, **k)])
+    monkeypatch.setattr(SemGradScorer, "score_with_states", without_numbers)
     assert answered(scorer, known(3), same, GREEDY).counts == Counts(questions=3, not_scored=3)
 
 

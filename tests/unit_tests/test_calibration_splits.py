@@ -16,8 +16,6 @@ from semgrad_guard.calibration.counts import Counts
 from semgrad_guard.calibration.drift import drift
 from semgrad_guard.calibration.examples import Example
 from semgrad_guard.calibration.fit import (
-    Labelled,
-    calibrate_section,
     fit_section,
     out_of_fold,
     part_of,
@@ -26,6 +24,7 @@ from semgrad_guard.calibration.fit import (
 )
 from semgrad_guard.calibration.from_examples import calibrated_profile
 from semgrad_guard.calibration.guarantee import thresholds_to_try
+from semgrad_guard.calibration.methods import Labelled, calibrate_section
 
 
 def answers(count, *, seed=0):
@@ -88,7 +87,7 @@ def test_the_probability_of_a_drift_counts_both_samples(size):
     assert found.p_value == pytest.approx(theirs.pvalue, rel=0.5)
 
 
-NAMES = ("paragrad", "exgrad", "nll", "mean_nll", "mean_entropy", "max_entropy")
+NAMES = ("paragrad", "exgrad", "nll", "mean_nll", "mean_entropy", "max_entropy", "first_entropy", "max_nll")
 
 
 def grouped(count, seed, things):
@@ -112,7 +111,9 @@ def test_what_is_known_of_a_thing_does_not_flatter_other_answers_about_it():
     apart = out_of_fold(scores, correct, scalar_features(), [item.about for item in fitting])
     assert roc_auc_score(correct, mixed) > 0.99
     assert roc_auc_score(correct, apart) < 0.7
-    assert calibrate_section(labelled, method="auto", risk=0.3, delta=0.1).compared["fused"] < 0.7
+    for method in ("auto", "fused"):
+        found = calibrate_section(labelled, method=method, risk=0.3, delta=0.1)
+        assert found.compared[found.method][0] < 0.7
 
 
 def test_the_steps_of_a_confidence_come_from_folds_that_keep_things_together():
@@ -126,7 +127,7 @@ def test_the_steps_of_a_confidence_come_from_folds_that_keep_things_together():
 
 
 def test_second_answers_are_calibrated_on_questions_whose_first_do_not_pass(monkeypatch):
-    monkeypatch.setattr(from_examples, "rescored", lambda scorer, answers: list(answers))
+    monkeypatch.setattr(from_examples, "rescored", lambda scorer, answers, layers: list(answers))
 
     def counted(found):
         scored = list(found)

@@ -14,8 +14,8 @@ from scripted import record as record_of
 
 from semgrad_guard import Abstain, ConfigurationError, Profile, ProfileError, SemGradGuard
 from semgrad_guard.agents import confidence_gate, filter_tool_calls, low_confidence
-from semgrad_guard.calibration.fit import cover_section
 from semgrad_guard.calibration.guarantee import Guarantee, guaranteed_threshold
+from semgrad_guard.calibration.methods import cover_section
 from semgrad_guard.calibration.profile import NO_LABELS, Section
 from semgrad_guard.calibration.section import Section as SectionItself
 from semgrad_guard.calibration.verdict import Standard
@@ -53,7 +53,9 @@ def rich():
         spread_of=300,
     )
     plain = profile()
-    scoring = plain.bound_to.scoring.changed(reduction="sum", norm="l2", tau=0.5, beta=2.0, unweighted=True, later=True)
+    scoring = plain.bound_to.scoring.changed(
+        reduction="sum", norm="l2", tau=0.5, beta=2.0, unweighted=True, later=True, attention=True
+    )
     bound = plain.bound_to.model_copy(update={"scoring": scoring})
     changes = {"bound_to": bound, "answer": section, "grounded": section, "label_source": "match"}
     table = Preservation(scores=((0.5, -1.5),), tokens=("a", "b"), questions=3, prompts=9)
@@ -65,7 +67,7 @@ PLAIN = json.loads(RICH.model_dump_json())
 # What a guarantee does not rest on.
 BESIDE = set(
     "package label_source position_from preservation seed created model threshold_rule void questions quantiles "
-    "spread_of confidence_is method".split()
+    "spread_of confidence_is method evidence core_sample distance_sample".split()
 )
 SCORES = [
     score(
@@ -439,7 +441,7 @@ def test_a_confidence_of_0_is_sure_nowhere():
 
 
 def ordering():
-    section = cover_section([score_of(place / 100) for place in range(1, 100)], coverage=0.9)
+    section = cover_section([score_of(place / 100) for place in range(1, 100)], coverage=0.9, method="semgrad")
     return profile().model_copy(
         update={"answer": section, "method": "semgrad", "label_source": NO_LABELS, "confidence_is": "ordering"}
     )

@@ -15,8 +15,9 @@ from semgrad_guard.calibration.answers import Answered, Answers
 from semgrad_guard.calibration.counts import Counts
 from semgrad_guard.calibration.drift import RawWatch
 from semgrad_guard.calibration.examples import Example
-from semgrad_guard.calibration.fit import cover_section, methods, scalar_features
+from semgrad_guard.calibration.fit import scalar_features
 from semgrad_guard.calibration.from_examples import calibrated_profile
+from semgrad_guard.calibration.methods import cover_section, methods
 from semgrad_guard.calibration.section import feature_values
 from semgrad_guard.calibration.verdict import Standard
 from semgrad_guard.demo import embedded_model
@@ -24,7 +25,7 @@ from semgrad_guard.evaluation.compare import choose, compare
 from semgrad_guard.evaluation.run import Result
 from semgrad_guard.langchain.metadata import get_decision, get_scores
 from semgrad_guard.records import Score
-from semgrad_guard.scoring.registry import ScoreKind, known_scores, register_score, unregister_score
+from semgrad_guard.scoring.registry import CORE, ScoreKind, known_scores, register_score, unregister_score
 
 ROOT = Path(__file__).parents[2]
 TOP_LAYER = ScoreKind("top_layer", "SemGrad at the topmost layer.", read=lambda score: score.layers[-1])
@@ -171,22 +172,27 @@ def test_names_are_checked():
             register_score(ScoreKind(taken, "", read=lambda score: 1.0))
     with pytest.raises(ConfigurationError, match="already"):
         register_score(ScoreKind("another", "", read=lambda score: 1.0, option="g-nll"))
-    with pytest.raises(ConfigurationError, match=r"method='magic': expected one of semgrad, .*max_entropy"):
+    with pytest.raises(ConfigurationError, match=r"method='magic': expected one of combined, semgrad, .*max_entropy"):
         SemGradGuard(scripted(0.5), score_threshold=1.0, method="magic")
-    with pytest.raises(ConfigurationError, match=r"method='length': expected one of auto, fused, semgrad"):
+    with pytest.raises(
+        ConfigurationError, match=r"method='length': expected one of auto, blend, core, fused, combined, semgrad"
+    ):
         cover_section([score()], coverage=0.5, method="length")
 
 
 def test_the_list_is_what_the_package_always_had():
     """Features in this order: profiles and fits stay what they were."""
-    fused = ("nll", "mean_nll", "mean_entropy", "max_entropy", "length", "paragrad", "exgrad")
-    assert scalar_features() == fused
-    assert scalar_features(gradients=False) == fused[:5]
-    alone = ("semgrad", "hybridgrad", "paragrad", "exgrad", *fused[:4])
-    assert methods() == ("auto", "fused", *alone)
-    assert [kind.name for kind in known_scores("auto")] == ["semgrad", "hybridgrad", "paragrad"]
+    plain = ("nll", "mean_nll", "mean_entropy", "max_entropy", "first_entropy", "max_nll", "length")
+    assert scalar_features() == (*plain, "paragrad", "exgrad")
+    assert scalar_features(gradients=False) == plain
+    alone = (
+        "combined semgrad hybridgrad paragrad exgrad nll mean_nll mean_entropy max_entropy sum_entropy first_entropy"
+    )
+    assert methods() == ("auto", "blend", "core", "fused", *alone.split(), "max_nll", "rauq")
+    assert [kind.name for kind in known_scores("core")] == list(CORE)
     assert list(choose([], None)) == (
-        "semgrad semgrad-upper hybridgrad paragrad exgrad g-nll ln-nll mean-entropy max-entropy length".split()
+        "combined semgrad semgrad-upper hybridgrad paragrad exgrad g-nll ln-nll mean-entropy max-entropy sum-entropy "
+        "first-entropy min-probability length".split()
     )
     assert all(kind.help.endswith(".") for kind in known_scores())
 

@@ -9,8 +9,9 @@ from scipy.stats import binomtest
 from tqdm.auto import tqdm
 
 from semgrad_guard import __version__
-from semgrad_guard.calibration.fit import Labelled, calibrate_section, fit_section, fused_features, threshold_passing
+from semgrad_guard.calibration.fit import fit_section, threshold_passing
 from semgrad_guard.calibration.from_examples import bind
+from semgrad_guard.calibration.methods import Labelled, calibrate_section, fused_features
 from semgrad_guard.calibration.profile import Profile, Section
 from semgrad_guard.calibration.verdict import Standard
 from semgrad_guard.langchain.metadata import get_message_scores, get_scores

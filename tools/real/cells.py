@@ -21,7 +21,7 @@ MODELS = {"smollm2": "SmolLM2-135M-Instruct", "gemma": "Gemma 3 270M", "qwen": "
 DATA = {"facts": "world facts", "sciq": "SciQ", "nq": "NQ-open", "truthfulqa": "TruthfulQA"}
 FOLDERS = {"sciq": "sciq", "nq": "nq_open", "truthfulqa": "truthfulqa"}
 LABELS = {"facts": "contains", "sciq": "contains", "nq": "contains", "truthfulqa": "either"}
-MOST = {"smollm2": 600, "gemma": 1030, "qwen": 600}  # questions of a set
+MOST = 600  # questions of a published set; world facts: all for the fastest model
 LONGEST = {"smollm2": 20, "gemma": 20, "qwen": 32}  # tokens of an answer
 
 _PAPER = "Please directly answer the following question with one or few words:\n{query}"
@@ -34,8 +34,8 @@ _SHOWN = (
 )
 # A base model has no chat template: questions and answers in turn, a line each.
 _LINES = (
-    "{{ bos_token }}{% for message in messages %}{{ ('Question: ' if message['role'] == 'user' else 'Answer: ') + message['content'] "
-    "+ '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'Answer:' }}{% endif %}"
+    "{{ bos_token }}{% for message in messages %}{{ ('Question: ' if message['role'] == 'user' else 'Answer: ') "
+    "+ message['content'] + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'Answer:' }}{% endif %}"
 )
 
 
@@ -79,7 +79,7 @@ class Cell:
             return []
         examples = [example for file in files for example in _read(file)]
         random.Random(0).shuffle(examples)
-        return examples[: MOST[self.model]]
+        return examples[: len(examples) if (self.model, self.data) == ("gemma", "facts") else MOST]
 
     def right(self, example: Example, answer: str) -> bool:
         """Tell whether an answer is right."""
