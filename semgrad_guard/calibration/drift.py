@@ -74,8 +74,8 @@ class Martingale:
     """A bet against the claim that fresh values come from where a sample came from, in any order.
 
     Each fresh value is placed among the sample and the fresh values before it. Under the claim its place p is uniform
-    in (0, 1) whatever came before. The wealth is multiplied by 1 + e (p - 1/2), for several slopes e between which a small
-    part of the wealth keeps moving (the "simple jumper" of Vovk et al. 2021, "Retrain or not retrain"). It grows where
+    in (0, 1) whatever came before. The wealth is multiplied by 1 + e (p - 1/2), for several slopes e between which a
+    small part of it keeps moving (the "simple jumper" of Vovk et al. 2021, "Retrain or not retrain"). It grows where
     fresh values keep lying on one side. By Ville's inequality it reaches 1 / alpha, ever, with a probability of at most
     alpha, if nothing has changed.
     """

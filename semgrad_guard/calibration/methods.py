@@ -106,7 +106,7 @@ def calibrate_section(
     """
     check_method(method)
     fitting, choosing, testing = _split(labelled, seed)
-    chosen, fitted, compared = _fitted(fitting, method, kinds_from, seed)
+    chosen, fitted, compared = fitted_section(fitting, method, kinds_from, seed)
     # What drift is seen against are answers that nothing was fitted on, as fresh ones are.
     fresh = [item.score for item in (*choosing, *testing)]
     section = with_samples(with_quantiles(fitted, fresh), fresh)
@@ -203,7 +203,7 @@ def fused_features(fitting: Sequence[Labelled]) -> tuple[str, ...] | None:
     return next((features for features in sets if rarer >= _PER_FEATURE * len(features)), None)
 
 
-def _fitted(
+def fitted_section(
     fitting: Sequence[Labelled], method: Method, kinds_from: KindsFrom, seed: int
 ) -> tuple[str, Section, Compared]:
     """Fit the confidence of a method; "auto" takes as much of core and head as the labels carry."""

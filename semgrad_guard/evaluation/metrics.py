@@ -54,11 +54,17 @@ def excess_aurc(uncertainty: Numbers, correct: NDArray[np.bool_]) -> float:
     return aurc(uncertainty, correct) - aurc((~correct).astype(float), correct)
 
 
-def prr(uncertainty: Numbers, correct: NDArray[np.bool_]) -> float:
-    """Give the prediction rejection ratio: the gain over chance as a part of the best possible gain; <= 1, chance 0."""
-    best = aurc((~correct).astype(float), correct)
+def prr(uncertainty: Numbers, correct: NDArray[np.bool_], most: float = 1.0) -> float:
+    """Give the prediction rejection ratio: the gain over chance as a part of the best possible gain; <= 1, chance 0.
+
+    `most` is the largest share of answers that is rejected; half of them is usual in comparisons.
+    """
+    first = max(0, int(np.ceil((1.0 - most) * len(correct))) - 1)
+    rejected, best = (
+        float(risk_coverage(values, correct)[1][first:].mean()) for values in (uncertainty, (~correct).astype(float))
+    )
     chance = float((~correct).mean())
-    return (chance - aurc(uncertainty, correct)) / (chance - best)
+    return (chance - rejected) / (chance - best)
 
 
 def selective_accuracy(uncertainty: Numbers, correct: NDArray[np.bool_], coverage: float) -> float:

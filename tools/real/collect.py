@@ -23,15 +23,14 @@ _DEPTHS = (0.5, 0.67, 0.83, 1.0)  # of the layers whose hidden states are kept
 
 @dataclass(frozen=True)
 class Row:
-    """One answer."""
+    """One answer that can be used, its label, its score by the widest settings, and hidden states, [3, layers, D]."""
 
     query: str
     stratum: str
     answer: str
     correct: bool
-    usable: bool
-    score: Score | None
-    states: NDArray[np.float32] | None
+    score: Score
+    states: NDArray[np.float32]
 
 
 def scorer_of(cell: Cell, models: Path) -> SemGradScorer:
@@ -90,7 +89,7 @@ def rows_of(cell: Cell, root: Path, *, facts: Path, datasets: Path | None) -> li
 
 
 def _row(cell: Cell, example: Example, answer: str, score: Score, states: NDArray[np.float32]) -> Row:
-    return Row(example.query, example.stratum, answer, cell.right(example, answer), True, score, states)
+    return Row(example.query, example.stratum, answer, cell.right(example, answer), score, states)
 
 
 def of_cells(cells: Sequence[Cell], root: Path, *, facts: Path, datasets: Path | None) -> dict[Cell, list[Row]]:
