@@ -26,6 +26,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 Numbers = NDArray[np.float64]
 
 SHARES = tuple(step / 10 for step in range(10))  # of the head: some of the core always stays
+_BY_CHANCE = 0.005  # of AUROC
 CAUTIOUS = 0.3  # the head's share where no kind of question can be left out
 HEAD_PENALTY = 10.0
 _FOLDS = 5
@@ -133,7 +134,7 @@ def blended(parts: Parts, *, shares: Sequence[float] = SHARES, penalty: float = 
 
     The share is taken at which the AUROC over answers of the kinds that were seen, and the mean AUROC within a kind
     that was left out, add up to most. A head that takes as much from the second as it gives to the first gets none.
-    Where no kind can be left out, the share is a cautious one at most.
+    Where no kind can be left out, the share is a cautious one at most. What chance may bring is no gain.
 
     Args:
         parts: what to fit on.
@@ -153,7 +154,8 @@ def chosen_share(parts: Parts, same: Numbers, unseen: Numbers, shares: Sequence[
         return (over_all(mix(same, share), parts) or 0.0) + (across_kinds(mix(unseen, share), parts) or 0.0)
 
     told = across_kinds(mix(unseen, 0.0), parts) is not None
-    return max((share for share in shares if told or share <= CAUTIOUS), key=lambda share: (worth(share), -share))
+    best = max((share for share in shares if told or share <= CAUTIOUS), key=lambda share: (worth(share), -share))
+    return best if worth(best) > worth(shares[0]) + _BY_CHANCE else shares[0]
 
 
 def over_all(logits: Numbers, parts: Parts) -> float | None:

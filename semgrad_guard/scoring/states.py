@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import zlib
 from collections.abc import Sequence
-from functools import cached_property
+from functools import lru_cache
 from typing import Any, Self
 
 import numpy as np
@@ -21,7 +21,7 @@ from semgrad_guard.settings import Settings
 
 PLACES = 3  # where the answer's first token is predicted, the last but one, and the last
 _DEPTHS = (0.67, 1.0)
-_TINY = 1e-12
+_ROUNDING = 1e-4  # states that have a root mean square of 1 and differ by less do so by chance
 
 
 def state_layers(count: int) -> tuple[int, ...]:
@@ -72,11 +72,10 @@ class StateReading(Settings):
             mean = values.mean(0)
             _, spread, directions = np.linalg.svd(values - mean, full_matrices=False)
             scale = spread / np.sqrt(len(values))
-            told = scale[:count] > 1e-6 * max(scale[0], _TINY)  # the rest is rounding
+            told = scale[:count] > _ROUNDING
             kept[place][0] = mean
-            kept[place][1:-1] = np.where(told, 1.0 / np.maximum(scale[:count], _TINY), 0.0)[:, None] * _with_fixed_sign(
-                directions[:count]
-            )
+            lengths = np.where(told, 1.0 / np.maximum(scale[:count], _ROUNDING), 0.0)
+            kept[place][1:-1] = lengths[:, None] * _with_fixed_sign(directions[:count])
             kept[place][-1, 0] = max(float(np.sqrt((scale[count:] ** 2).sum())), 1e-3)
         packed = base64.b64encode(zlib.compress(kept.astype(np.float16).tobytes(), 9)).decode()
         return cls(layers=tuple(layers), size=states.shape[-1], components=packed)
@@ -111,16 +110,22 @@ class StateReading(Settings):
     def _centred(self, states: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         return _unit(states) - self._unpacked[:, :, 0]
 
-    @cached_property
+    @property
     def _unpacked(self) -> NDArray[np.float64]:
-        raw = np.frombuffer(zlib.decompress(base64.b64decode(self.components)), dtype=np.float16)
-        return raw.reshape(PLACES, len(self.layers), -1, self.size).astype(np.float64)
+        return _unpacked(self.components, len(self.layers), self.size)
+
+
+@lru_cache(maxsize=8)
+def _unpacked(components: str, layers: int, size: int) -> NDArray[np.float64]:
+    """Unpack what a profile holds; not kept with the reading, which is compared with others."""
+    raw = np.frombuffer(zlib.decompress(base64.b64decode(components)), dtype=np.float16)
+    return raw.reshape(PLACES, layers, -1, size).astype(np.float64)
 
 
 def _unit(states: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """Bring states to unit root mean square: their length differs from layer to layer and says little."""
     wide = states.astype(np.float64)
-    unit: NDArray[np.float64] = wide / np.maximum(np.sqrt((wide**2).mean(-1, keepdims=True)), _TINY)
+    unit: NDArray[np.float64] = wide / np.maximum(np.sqrt((wide**2).mean(-1, keepdims=True)), 1e-12)
     return unit
 
 

