@@ -8,7 +8,7 @@ EVALUATION := .cache/evaluation
 # What tests/production can use of Debian's packages; without them its tests skip, and say why.
 DEBIAN := postgresql chromium
 
-.PHONY: demo test test-all test-newest mutants structure models world-facts lint audit faults bad-input queue-figures load bench benchmarks embedded-model examine evaluation clean
+.PHONY: demo test test-all test-newest mutants structure models world-facts real-evaluation lint audit faults bad-input queue-figures load bench benchmarks embedded-model examine evaluation clean
 
 demo: $(READY)
 	$(BIN)/semgrad-guard demo
@@ -72,6 +72,14 @@ models:
 # Write questions about the world, with their right answers and a prompt to ask them with, into .cache/facts.
 world-facts: $(READY)
 	$(BIN)/python tools/world_facts.py --out .cache/facts
+
+# Ask published models questions that nobody here made, and write the page about it; MODELS="smollm2 gemma qwen" and
+# DATASETS=FOLDER add to it. An interrupted run goes on.
+MODELS ?= smollm2
+DATASETS ?=
+real-evaluation: $(READY) world-facts
+	$(BIN)/python -m tools.real_evaluation --models $(MODELS) $(if $(DATASETS),--datasets $(DATASETS)) \
+	    --page docs/real_models.md
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit
-from sklearn.metrics import roc_auc_score
+from scipy.stats import rankdata
 from sklearn.model_selection import StratifiedGroupKFold
 
 Numbers = NDArray[np.float64]
@@ -160,7 +160,14 @@ def chosen_share(parts: Parts, same: Numbers, unseen: Numbers, shares: Sequence[
 
 def over_all(logits: Numbers, parts: Parts) -> float | None:
     """Give the AUROC over all answers; None where they are all right or all wrong."""
-    return float(roc_auc_score(parts.right, logits)) if len(np.unique(parts.right)) > 1 else None
+    return auroc(logits, parts.right) if parts.right.any() and not parts.right.all() else None
+
+
+def auroc(logits: Numbers, right: NDArray[np.bool_]) -> float:
+    """Give the probability that a right answer has the greater logit than a wrong one, in [0, 1]."""
+    count = int(right.sum())
+    ranks = float(rankdata(logits)[right].sum())
+    return (ranks - count * (count + 1) / 2) / (count * (len(right) - count))
 
 
 def can_leave_out(kinds: Sequence[str], right: Sequence[bool]) -> bool:
@@ -171,7 +178,7 @@ def can_leave_out(kinds: Sequence[str], right: Sequence[bool]) -> bool:
 
 def across_kinds(logits: Numbers, parts: Parts) -> float | None:
     """Give the AUROC within a kind of question, on average over the kinds that tell; None where none does."""
-    aurocs = [float(roc_auc_score(parts.right[chosen], logits[chosen])) for chosen in telling_kinds(parts, logits)]
+    aurocs = [auroc(logits[chosen], parts.right[chosen]) for chosen in telling_kinds(parts, logits)]
     return float(np.mean(aurocs)) if aurocs else None
 
 

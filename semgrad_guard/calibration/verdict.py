@@ -149,7 +149,9 @@ class Standard:
 
     def _familiarity(self, score: Score | None, kind: AnswerKind) -> float | None:
         section = self._sections[kind]
-        return None if section is None or score is None else section.familiarity(score)
+        if section is None or score is None or not section.distance_sample:
+            return None
+        return section.familiarity(score)
 
     def _policy(self, kind: AnswerKind, threshold: float | None) -> str:
         """Say in words what an answer must reach, and what is promised of answers that reach it."""

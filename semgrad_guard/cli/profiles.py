@@ -72,7 +72,7 @@ def calibrate(
     search: Annotated[
         bool,
         typer.Option(
-            help="For semgrad and hybridgrad, try other prompt tokens and layers, and take those that tell right from "
+            help="Try other prompt tokens and layers for semgrad and hybridgrad, and take those that tell right from "
             "wrong best."
         ),
     ] = True,

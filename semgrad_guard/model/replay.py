@@ -265,13 +265,13 @@ def _forward(
     layers[lowest].register_forward_pre_hook(enter, with_kwargs=True)
     for layer in range(lowest if boundary is not None else 0):
         layers[layer] = PassThrough()
-    watch = AttentionWatch(layers, watched, layout.mask.shape[1], attention_kernel(model))
+    watch = AttentionWatch(layers, watched, layout.mask.shape[1], attention_kernel(model)) if watched else None
     with torch.no_grad():  # until the hook
         upper = _decode(model, decoder, layout, slice(start, layout.ids.shape[1] - 1), past).hidden_states
     missing = len(layers) + 1 - len(upper)  # a layer that was passed through is not recorded
     hidden = [entries[0]] * missing + list(upper)
     hidden[lowest] = entries[0]
-    return tuple(hidden), watch.weights
+    return tuple(hidden), None if watch is None else watch.weights
 
 
 def _decode(

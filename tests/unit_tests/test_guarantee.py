@@ -231,6 +231,26 @@ def test_labels_by_shared_words():
     assert token_f1("the big red house", ["red house", "blue"]) == pytest.approx(0.8)
     assert token_f1("nothing", ["else"]) == 0
     assert labeler("f1")("q?", "big red house", ["red house"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        ("California", True),
+        ("It was in California.", True),
+        ("Fortune cookies originated in California", True),
+        ("San Francisco", True),
+        ("China", False),
+        ("not California", False),
+        ("Fortune cookies", False),  # nothing but the question's own words
+        ("They originated.", False),
+        ("in", False),
+        ("", False),
+    ],
+)
+def test_a_brief_answer_may_say_what_a_right_one_says_at_length(answer, right):
+    references = ["Fortune cookies originated in San Francisco", "Fortune cookies originated in California"]
+    assert labeler("either")("Where did fortune cookies originate?", answer, references) is right
     assert words("A") == ["a"]
     with pytest.raises(ConfigurationError, match="labels='exact'"):
         labeler("exact")

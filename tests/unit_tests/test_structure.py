@@ -26,14 +26,15 @@ def test_no_room_imports_one_that_imports_it():
     assert [(room, target) for room in edges for target in edges[room] if room in edges[target]] == []
 
 
-# Modules that are short for a reason: what alembic reads, and what both of the parts that use Ray share.
-SHORT = {"env.py", "0002_doubt.py", "cluster.py"}
+# Modules that are short for a reason: what alembic reads, what both of the parts that use Ray share, and another
+# paper's equation.
+SHORT = {"env.py", "0002_doubt.py", "cluster.py", "rauq.py"}
 
 
 def test_a_module_is_one_sitting():
     paths = [path for room in modules().values() for path in room]
     lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
-    assert len(paths) < 115
+    assert len(paths) < 125
     assert 150 <= statistics.median(lengths.values()) <= 250
     assert {path.name for path, length in lengths.items() if length < 60} == SHORT
     assert max(lengths.values()) <= 500
