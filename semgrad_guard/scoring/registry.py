@@ -168,16 +168,16 @@ def _attempt(name: str, work: Callable[[], float | None]) -> float | None:
         return math.nan
 
 
-CORE = ("nll", "mean_nll", "max_entropy", "sum_entropy")
-
-
 def _combined(score: Score) -> float | None:
-    """Give the geometric mean of the core's scores, in nats; their logarithms are spread about alike."""
-    values = [known_score(name).value(score) for name in CORE]
-    present = [value for value in values if value is not None]
-    if len(present) < len(values):
+    """Give the geometric mean of the answer's surprise in all, per token, and at its least probable token, in nats.
+
+    The first favours short answers, the second long ones, and the third looks at one token alone. docs/real_models.md
+    compares them on published models.
+    """
+    if score.max_nll is None:
         return None
-    return math.exp(sum(math.log(max(value, _LEAST)) for value in present) / len(present))
+    values = (score.nll, score.mean_nll, score.max_nll)
+    return math.exp(sum(math.log(max(value, _LEAST)) for value in values) / len(values))
 
 
 def _sum_entropy(score: Score) -> float:
@@ -193,11 +193,6 @@ def _upper_half(score: Score) -> float:
 
 
 for _kind in (
-    ScoreKind(
-        "combined",
-        "The geometric mean of four numbers about the answer's tokens: the core of a confidence, without labels.",
-        read=_combined,
-    ),
     ScoreKind(
         "semgrad",
         "The gradient at the hidden states of the semantic preserving token; equation (4).",
@@ -236,6 +231,11 @@ for _kind in (
         title="ExGrad",
     ),
     ScoreKind(
+        "combined",
+        "The geometric mean of G-NLL, LN-NLL and that of the least probable token, in nats; it needs no labels.",
+        read=_combined,
+    ),
+    ScoreKind(
         "nll",
         "The answer's negative log-likelihood, in nats.",
         uses=("alone", "core", "fused", "report"),
@@ -249,19 +249,18 @@ for _kind in (
         title="LN-NLL",
         option="ln-nll",
     ),
-    ScoreKind("mean_entropy", "The mean entropy of the output, in nats.", uses=("alone", "fused", "report")),
-    ScoreKind("max_entropy", "The largest entropy of the output, in nats.", uses=("alone", "core", "fused", "report")),
+    ScoreKind("mean_entropy", "The mean entropy of the output, in nats.", uses=("alone", "core", "fused", "report")),
+    ScoreKind("max_entropy", "The largest entropy of the output, in nats.", uses=("alone", "fused", "report")),
     ScoreKind(
         "sum_entropy",
         "The entropy of the output, added up over the tokens, in nats.",
         read=_sum_entropy,
-        uses=("alone", "core", "report"),
     ),
     ScoreKind("first_entropy", "The entropy at the answer's first token, in nats.", uses=("alone", "fused", "report")),
     ScoreKind(
         "max_nll",
         "The negative log-probability of the least probable token, in nats.",
-        uses=("alone", "fused", "report"),
+        uses=("alone", "core", "fused", "report"),
         title="least probable token",
         option="min-probability",
     ),

@@ -172,8 +172,7 @@ def test_more_uncertain_is_never_more_confident_by_the_core(method):
     assert all(coefficient <= 0 for coefficient in section.coefficients)
     doubts = [0.1, 0.5, 1.0, 5.0]
     confidences = [
-        section.confidence(score(1.0, nll=doubt, mean_nll=doubt, max_entropy=doubt, mean_entropy=doubt))
-        for doubt in doubts
+        section.confidence(score(1.0, nll=doubt, mean_nll=doubt, max_nll=doubt, mean_entropy=doubt)) for doubt in doubts
     ]
     assert confidences == sorted(confidences, reverse=True)
 

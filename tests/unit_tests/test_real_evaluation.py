@@ -33,6 +33,7 @@ def rows(n, seed, *, kinds=KINDS):
             later=(layers, layers),
             nll=doubt * length,
             mean_nll=doubt,
+            max_nll=doubt * length**0.5,
             max_entropy=doubt * math.exp(rng.gauss(0, 0.5)),
             mean_entropy=doubt,
             rauq=doubt,

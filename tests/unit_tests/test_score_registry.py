@@ -25,7 +25,7 @@ from semgrad_guard.evaluation.compare import choose, compare
 from semgrad_guard.evaluation.run import Result
 from semgrad_guard.langchain.metadata import get_decision, get_scores
 from semgrad_guard.records import Score
-from semgrad_guard.scoring.registry import CORE, ScoreKind, known_scores, register_score, unregister_score
+from semgrad_guard.scoring.registry import ScoreKind, known_score, known_scores, register_score, unregister_score
 
 ROOT = Path(__file__).parents[2]
 TOP_LAYER = ScoreKind("top_layer", "SemGrad at the topmost layer.", read=lambda score: score.layers[-1])
@@ -172,11 +172,9 @@ def test_names_are_checked():
             register_score(ScoreKind(taken, "", read=lambda score: 1.0))
     with pytest.raises(ConfigurationError, match="already"):
         register_score(ScoreKind("another", "", read=lambda score: 1.0, option="g-nll"))
-    with pytest.raises(ConfigurationError, match=r"method='magic': expected one of combined, semgrad, .*max_entropy"):
+    with pytest.raises(ConfigurationError, match=r"method='magic': expected one of semgrad, .*max_entropy"):
         SemGradGuard(scripted(0.5), score_threshold=1.0, method="magic")
-    with pytest.raises(
-        ConfigurationError, match=r"method='length': expected one of auto, blend, core, fused, combined, semgrad"
-    ):
+    with pytest.raises(ConfigurationError, match=r"method='length': expected one of auto, blend, core, fused, semgrad"):
         cover_section([score()], coverage=0.5, method="length")
 
 
@@ -185,13 +183,11 @@ def test_the_list_is_what_the_package_always_had():
     plain = ("nll", "mean_nll", "mean_entropy", "max_entropy", "first_entropy", "max_nll", "length")
     assert scalar_features() == (*plain, "paragrad", "exgrad")
     assert scalar_features(gradients=False) == plain
-    alone = (
-        "combined semgrad hybridgrad paragrad exgrad nll mean_nll mean_entropy max_entropy sum_entropy first_entropy"
-    )
+    alone = "semgrad hybridgrad paragrad exgrad combined nll mean_nll mean_entropy max_entropy sum_entropy first_entropy"
     assert methods() == ("auto", "blend", "core", "fused", *alone.split(), "max_nll", "rauq")
-    assert [kind.name for kind in known_scores("core")] == list(CORE)
+    assert [kind.name for kind in known_scores("core")] == ["nll", "mean_nll", "mean_entropy", "max_nll"]
     assert list(choose([], None)) == (
-        "combined semgrad semgrad-upper hybridgrad paragrad exgrad g-nll ln-nll mean-entropy max-entropy sum-entropy "
+        "semgrad semgrad-upper hybridgrad paragrad exgrad combined g-nll ln-nll mean-entropy max-entropy sum-entropy "
         "first-entropy min-probability length".split()
     )
     assert all(kind.help.endswith(".") for kind in known_scores())
@@ -211,3 +207,11 @@ def test_half_precision_measures_in_float64():
     finally:
         unregister_score("seen")
     assert seen == [[torch.float64, torch.float64]]
+
+
+def test_combined_is_a_geometric_mean_and_needs_all_three():
+    one = score(1.0, nll=4.0, mean_nll=1.0, max_nll=2.0)
+    kind = known_score("combined")
+    assert kind.value(one) == pytest.approx(2.0)
+    assert kind.value(one.model_copy(update={"max_nll": None})) is None  # a record of an earlier version
+    assert kind.value(score(1.0, nll=0.0, mean_nll=0.0, max_nll=0.0)) >= 0

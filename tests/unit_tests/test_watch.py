@@ -97,7 +97,7 @@ def test_core_and_hidden_states_are_watched_where_the_profile_knows_them(caplog)
     near, far, odd = (
         [scored(1.0, distance=1 + (-1) ** place * place / 160, nll=math.exp(place / 15 - 1)) for place in range(30)],
         [scored(1.0, distance=3.0)] * 20,
-        [scored(1.0, distance=1.0, nll=50.0, mean_nll=50.0, max_entropy=50.0, mean_entropy=50.0)] * 20,
+        [scored(1.0, distance=1.0, nll=50.0, mean_nll=50.0, max_nll=50.0)] * 20,
     )
     for stream, told in ((near, ""), (far, "hidden states"), (odd, "scores")):
         caplog.clear()
