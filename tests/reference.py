@@ -55,7 +55,7 @@ def logits_of(model, hidden, weight):
 
 
 def reference(
-    model, prompt, response, position, indices, *, reduction="mean", norm="l1", tau=1.0, beta=1.0
+    model, prompt, response, position, indices, *, reduction="sum", norm="l1", tau=1.0, beta=1.0
 ) -> Reference:
     """Compute equations (4) to (6) for one response; `position` counts prompt tokens from the end."""
     model = copy.deepcopy(model).double()

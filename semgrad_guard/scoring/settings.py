@@ -61,7 +61,8 @@ class ScoringSettings(Settings):
     generation prompt, or the last token of the user's text where the chat template has no generation prompt.
     `layers` are the hidden states l that the gradient is taken at, of 0 (embeddings) to L - 1. "upper-half" stands for
     L - floor(L/2) to L - 1, as in the authors' code, and "all" for 0 to L - 1.
-    `reduction` is the "mean" over response tokens (the authors' code) or their "sum" (the paper's text).
+    `reduction` is the "sum" over response tokens (the paper's text, and what holds up on published models, see
+    docs/real_models.md) or their "mean" (the authors' code).
     `norm` is "l1", the mean absolute entry, or "l2", the root mean square.
     `tau` is the temperature of HybridGrad's mixing weight e^(-mean entropy / tau), and `beta` weighs its ParaGrad term.
     `unweighted` computes SemGrad with w_t = 1 too, for another backward.
@@ -75,7 +76,7 @@ class ScoringSettings(Settings):
 
     token_position: Annotated[int | None, BeforeValidator(_checked_position)] = None
     layers: Annotated[Literal["upper-half", "all"] | tuple[int, ...], BeforeValidator(_checked_layers)] = "upper-half"
-    reduction: Reduction = "mean"
+    reduction: Reduction = "sum"
     norm: Norm = "l1"
     tau: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     beta: float = Field(default=1.0, ge=0, allow_inf_nan=False)

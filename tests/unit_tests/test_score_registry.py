@@ -183,8 +183,8 @@ def test_the_list_is_what_the_package_always_had():
     plain = ("nll", "mean_nll", "mean_entropy", "max_entropy", "first_entropy", "max_nll", "length")
     assert scalar_features() == (*plain, "paragrad", "exgrad")
     assert scalar_features(gradients=False) == plain
-    alone = "semgrad hybridgrad paragrad exgrad combined nll mean_nll mean_entropy max_entropy sum_entropy first_entropy"
-    assert methods() == ("auto", "blend", "core", "fused", *alone.split(), "max_nll", "rauq")
+    alone = "semgrad hybridgrad paragrad exgrad combined nll mean_nll mean_entropy max_entropy sum_entropy"
+    assert methods() == ("auto", "blend", "core", "fused", *alone.split(), "first_entropy", "max_nll", "rauq")
     assert [kind.name for kind in known_scores("core")] == ["nll", "mean_nll", "mean_entropy", "max_nll"]
     assert list(choose([], None)) == (
         "semgrad semgrad-upper hybridgrad paragrad exgrad combined g-nll ln-nll mean-entropy max-entropy sum-entropy "

@@ -31,7 +31,7 @@ def test_every_family_on_every_path(family, peak):
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral-window"])
-@pytest.mark.parametrize("settings", [{"reduction": "sum"}, {"norm": "l2"}, {"tau": 0.3, "beta": 2.0}])
+@pytest.mark.parametrize("settings", [{"reduction": "mean"}, {"norm": "l2"}, {"tau": 0.3, "beta": 2.0}])
 def test_variants(family, settings):
     model = tiny_model(family)
     (prompt,) = random_prompts(14)
