@@ -243,6 +243,9 @@ def evaluate(
     method, interval = (Column(name, no_wrap=True) for name in ("method", "95 % interval"))
     table = Table(method, "AUROC", interval, "PRR", "accuracy at 80 %", "overhead")
     for name, row in whole["methods"].items():
+        if row["failed"] == whole["labelled"]:
+            table.add_row(name, "failed")
+            continue
         low, high = row["auroc_interval"]
         table.add_row(
             name,

@@ -33,7 +33,8 @@ class Result(BaseModel):
     """A question as it was answered; `score` is None where the answer could not be scored.
 
     `response_ids` are the answer's tokens; `correct` is None without a label, and where there is no answer; `samples`
-    are further answers drawn at temperature 1; `p_true` is the model's own probability that its answer is true;
+    are further answers drawn at temperature 1; `p_true` is the model's own probability that its answer is true, None
+    where it was not asked or where "true" or "false" is no single token;
     `polygraph` holds lm-polygraph's values, by method, None where one failed. `seconds` says what each piece of work
     took, `failures` why others failed.
     """
@@ -78,7 +79,9 @@ class Work:
     def setting(self) -> dict[str, Any]:
         """What must be the same for a run to go on."""
         polygraph = {} if self.polygraph is None else self.polygraph.setting
-        return {"samples": self.samples, "p_true": self.p_true, "polygraph": polygraph}
+        # Results of earlier versions hold P(True) of one spelling. The name keeps a run from mixing both.
+        p_true = "all spellings" if self.p_true else False
+        return {"samples": self.samples, "p_true": p_true, "polygraph": polygraph}
 
 
 def evaluate(

@@ -6,14 +6,15 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TypeVar
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from semgrad_guard.calibration.labels import words
-from semgrad_guard.errors import SemGradError
+from semgrad_guard.errors import ConfigurationError, SemGradError
 from semgrad_guard.model.chat_template import encode_chat
 from semgrad_guard.model.replay import mirror
 from semgrad_guard.records import Generation
@@ -47,13 +48,42 @@ def semantic_entropy(samples: Sequence[str]) -> float:
 
 
 def p_true(scorer: SemGradScorer, question: str, answer: str) -> float:
-    """Give the probability, of "True" against "False", that the model gives its own answer (Kadavath et al. 2022)."""
+    """Give P(True) / (P(True) + P(False)), in [0, 1], as the model judges its own answer (Kadavath et al. 2022).
+
+    The probabilities are those of the next token, each summed over all spellings of its word: which one a model writes,
+    "True" or " True" or "TRUE", says nothing about what it means.
+
+    Raises:
+        ConfigurationError: a word is no single token of the model's, so that its probability is not that of one token.
+    """
     text = _P_TRUE.format(question=question, answer=answer)
+    spellings = _spellings(scorer.tokenizer)
+    for word, tokens in spellings.items():
+        if not tokens:
+            raise ConfigurationError(
+                f"P(True) reads the probability of the next token, and no single token of this model is the word "
+                f"{word!r}. Leave the method p-true out."
+            )
     ids = encode_chat(scorer.tokenizer, [{"role": "user", "content": text}])
-    first = [scorer.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in (" True", " False")]
     with torch.no_grad():
         logits = scorer.model(input_ids=torch.tensor([ids], device=scorer.model.device), use_cache=False).logits[0, -1]
-    return float(torch.softmax(logits[first].float(), dim=-1)[0])
+    true, false = (torch.logsumexp(logits[tokens].double(), dim=-1) for tokens in spellings.values())
+    return float(torch.sigmoid(true - false))
+
+
+@lru_cache(maxsize=8)
+def _spellings(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+    """List the ids whose text, without blanks and case, is "true", and those whose text is "false"."""
+    spellings: dict[str, list[int]] = {"true": [], "false": []}
+    for token, index in tokenizer.get_vocab().items():
+        plain = token.casefold()
+        # Decoding a vocabulary of 262,000 tokens takes seconds. A token's own form marks blanks in its own way, but
+        # letters of ASCII stand in it as they are.
+        if any(word in plain for word in spellings):
+            text = str(tokenizer.decode([index])).strip().casefold()
+            if text in spellings:
+                spellings[text].append(index)
+    return spellings
 
 
 def official_style(model: PreTrainedModel, generation: Generation, position: int, layers: tuple[int, ...]) -> float:

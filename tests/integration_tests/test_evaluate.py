@@ -45,6 +45,9 @@ def test_an_evaluation_writes_results_metrics_and_a_report(data, tmp_path):
         row["auroc_interval"][0] <= row["auroc"] <= row["auroc_interval"][1] for row in whole["methods"].values()
     )
     assert told["parts"]["invented"]["missing"] == "all answers are wrong, so that nothing can be told apart"
+    # The embedded model splits "True" and "False", so that P(True) fails and is no value.
+    p_true = whole["methods"].pop("P(True)")
+    assert (p_true["failed"], p_true["overhead"]) == (60, None)
     times = {name: row["overhead"]["median"] for name, row in whole["methods"].items()}
     assert times["length"] == 1 < times["SemGrad"] == times["G-NLL"] == whole["overhead"]["median"]
     assert times["self-consistency"] == times["semantic entropy"] > 1
@@ -84,6 +87,9 @@ def test_methods_are_chosen_by_name(data, tmp_path):
     other = evaluate(few, tmp_path, "--methods", "self-consistency")  # from the same samples: nothing is asked again
     assert other.exit_code == 0, other.stderr
     assert "self-consistency" in other.stdout
+    refused = evaluate(few, tmp_path / "other", "--methods", "p-true")  # the embedded model splits "True"
+    assert refused.exit_code == 0, refused.stderr
+    assert re.search(r"P\(True\) +│ failed ", refused.stdout)
 
 
 @pytest.mark.slow

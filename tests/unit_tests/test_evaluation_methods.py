@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tokenizers import AddedToken
 
 from semgrad_guard.calibration.examples import Example
 from semgrad_guard.calibration.labels import labeler
@@ -16,7 +17,9 @@ from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.evaluation.compare import POLYGRAPH, choose, compare, uncertainties
 from semgrad_guard.evaluation.polygraph import _RECIPES, Polygraph
 from semgrad_guard.evaluation.run import Work, evaluate, peak_memory, token_uncertainties
+from semgrad_guard.evaluation.sampling import p_true
 from semgrad_guard.scoring.scorer import SemGradScorer
+from tests.models import tiny_model, tiny_tokenizer
 
 CPU = torch.device("cpu")
 MOST = np.finfo(np.float64).max
@@ -79,7 +82,8 @@ def test_names_are_looked_up():
     assert set(POLYGRAPH) == set(_RECIPES)
 
 
-def test_every_piece_of_work_is_timed(scorer, tmp_path):
+def test_every_piece_of_work_is_timed(scorer, tmp_path, monkeypatch):
+    monkeypatch.setattr("semgrad_guard.evaluation.run.p_true", lambda scorer, question, answer: 0.5)
     results = run(scorer, tmp_path, work=Work(samples=3, p_true=True))
     assert all(set(result.seconds) == {"generating", "scoring", "sampling", "p-true"} for result in results)
     assert all(min(result.seconds.values()) > 0 and not result.failures for result in results)
@@ -118,6 +122,64 @@ def test_memory_that_runs_out_is_a_failure_of_one_question(scorer, tmp_path, mon
     doubts = uncertainties([failed], choose(["semgrad", "semantic-entropy", "self-consistency"], None).values())
     assert doubts["semantic entropy"] == doubts["self-consistency"] == MOST
     assert (doubts["SemGrad"] == MOST) == (what != "sampling")
+
+
+SPELLINGS = {"True": 104, " true": 105, "TRUE\n": 106, "False": 107, " FALSE": 108}
+OTHERS = {"untrue": 109, "true,": 110}
+
+
+@pytest.fixture
+def judge():
+    """A tiny model with spellings of both words, and with tokens that only hold them."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in (*SPELLINGS, *OTHERS)])
+    assert {text: tokenizer.convert_tokens_to_ids(text) for text in SPELLINGS | OTHERS} == SPELLINGS | OTHERS
+    return SemGradScorer(tiny_model(), tokenizer)
+
+
+def test_p_true_is_summed_over_all_spellings(judge):
+    question, answer = "What is the capital of Japan?", "Tokyo"
+    prompt = (
+        f"Question: {question}\nProposed answer: {answer}\n"
+        "Is the proposed answer true or false? Answer with True or False."
+    )
+    with torch.no_grad():
+        logits = judge.model(torch.tensor([_prompt(judge, prompt)])).logits[0, -1].double()
+    probability = logits.softmax(-1).tolist()
+    true = sum(probability[index] for text, index in SPELLINGS.items() if text.strip().lower() == "true")
+    false = sum(probability[index] for text, index in SPELLINGS.items() if text.strip().lower() == "false")
+    assert p_true(judge, question, answer) == pytest.approx(true / (true + false), rel=1e-6)
+    assert p_true(judge, question, answer) != pytest.approx(
+        probability[104] / (probability[104] + probability[107]), rel=1e-3
+    )
+
+
+def test_spellings_are_looked_up_once_and_few_tokens_are_decoded(judge, monkeypatch):
+    decoded, decode = [], judge.tokenizer.decode
+    monkeypatch.setattr(judge.tokenizer, "decode", lambda ids: decoded.append(ids) or decode(ids))
+    p_true(judge, "a", "b")
+    assert sorted(decoded) == [[index] for index in (SPELLINGS | OTHERS).values()]
+    p_true(judge, "c", "d")
+    assert len(decoded) == len(SPELLINGS | OTHERS)
+
+
+@pytest.mark.parametrize("missing", ["true", "false"])
+def test_p_true_of_a_model_that_splits_a_word_has_failed(tmp_path, missing):
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([text for text in SPELLINGS if text.strip().lower() != missing])
+    with pytest.raises(ConfigurationError, match=f"no single token of this model is the word '{missing}'"):
+        p_true(SemGradScorer(tiny_model(), tokenizer), "a", "b")
+
+
+def test_a_method_that_failed_is_no_value(scorer, tmp_path):
+    results = run(scorer, tmp_path, work=Work(p_true=True))  # the embedded model splits both words
+    assert all(result.p_true is None for result in results)
+    assert all("no single token" in result.failures["p-true"] for result in results)
+    methods = choose(["p-true"], None).values()
+    assert (uncertainties(results, methods)["P(True)"] == MOST).all()
+    assert compare(results, list(methods), None, repeats=10)["methods"]["P(True)"]["failed"] == 3
+    first = json.loads((tmp_path / "results.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    assert first["setting"]["p_true"] == "all spellings"  # a run of one spelling does not go on
 
 
 def test_a_score_that_is_not_finite_is_a_failure(scorer, tmp_path, monkeypatch):
