@@ -17,6 +17,7 @@ from semgrad_guard.calibration.examples import Example
 from semgrad_guard.calibration.labels import Labeler
 from semgrad_guard.calibration.prompts import BARE, PromptForm
 from semgrad_guard.errors import DataError
+from semgrad_guard.evaluation.classifiers import Entailment
 from semgrad_guard.evaluation.metrics import peak_bytes
 from semgrad_guard.evaluation.polygraph import Polygraph
 from semgrad_guard.evaluation.sampling import Attempts, p_true
@@ -34,9 +35,9 @@ class Result(BaseModel):
 
     `response_ids` are the answer's tokens; `correct` is None without a label, and where there is no answer; `samples`
     are further answers drawn at temperature 1; `p_true` is the model's own probability that its answer is true, None
-    where it was not asked or where "true" or "false" is no single token;
-    `polygraph` holds lm-polygraph's values, by method, None where one failed. `seconds` says what each piece of work
-    took, `failures` why others failed.
+    where it was not asked or where "true" or "false" is no single token; `meanings` number what the answer and, after
+    it, the samples mean by an entailment classifier, empty without one; `polygraph` holds lm-polygraph's values, by
+    method, None where one failed. `seconds` says what each piece of work took, `failures` why others failed.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -50,6 +51,7 @@ class Result(BaseModel):
     score: Score | None = None
     samples: tuple[str, ...] = ()
     p_true: float | None = None
+    meanings: tuple[int, ...] = ()
     polygraph: dict[str, float | None] = Field(default_factory=dict)
     seconds: dict[str, float]
     failures: dict[str, str]
@@ -68,12 +70,14 @@ class Work:
     """The work on every question, besides generating an answer and scoring it.
 
     `samples` further answers are drawn for the baselines that need them. `p_true` asks the model whether its answer is
-    true. `polygraph` computes lm-polygraph's methods from the samples.
+    true. `polygraph` computes lm-polygraph's methods from the samples. `entailment` tells which of the answer and the
+    samples mean the same.
     """
 
     samples: int = 0
     p_true: bool = False
     polygraph: Polygraph | None = None
+    entailment: Entailment | None = None
 
     @property
     def setting(self) -> dict[str, Any]:
@@ -81,7 +85,9 @@ class Work:
         polygraph = {} if self.polygraph is None else self.polygraph.setting
         # Results of earlier versions hold P(True) of one spelling. The name keeps a run from mixing both.
         p_true = "all spellings" if self.p_true else False
-        return {"samples": self.samples, "p_true": p_true, "polygraph": polygraph}
+        # Runs without a classifier go on from results of versions that knew none.
+        entailment = {} if self.entailment is None else {"entailment": self.entailment.setting}
+        return {"samples": self.samples, "p_true": p_true, "polygraph": polygraph, **entailment}
 
 
 def evaluate(
@@ -227,6 +233,10 @@ def _answered(
     values: dict[str, float | None] = {}
     if work.polygraph is not None and drawn is not None:
         values = work.polygraph(attempt, scorer, example.query, generation, drawn)
+    meanings = None
+    if (entailment := work.entailment) is not None and drawn is not None:
+        texts = [text, *(row.text.strip() for row in drawn)]
+        meanings = attempt("entailment", lambda: entailment.meanings(example.query, texts))
     return Result(
         **known,
         answer=text,
@@ -235,6 +245,7 @@ def _answered(
         score=score,
         samples=tuple(row.text.strip() for row in drawn or ()),
         p_true=attempt("p-true", lambda: p_true(scorer, example.query, text)) if work.p_true else None,
+        meanings=meanings or (),
         polygraph=values,
     )
 

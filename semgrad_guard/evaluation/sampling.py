@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 from typing import TypeVar
 
@@ -25,25 +25,33 @@ _P_TRUE = (
 )
 
 
-def inconsistency(answer: str, samples: Sequence[str]) -> float:
-    """Give the share of samples that do not say what the answer says, in [0, 1] (self-consistency, reversed).
+def same_words(texts: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """Take the words of answers for what they mean, case and articles aside.
 
-    NaN without samples.
+    That is right for short answers. Sentences are hardly ever the same in every word, so that all seem to differ;
+    `Entailment.meanings` tells what they mean.
     """
-    answer_words = words(answer)
-    return sum(words(sample) != answer_words for sample in samples) / len(samples) if samples else math.nan
+    return tuple(tuple(words(text)) for text in texts)
 
 
-def semantic_entropy(samples: Sequence[str]) -> float:
-    """Give the entropy, in nats, of the samples sorted by what they say: by words, case and articles aside.
+def inconsistency(meanings: Sequence[Hashable]) -> float:
+    """Give the share of samples that do not mean what the answer means, in [0, 1] (self-consistency, reversed).
 
-    Discrete semantic entropy (Farquhar et al. 2024) with exact-match clusters, which is right for short answers.
-    NaN without samples.
+    `meanings` are that of the answer and, after it, those of the samples. NaN without samples.
     """
+    answer, *samples = meanings or (None,)
+    return sum(sample != answer for sample in samples) / len(samples) if samples else math.nan
+
+
+def semantic_entropy(meanings: Sequence[Hashable]) -> float:
+    """Give the entropy of what the samples mean, in nats, >= 0: discrete semantic entropy (Farquhar et al. 2024).
+
+    `meanings` are that of the answer, which does not count, and, after it, those of the samples. NaN without samples.
+    """
+    samples = meanings[1:]
     if not samples:
         return math.nan
-    counts = Counter(tuple(words(sample)) for sample in samples)
-    shares = [count / len(samples) for count in counts.values()]
+    shares = [count / len(samples) for count in Counter(samples).values()]
     return -sum(share * math.log(share) for share in shares)
 
 
