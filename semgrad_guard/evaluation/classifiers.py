@@ -1,4 +1,4 @@
-"""Classifiers of pairs of texts, from local folders: which answers mean the same."""
+"""Classifiers of pairs of texts, from local folders: which answers mean the same, and which are right."""
 
 from __future__ import annotations
 
@@ -55,6 +55,46 @@ class Entailment:
             row.argmax().item() == self._entails for row in read_pairs(self._model, self._tokenizer, pairs, "--nli")
         ]
         return [forth and back for forth, back in zip(entailed[::2], entailed[1::2], strict=True)]
+
+
+class BEM:
+    """A labeler: an answer is right where a classifier says that it means the same as the best of the right ones.
+
+    BEM, BERT matching (Bulian et al. 2022), reads "[CLS] answer [SEP]" and "right answer [SEP] question [SEP]", and its
+    second class is "the same", as in the weights `kortukov/answer-equivalence-bem`.
+    """
+
+    def __init__(self, folder: Path, device: torch.device, threshold: float = 0.7) -> None:
+        """Load the classifier.
+
+        Args:
+            folder: of the classifier.
+            device: for its weights.
+            threshold: the least probability of a right answer, in (0, 1); the SemGrad paper takes 0.7.
+
+        Raises:
+            ConfigurationError: the folder holds no classifier of two classes, or the threshold is out of range.
+        """
+        if not 0 < threshold < 1:
+            raise ConfigurationError(f"BEM(threshold={threshold!r}): expected a number between 0 and 1.")
+        self._model, self._tokenizer = load_classifier(folder, "BEM", device)
+        if self._model.config.num_labels != 2:
+            raise ConfigurationError(f"BEM {folder}: it has {self._model.config.num_labels} classes; expected two.")
+        self.threshold = threshold
+
+    def __call__(self, question: str, answer: str, right: Sequence[str]) -> bool:
+        """Tell whether the probability of "the same" reaches the threshold for one of the right answers.
+
+        An empty answer is wrong.
+
+        Raises:
+            PromptTooLongError: question and answers are too long for the classifier.
+            ArithmeticError: the classifier gave numbers that are not finite.
+        """
+        begin, end = self._tokenizer.cls_token, self._tokenizer.sep_token
+        pairs = [(f"{begin} {answer} {end}", f"{one} {end} {question} {end}") for one in right if answer.strip()]
+        rows = read_pairs(self._model, self._tokenizer, pairs, "BEM", add_special_tokens=False)
+        return any(float(row[1]) >= self.threshold for row in rows)
 
 
 @torch.no_grad()

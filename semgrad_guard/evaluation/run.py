@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from semgrad_guard.calibration.answers import Journal
 from semgrad_guard.calibration.examples import Example
-from semgrad_guard.calibration.labels import Labeler
+from semgrad_guard.calibration.labels import Labeler, tolerant
 from semgrad_guard.calibration.prompts import BARE, PromptForm
 from semgrad_guard.errors import DataError
 from semgrad_guard.evaluation.classifiers import Entailment
@@ -150,6 +150,22 @@ def answerer(
 def read_results(path: Path) -> list[Result]:
     """Read the results of a finished run."""
     return [Result.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()[1:]]
+
+
+def relabelled(results: Iterable[Result], examples: Iterable[Example], label: Labeler) -> list[Result]:
+    """Give results with the labels of another labeler; what has no label has none again, and failures are tolerated.
+
+    Raises:
+        DataError: the labeler fails often, or a question is missing.
+    """
+    answers, asks, labelled = {example.query: example.answers for example in examples}, tolerant(label), []
+    for result in results:
+        if result.query not in answers:
+            raise DataError(f"The question {result.query!r} has an answer, and is none of the examples.")
+        right = answers[result.query]
+        correct = None if result.correct is None or right is None else asks(result.query, result.answer, right)
+        labelled.append(result.model_copy(update={"correct": correct}))
+    return labelled
 
 
 def token_uncertainties(

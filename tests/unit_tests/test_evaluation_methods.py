@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 
 from semgrad_guard.calibration.examples import Example
-from semgrad_guard.calibration.labels import labeler
+from semgrad_guard.calibration.labels import labeler, same
 from semgrad_guard.demo import embedded_model, embedded_profile
-from semgrad_guard.errors import ConfigurationError, PromptTooLongError
-from semgrad_guard.evaluation.classifiers import BATCH, Entailment, nli_classifier, read_pairs
+from semgrad_guard.errors import ConfigurationError, DataError, PromptTooLongError
+from semgrad_guard.evaluation.classifiers import BATCH, BEM, Entailment, nli_classifier, read_pairs
 from semgrad_guard.evaluation.compare import ENTAILMENT, POLYGRAPH, choose, compare, uncertainties
 from semgrad_guard.evaluation.polygraph import _RECIPES, Polygraph
-from semgrad_guard.evaluation.run import Work, evaluate, peak_memory, token_uncertainties
+from semgrad_guard.evaluation.run import Work, evaluate, peak_memory, relabelled, token_uncertainties
 from semgrad_guard.evaluation.sampling import inconsistency, p_true, same_words, semantic_entropy
 from semgrad_guard.scoring.scorer import SemGradScorer
 from tests.models import tiny_classifier, tiny_model, tiny_tokenizer
@@ -338,6 +338,47 @@ def test_only_a_whole_classifier_of_entailment_is_loaded(tmp_path):
     (pickled / "model.safetensors").unlink()
     with pytest.raises(ConfigurationError, match="cannot load a classifier from there"):
         nli_classifier(pickled, CPU)
+
+
+def test_bem_is_asked_about_every_right_answer(tmp_path):
+    bem = BEM(tiny_classifier(tmp_path / "bem", labels=("different", "same")), CPU)
+    read, model = [], bem._model
+
+    def asked(input_ids, attention_mask, **inputs):
+        rows = [bem._tokenizer.decode(ids[mask.bool()]) for ids, mask in zip(input_ids, attention_mask, strict=True)]
+        read.extend(rows)
+        certainty = torch.tensor([[0.0, math.log(0.7 / 0.3) + (1e-6 if "berlin" in row else -1e-6)] for row in rows])
+        return SimpleNamespace(logits=certainty)
+
+    bem._model = type("Asked", (), {"config": model.config, "device": CPU, "__call__": staticmethod(asked)})()
+    assert bem("which city", "it is berlin", ["bonn", "rome"]) is True
+    assert read == [f"[CLS] it is berlin [SEP] {one} [SEP] which city [SEP]" for one in ("bonn", "rome")]
+    assert bem("which city", "bonn", ["rome"]) is False  # just below 0.7
+    assert bem("which city", "bonn", ["rome", "berlin"]) is True  # the best of them counts
+    assert bem("which city", " ", ["berlin"]) is False
+    bem._model = model
+    assert bem("which city", "bonn", ["bonn"]) in (True, False)  # the whole way through a classifier
+    with pytest.raises(PromptTooLongError, match="the classifier of BEM reads 510"):
+        bem("which city", "bonn " * 500, ["bonn"])
+    with pytest.raises(ConfigurationError, match="it has 3 classes; expected two"):
+        BEM(tiny_classifier(tmp_path / "nli"), CPU)
+    with pytest.raises(ConfigurationError, match="expected a number between 0 and 1"):
+        BEM(tmp_path / "bem", CPU, threshold=1.0)
+
+
+def test_results_get_other_labels(scorer, tmp_path):
+    results = run(scorer, tmp_path)
+    failed = results[1].model_copy(update={"correct": None})
+    given = relabelled([results[0], failed], EXAMPLES, lambda question, answer, right: question == QUERIES[1])
+    assert [result.correct for result in given] == [False, None]
+    assert given[0] == results[0].model_copy(update={"correct": False})
+
+    def broken(question, answer, right):
+        raise DataError("no label")
+
+    assert relabelled(results[:1], EXAMPLES, broken)[0].correct is None
+    with pytest.raises(DataError, match="is none of the examples"):
+        relabelled(results, EXAMPLES[:1], same)
 
 
 @pytest.mark.parametrize(("name", "option"), [("degmat", "--nli"), ("semantic-density", "--nli"), ("sar", "--cross")])
