@@ -71,7 +71,7 @@ def run(scorer, out, **settings):
 
 def test_without_names_nothing_samples_unless_asked():
     once = choose([], embedded_profile())
-    assert list(once)[:2] == ["confidence", "semgrad"]
+    assert list(once)[:2] == ["confidence", "combined"]
     assert all(set(method.spends) <= {"scoring"} for method in once.values())
     assert set(choose([], None, sampling=True)) - set(once) == {"self-consistency", "semantic-entropy", "p-true"}
     assert set(choose([], None, entailment=True)) == set(choose([], None))
@@ -80,7 +80,7 @@ def test_without_names_nothing_samples_unless_asked():
 
 def test_names_are_looked_up():
     assert list(choose(["p-true", "semgrad"], None)) == ["p-true", "semgrad"]
-    with pytest.raises(ConfigurationError, match=r"methods='luck': expected some of semgrad, .*p-true, .*sar"):
+    with pytest.raises(ConfigurationError, match=r"methods='luck': expected some of combined, .*p-true, .*sar"):
         choose(["semgrad", "luck"], None)
     with pytest.raises(ConfigurationError, match="no confidence without a profile"):
         choose(["confidence"], None)
