@@ -2,7 +2,7 @@
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 CHATML = (
@@ -137,6 +137,32 @@ def tiny_model(family="llama", *, peak=1.0, seed=0, **overrides):
                 parameter.mul_(4.0)
         model.get_output_embeddings().weight.mul_(peak)
     return model
+
+
+def tiny_classifier(folder, labels=("contradiction", "entailment", "neutral"), **overrides):
+    """Save a random classifier of pairs of texts into a folder, with a tokenizer that spells words."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    names = dict(enumerate(labels))
+    config = transformers.BertConfig(
+        vocab_size=64, id2label=names, label2id={name: place for place, name in names.items()}, **{**sizes, **overrides}
+    )
+    transformers.BertForSequenceClassification(config).save_pretrained(folder)
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    letters = [prefix + chr(code) for prefix in ("", "##") for code in range(ord("a"), ord("z") + 1)]
+    vocabulary = {token: place for place, token in enumerate(special + letters)}
+    inner = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    inner.normalizer = normalizers.BertNormalizer()
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    inner.decoder = decoders.WordPiece()
+    inner.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def tiny_tokenizer(template=CHATML):

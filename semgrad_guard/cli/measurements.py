@@ -57,6 +57,7 @@ class Answering:
     samples: int
     p_true: bool
     polygraph: tuple[str, ...]
+    entailment: tuple[str, ...]
     nli: Path | None
     cross_encoder: Path | None
 
@@ -69,9 +70,11 @@ class Answering:
         import torch
 
         from semgrad_guard.calibration.labels import labeler
+        from semgrad_guard.evaluation.classifiers import Entailment, model_folder
         from semgrad_guard.evaluation.polygraph import Polygraph
         from semgrad_guard.evaluation.run import Work
 
+        folder = model_folder(self.entailment[0], "--nli", self.nli) if self.entailment else None
         label = labeler(self.labels)
         model, tokenizer = model_of(self.model, self.revision, self.dtype, quiet=self.quiet)
         torch.nn.Module.to(model, device)
@@ -81,7 +84,9 @@ class Answering:
             if self.polygraph
             else None
         )
-        return scorer, label, Work(samples=self.samples, p_true=self.p_true, polygraph=polygraph)
+        entailment = None if folder is None else Entailment(folder, device)
+        work = Work(samples=self.samples, p_true=self.p_true, polygraph=polygraph, entailment=entailment)
+        return scorer, label, work
 
     def answerer(self, device: torch.device) -> Answerer:
         """Load the models, and make the function that answers a question with them."""
@@ -136,7 +141,11 @@ def evaluate(
         int, typer.Option(min=0, help="Number of answers to draw for methods that sample; 0 draws 10 if there is one.")
     ] = 0,
     nli: Annotated[
-        Path | None, typer.Option(help="Folder of an entailment classifier, for degmat and semantic-density.")
+        Path | None,
+        typer.Option(
+            help="Folder of an entailment classifier, for self-consistency-nli, semantic-entropy-nli, degmat and "
+            "semantic-density."
+        ),
     ] = None,
     cross_encoder: Annotated[Path | None, typer.Option(help="Folder of a cross-encoder, for sar.")] = None,
     paraphrases: Annotated[
@@ -166,7 +175,7 @@ def evaluate(
 
     from semgrad_guard.calibration.examples import read_examples, read_paraphrases
     from semgrad_guard.calibration.profile import Profile
-    from semgrad_guard.evaluation.compare import POLYGRAPH, choose
+    from semgrad_guard.evaluation.compare import ENTAILMENT, POLYGRAPH, choose
     from semgrad_guard.evaluation.ray_data import RayPool
     from semgrad_guard.evaluation.report import WHOLE, parts_of, report
     from semgrad_guard.evaluation.run import evaluate as run_evaluation
@@ -181,7 +190,8 @@ def evaluate(
         path = PROFILE if model is None and profile is None else profile
         loaded = None if path is None else Profile.load(path)
         form = _evaluated_prompt(loaded, wanted)
-        chosen = choose([name.strip() for name in methods.split(",") if name.strip()], loaded, sampling=samples > 0)
+        names = [name.strip() for name in methods.split(",") if name.strip()]
+        chosen = choose(names, loaded, sampling=samples > 0, entailment=nli is not None)
         if any("sampling" in method.spends for method in chosen.values()):
             samples = samples or _SAMPLES
         answering = Answering(
@@ -198,6 +208,7 @@ def evaluate(
             samples=samples,
             p_true="p-true" in chosen,
             polygraph=tuple(name for name in chosen if name in POLYGRAPH),
+            entailment=tuple(name for name in chosen if name in ENTAILMENT),
             nli=nli,
             cross_encoder=cross_encoder,
         )
@@ -243,6 +254,9 @@ def evaluate(
     method, interval = (Column(name, no_wrap=True) for name in ("method", "95 % interval"))
     table = Table(method, "AUROC", interval, "PRR", "accuracy at 80 %", "overhead")
     for name, row in whole["methods"].items():
+        if row["failed"] == whole["labelled"]:
+            table.add_row(name, "failed")
+            continue
         low, high = row["auroc_interval"]
         table.add_row(
             name,

@@ -13,7 +13,7 @@ from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.errors import ConfigurationError
 from semgrad_guard.evaluation import metrics
 from semgrad_guard.evaluation.run import Result
-from semgrad_guard.evaluation.sampling import inconsistency, semantic_entropy
+from semgrad_guard.evaluation.sampling import inconsistency, same_words, semantic_entropy
 from semgrad_guard.scoring.registry import ScoreKind, known_scores
 
 
@@ -63,14 +63,26 @@ def _one_pass() -> dict[str, Method]:
     }
 
 
+def _words(result: Result) -> tuple[tuple[str, ...], ...]:
+    return same_words((result.answer, *result.samples))
+
+
 _SAMPLING = {
     "self-consistency": Method(
-        "self-consistency", lambda result: inconsistency(result.answer, result.samples), ("sampling",), drawn=True
+        "self-consistency (same words)", lambda result: inconsistency(_words(result)), ("sampling",), drawn=True
     ),
     "semantic-entropy": Method(
-        "semantic entropy", lambda result: semantic_entropy(result.samples), ("sampling",), drawn=True
+        "semantic entropy (same words)", lambda result: semantic_entropy(_words(result)), ("sampling",), drawn=True
     ),
     "p-true": Method("P(True)", lambda result: None if result.p_true is None else 1.0 - result.p_true, ("p-true",)),
+}
+ENTAILMENT = {
+    "self-consistency-nli": Method(
+        "self-consistency (entailment)", lambda result: inconsistency(result.meanings), ("sampling", "entailment")
+    ),
+    "semantic-entropy-nli": Method(
+        "semantic entropy (entailment)", lambda result: semantic_entropy(result.meanings), ("sampling", "entailment")
+    ),
 }
 POLYGRAPH = {
     "degmat": Method("Deg", partial(_polygraph, "degmat"), ("sampling", "degmat")),
@@ -83,8 +95,12 @@ POLYGRAPH = {
 }
 
 
-def choose(names: Sequence[str], profile: Profile | None, *, sampling: bool = False) -> dict[str, Method]:
+def choose(
+    names: Sequence[str], profile: Profile | None, *, sampling: bool = False, entailment: bool = False
+) -> dict[str, Method]:
     """Look methods up by name; without names, all of the one pass, and with `sampling` those that ask again.
+
+    With `entailment` too, these are also those that compare answers with an entailment classifier.
 
     Raises:
         ConfigurationError: there is no method of a name, or "confidence" is asked for without a profile.
@@ -96,8 +112,8 @@ def choose(names: Sequence[str], profile: Profile | None, *, sampling: bool = Fa
     if not names:
         unasked = {kind.option for kind in known_scores() if "report" not in kind.uses}
         once = {name: method for name, method in once.items() if name not in unasked}
-        return {**once, **(_SAMPLING if sampling else {})}
-    known = {**once, **_SAMPLING, **POLYGRAPH}
+        return {**once, **(_SAMPLING if sampling else {}), **(ENTAILMENT if sampling and entailment else {})}
+    known = {**once, **_SAMPLING, **ENTAILMENT, **POLYGRAPH}
     for name in names:
         if name == "confidence" and profile is None:
             raise ConfigurationError("methods='confidence': there is no confidence without a profile. Give one.")

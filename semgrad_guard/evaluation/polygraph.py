@@ -23,15 +23,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from semgrad_guard.errors import ConfigurationError, needs
+from semgrad_guard.errors import needs
+from semgrad_guard.evaluation.classifiers import BATCH, model_folder, nli_classifier
 from semgrad_guard.evaluation.sampling import Attempts
 from semgrad_guard.records import Generation
 from semgrad_guard.scoring.scorer import SemGradScorer
-
-_BATCH = 16  # pairs of texts that a classifier reads at once
-_LABELS = {"ENTAILMENT", "NEUTRAL", "CONTRADICTION"}
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ class Polygraph:
         folders = {"--nli": nli, "--cross-encoder": cross_encoder}
         recipes = {name: _RECIPES[name] for name in names}
         needed = {
-            recipe.option: _model_folder(name, recipe.option, folders[recipe.option])
+            recipe.option: model_folder(name, recipe.option, folders[recipe.option])
             for name, recipe in recipes.items()
             if recipe.option
         }
@@ -83,7 +80,7 @@ class Polygraph:
         if "--nli" in needed:
             arguments["--nli"] = (_nli_classifier(needed["--nli"], device),)
         if "--cross-encoder" in needed:
-            arguments["--cross-encoder"] = (_BATCH, str(needed["--cross-encoder"]))
+            arguments["--cross-encoder"] = (BATCH, str(needed["--cross-encoder"]))
         self.setting = {"methods": sorted(names), **{option: str(folder) for option, folder in needed.items()}}
         self._methods = {
             name: (
@@ -185,38 +182,14 @@ def _tokens(generation: Generation) -> list[int]:
     return list(generation.response_ids[:-1] if generation.finish_reason == "stop" else generation.response_ids)
 
 
-def _model_folder(name: str, option: str, folder: Path | None) -> Path:
-    if folder is None or not (folder / "config.json").is_file():
-        value = "not given" if folder is None else f"{str(folder)!r}, where no config.json is"
-        raise ConfigurationError(
-            f"The method {name!r} needs a model of its own, and {option} is {value}. "
-            f"Give a local model's folder: {option} FOLDER."
-        )
-    return folder
-
-
 def _nli_classifier(folder: Path, device: torch.device) -> Any:
     """Load a classifier in the shape that lm-polygraph's calculators expect of theirs.
 
     Raises:
         ConfigurationError: the folder holds no classifier, or one with other labels.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        model: Any = AutoModelForSequenceClassification.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
-        )
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"--nli {folder}: cannot load a classifier from there: {error}") from error
-    labels = {str(label).upper(): index for label, index in model.config.label2id.items()}
-    if set(labels) != _LABELS:
-        raise ConfigurationError(
-            f"--nli {folder}: its labels are {', '.join(labels)}; expected entailment, neutral and contradiction."
-        )
-    model.config.label2id = labels
-    return SimpleNamespace(
-        deberta=model.eval().to(device), deberta_tokenizer=tokenizer, batch_size=_BATCH, device=device
-    )
+    model, tokenizer = nli_classifier(folder, device)
+    return SimpleNamespace(deberta=model, deberta_tokenizer=tokenizer, batch_size=BATCH, device=device)
 
 
 def _library() -> tuple[Any, Any]:

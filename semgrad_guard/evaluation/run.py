@@ -14,9 +14,10 @@ from tqdm.auto import tqdm
 
 from semgrad_guard.calibration.answers import Journal
 from semgrad_guard.calibration.examples import Example
-from semgrad_guard.calibration.labels import Labeler
+from semgrad_guard.calibration.labels import Labeler, tolerant
 from semgrad_guard.calibration.prompts import BARE, PromptForm
 from semgrad_guard.errors import DataError
+from semgrad_guard.evaluation.classifiers import Entailment
 from semgrad_guard.evaluation.metrics import peak_bytes
 from semgrad_guard.evaluation.polygraph import Polygraph
 from semgrad_guard.evaluation.sampling import Attempts, p_true
@@ -33,9 +34,10 @@ class Result(BaseModel):
     """A question as it was answered; `score` is None where the answer could not be scored.
 
     `response_ids` are the answer's tokens; `correct` is None without a label, and where there is no answer; `samples`
-    are further answers drawn at temperature 1; `p_true` is the model's own probability that its answer is true;
-    `polygraph` holds lm-polygraph's values, by method, None where one failed. `seconds` says what each piece of work
-    took, `failures` why others failed.
+    are further answers drawn at temperature 1; `p_true` is the model's own probability that its answer is true, None
+    where it was not asked or where "true" or "false" is no single token; `meanings` number what the answer and, after
+    it, the samples mean by an entailment classifier, empty without one; `polygraph` holds lm-polygraph's values, by
+    method, None where one failed. `seconds` says what each piece of work took, `failures` why others failed.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -49,6 +51,7 @@ class Result(BaseModel):
     score: Score | None = None
     samples: tuple[str, ...] = ()
     p_true: float | None = None
+    meanings: tuple[int, ...] = ()
     polygraph: dict[str, float | None] = Field(default_factory=dict)
     seconds: dict[str, float]
     failures: dict[str, str]
@@ -67,18 +70,24 @@ class Work:
     """The work on every question, besides generating an answer and scoring it.
 
     `samples` further answers are drawn for the baselines that need them. `p_true` asks the model whether its answer is
-    true. `polygraph` computes lm-polygraph's methods from the samples.
+    true. `polygraph` computes lm-polygraph's methods from the samples. `entailment` tells which of the answer and the
+    samples mean the same.
     """
 
     samples: int = 0
     p_true: bool = False
     polygraph: Polygraph | None = None
+    entailment: Entailment | None = None
 
     @property
     def setting(self) -> dict[str, Any]:
         """What must be the same for a run to go on."""
         polygraph = {} if self.polygraph is None else self.polygraph.setting
-        return {"samples": self.samples, "p_true": self.p_true, "polygraph": polygraph}
+        # Results of earlier versions hold P(True) of one spelling. The name keeps a run from mixing both.
+        p_true = "all spellings" if self.p_true else False
+        # Runs without a classifier go on from results of versions that knew none.
+        entailment = {} if self.entailment is None else {"entailment": self.entailment.setting}
+        return {"samples": self.samples, "p_true": p_true, "polygraph": polygraph, **entailment}
 
 
 def evaluate(
@@ -141,6 +150,22 @@ def answerer(
 def read_results(path: Path) -> list[Result]:
     """Read the results of a finished run."""
     return [Result.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()[1:]]
+
+
+def relabelled(results: Iterable[Result], examples: Iterable[Example], label: Labeler) -> list[Result]:
+    """Give results with the labels of another labeler; what has no label has none again, and failures are tolerated.
+
+    Raises:
+        DataError: the labeler fails often, or a question is missing.
+    """
+    answers, asks, labelled = {example.query: example.answers for example in examples}, tolerant(label), []
+    for result in results:
+        if result.query not in answers:
+            raise DataError(f"The question {result.query!r} has an answer, and is none of the examples.")
+        right = answers[result.query]
+        correct = None if result.correct is None or right is None else asks(result.query, result.answer, right)
+        labelled.append(result.model_copy(update={"correct": correct}))
+    return labelled
 
 
 def token_uncertainties(
@@ -224,6 +249,10 @@ def _answered(
     values: dict[str, float | None] = {}
     if work.polygraph is not None and drawn is not None:
         values = work.polygraph(attempt, scorer, example.query, generation, drawn)
+    meanings = None
+    if (entailment := work.entailment) is not None and drawn is not None:
+        texts = [text, *(row.text.strip() for row in drawn)]
+        meanings = attempt("entailment", lambda: entailment.meanings(example.query, texts))
     return Result(
         **known,
         answer=text,
@@ -232,6 +261,7 @@ def _answered(
         score=score,
         samples=tuple(row.text.strip() for row in drawn or ()),
         p_true=attempt("p-true", lambda: p_true(scorer, example.query, text)) if work.p_true else None,
+        meanings=meanings or (),
         polygraph=values,
     )
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache
 from typing import TypeVar
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from semgrad_guard.calibration.labels import words
-from semgrad_guard.errors import SemGradError
+from semgrad_guard.errors import ConfigurationError, SemGradError
 from semgrad_guard.model.chat_template import encode_chat
 from semgrad_guard.model.replay import mirror
 from semgrad_guard.records import Generation
@@ -24,36 +25,73 @@ _P_TRUE = (
 )
 
 
-def inconsistency(answer: str, samples: Sequence[str]) -> float:
-    """Give the share of samples that do not say what the answer says, in [0, 1] (self-consistency, reversed).
+def same_words(texts: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """Take the words of answers for what they mean, case and articles aside.
 
-    NaN without samples.
+    That is right for short answers. Sentences are hardly ever the same in every word, so that all seem to differ;
+    `Entailment.meanings` tells what they mean.
     """
-    answer_words = words(answer)
-    return sum(words(sample) != answer_words for sample in samples) / len(samples) if samples else math.nan
+    return tuple(tuple(words(text)) for text in texts)
 
 
-def semantic_entropy(samples: Sequence[str]) -> float:
-    """Give the entropy, in nats, of the samples sorted by what they say: by words, case and articles aside.
+def inconsistency(meanings: Sequence[Hashable]) -> float:
+    """Give the share of samples that do not mean what the answer means, in [0, 1] (self-consistency, reversed).
 
-    Discrete semantic entropy (Farquhar et al. 2024) with exact-match clusters, which is right for short answers.
-    NaN without samples.
+    `meanings` are that of the answer and, after it, those of the samples. NaN without samples.
     """
+    answer, *samples = meanings or (None,)
+    return sum(sample != answer for sample in samples) / len(samples) if samples else math.nan
+
+
+def semantic_entropy(meanings: Sequence[Hashable]) -> float:
+    """Give the entropy of what the samples mean, in nats, >= 0: discrete semantic entropy (Farquhar et al. 2024).
+
+    `meanings` are that of the answer, which does not count, and, after it, those of the samples. NaN without samples.
+    """
+    samples = meanings[1:]
     if not samples:
         return math.nan
-    counts = Counter(tuple(words(sample)) for sample in samples)
-    shares = [count / len(samples) for count in counts.values()]
+    shares = [count / len(samples) for count in Counter(samples).values()]
     return -sum(share * math.log(share) for share in shares)
 
 
 def p_true(scorer: SemGradScorer, question: str, answer: str) -> float:
-    """Give the probability, of "True" against "False", that the model gives its own answer (Kadavath et al. 2022)."""
+    """Give P(True) / (P(True) + P(False)), in [0, 1], as the model judges its own answer (Kadavath et al. 2022).
+
+    The probabilities are those of the next token, each summed over all spellings of its word: which one a model writes,
+    "True" or " True" or "TRUE", says nothing about what it means.
+
+    Raises:
+        ConfigurationError: a word is no single token of the model's, so that its probability is not that of one token.
+    """
     text = _P_TRUE.format(question=question, answer=answer)
+    spellings = _spellings(scorer.tokenizer)
+    for word, tokens in spellings.items():
+        if not tokens:
+            raise ConfigurationError(
+                f"P(True) reads the probability of the next token, and no single token of this model is the word "
+                f"{word!r}. Leave the method p-true out."
+            )
     ids = encode_chat(scorer.tokenizer, [{"role": "user", "content": text}])
-    first = [scorer.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in (" True", " False")]
     with torch.no_grad():
         logits = scorer.model(input_ids=torch.tensor([ids], device=scorer.model.device), use_cache=False).logits[0, -1]
-    return float(torch.softmax(logits[first].float(), dim=-1)[0])
+    true, false = (torch.logsumexp(logits[tokens].double(), dim=-1) for tokens in spellings.values())
+    return float(torch.sigmoid(true - false))
+
+
+@lru_cache(maxsize=8)
+def _spellings(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+    """List the ids whose text, without blanks and case, is "true", and those whose text is "false"."""
+    spellings: dict[str, list[int]] = {"true": [], "false": []}
+    for token, index in tokenizer.get_vocab().items():
+        plain = token.casefold()
+        # Decoding a vocabulary of 262,000 tokens takes seconds. A token's own form marks blanks in its own way, but
+        # letters of ASCII stand in it as they are.
+        if any(word in plain for word in spellings):
+            text = str(tokenizer.decode([index])).strip().casefold()
+            if text in spellings:
+                spellings[text].append(index)
+    return spellings
 
 
 def official_style(model: PreTrainedModel, generation: Generation, position: int, layers: tuple[int, ...]) -> float:

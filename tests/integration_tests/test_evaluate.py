@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from semgrad_guard.cli import app
 from semgrad_guard.demo import embedded_profile
 from semgrad_guard.demo.embedded import WEIGHTS
+from tests.models import tiny_classifier
 from tools.embedded import evaluation_page
 from tools.embedded.evaluation_page import HARD
 from tools.embedded.questions import questions
@@ -38,16 +39,18 @@ def test_an_evaluation_writes_results_metrics_and_a_report(data, tmp_path):
     assert told == json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
     whole = told["parts"]["All questions"]
     assert (whole["questions"], whole["labelled"], whole["failed"]) == (60, 60, 0)
-    names = {"confidence (fused)", "SemGrad", "G-NLL", "length", "self-consistency", "semantic entropy", "P(True)"}
-    assert names <= set(whole["methods"])
+    assert {"confidence (fused)", "SemGrad", "G-NLL", "length", "P(True)"} <= set(whole["methods"])
     assert whole["methods"]["confidence (fused)"]["auroc"] > 0.8
     assert all(
         row["auroc_interval"][0] <= row["auroc"] <= row["auroc_interval"][1] for row in whole["methods"].values()
     )
     assert told["parts"]["invented"]["missing"] == "all answers are wrong, so that nothing can be told apart"
+    # The embedded model splits "True" and "False", so that P(True) fails and is no value.
+    p_true = whole["methods"].pop("P(True)")
+    assert (p_true["failed"], p_true["overhead"]) == (60, None)
     times = {name: row["overhead"]["median"] for name, row in whole["methods"].items()}
     assert times["length"] == 1 < times["SemGrad"] == times["G-NLL"] == whole["overhead"]["median"]
-    assert times["self-consistency"] == times["semantic entropy"] > 1
+    assert times["self-consistency (same words)"] == times["semantic entropy (same words)"] > 1
     assert 0 < told["memory"]["generating_bytes"] <= told["memory"]["generating_and_scoring_bytes"]
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert page.count("<svg") >= 5
@@ -78,12 +81,33 @@ def test_methods_are_chosen_by_name(data, tmp_path):
     result = evaluate(few, tmp_path, "--methods", "semantic-entropy,semgrad", "--json")
     assert result.exit_code == 0, result.stderr
     told = json.loads(result.stdout)
-    assert list(told["parts"]["All questions"]["methods"]) == ["semantic entropy", "SemGrad"]
+    assert list(told["parts"]["All questions"]["methods"]) == ["semantic entropy (same words)", "SemGrad"]
     first = json.loads((tmp_path / "results.jsonl").read_text(encoding="utf-8").splitlines()[1])
     assert (len(first["samples"]), first["p_true"]) == (10, None)
     other = evaluate(few, tmp_path, "--methods", "self-consistency")  # from the same samples: nothing is asked again
     assert other.exit_code == 0, other.stderr
     assert "self-consistency" in other.stdout
+    refused = evaluate(few, tmp_path / "other", "--methods", "p-true")  # the embedded model splits "True"
+    assert refused.exit_code == 0, refused.stderr
+    assert re.search(r"P\(True\) +│ failed ", refused.stdout)
+
+
+@pytest.mark.slow
+def test_answers_are_compared_by_a_classifier_in_a_folder(data, tmp_path):
+    few = tmp_path / "few.jsonl"
+    lines = data.read_text(encoding="utf-8").splitlines(keepends=True)
+    few.write_text("".join(lines[:2] + lines[-2:]), encoding="utf-8")
+    tiny_classifier(tmp_path / "nli")
+    arguments = ("--samples", "3", "--nli", str(tmp_path / "nli"), "--json")
+    result = evaluate(few, tmp_path / "out", *arguments)
+    assert result.exit_code == 0, result.stderr
+    rows = json.loads(result.stdout)["parts"]["All questions"]["methods"]
+    assert {"self-consistency (entailment)", "semantic entropy (entailment)"} <= set(rows)
+    first, *others = (tmp_path / "out" / "results.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(first)["setting"]["entailment"] == str(tmp_path / "nli")
+    assert all(len(json.loads(line)["meanings"]) == 4 for line in others)
+    # Without the classifier it is another setting, which does not go on from these results.
+    assert evaluate(few, tmp_path / "out", "--samples", "3").exit_code == 2
 
 
 @pytest.mark.slow
@@ -122,6 +146,7 @@ def test_few_questions_give_what_they_can(tmp_path):
         (["--labels", "luck"], "labels='luck'"),
         (["--methods", "semgrad,luck"], "methods='luck': expected some of"),
         (["--methods", "degmat"], "--nli FOLDER"),
+        (["--methods", "semantic-entropy-nli"], "--nli FOLDER"),
         (["--methods", "sar"], "--cross-encoder FOLDER"),
         (["--profile", "no.json"], "no.json"),
     ],

@@ -38,6 +38,7 @@ FULL = Result(
     score=SCORE,
     samples=("am Rhein", ""),
     p_true=0.75,
+    meanings=(0, 0, 1),
     polygraph={"sar": None, "ln-pe": 0.5},
     seconds={"generating": 0.1, "scoring": 0.01},
     failures={},

@@ -48,7 +48,7 @@ def targets(metrics: dict[str, Any], promises: Iterable[dict[str, Any]]) -> list
         (row,) = (row for row in part["differences"] if (row["ours"], row["other"]) == ("SemGrad", other))
         return Target(f"SemGrad above {other}, {where}", row["auroc"], bound, interval=row["interval"])
 
-    sampled = ("G-NLL", "self-consistency", "semantic entropy")
+    sampled = ("G-NLL", "self-consistency (same words)", "semantic entropy (same words)")
     plain = metrics["ablation"]["sets"]["without gradients"][HARD]
     listed = [
         auroc(whole, "SemGrad", 0.88, "all"),
