@@ -37,7 +37,7 @@ def prompts_of(*lengths, seed=0):
     return [[rng.randrange(5, VOCABULARY) for _ in range(length)] for length in lengths]
 
 
-BY_LAYER = ("layers", "layers_unweighted", "later")
+BY_LAYER = ("layers", "layers_unweighted", "later", "states")
 
 
 def numbers(score):
