@@ -149,7 +149,7 @@ MODEL, TOKENIZER = tiny_model(), tiny_tokenizer()
 def scripted(*answers):
     """Build the chat model; an answer is a confidence, or what `Scripted` takes."""
     script = [("draft", score_of(answer), "") if isinstance(answer, float) else answer for answer in answers]
-    settings = {"token_position": 3, "layers": (2, 3), "reduction": "mean", "norm": "l1"}
+    settings = {"token_position": 3, "layers": (2, 3), "reduction": "sum", "norm": "l1"}
     return Scripted(model=MODEL, tokenizer=TOKENIZER, script=script, **settings)
 
 

@@ -150,7 +150,7 @@ def test_the_demo_tells_all_its_stories():
 
 @pytest.fixture(scope="module")
 def scorer():
-    return SemGradScorer(*embedded_model(), layers="all", later=True)
+    return SemGradScorer(*embedded_model(), scoring=embedded_profile().bound_to.scoring)
 
 
 @pytest.mark.slow
@@ -321,7 +321,8 @@ def test_a_profile_calibrated_by_hand_keeps_its_promise(labelled_questions, tmp_
     assert code == 0, err
     told = json.loads(out)
     assert told["answer"]["guarantee"]["risk"] == 0.1
-    assert told["position_from"] == "labels"
+    assert told["position_from"] == "template"
+    assert told["answer"]["evidence"]["same"]["auroc"] > 0.8
     profile = Profile.load(tmp_path / "p.json")
     guard = SemGradGuard(embedded_model(), profile=profile)
     record = record_of(guard.invoke("What is the capital of France?"))
@@ -343,14 +344,12 @@ def test_the_prompt_token_can_be_searched_for(labelled_questions, tmp_path):
     code, out, err = calibrate(labelled_questions, tmp_path / "p.json", "--method", "semgrad", "--risk", "0.3")
     assert code == 0, err
     candidates = json.loads(out)["candidates"]
-    assert {candidate["position"] for candidate in candidates} == {1, 2, 3, 4}
+    assert {candidate["position"] for candidate in candidates} == {1, 2, 3}
     assert [c["auroc"] for c in candidates] == sorted((c["auroc"] for c in candidates), reverse=True)
-    assert {(c["reduction"], c["weighted"], len(c["layers"])) for c in candidates} == set(
-        itertools.product(("mean", "sum"), (True, False), (3, 6))
-    )
+    assert {(c["reduction"], len(c["layers"])) for c in candidates} == set(itertools.product(("mean", "sum"), (3, 6)))
     bound, best = Profile.load(tmp_path / "p.json").bound_to.scoring, candidates[0]
     assert (bound.token_position, bound.reduction) == (best["position"], best["reduction"])
-    assert (bound.layers, bound.unweighted) == (tuple(best["layers"]), not best["weighted"])
+    assert bound.layers == tuple(best["layers"])
     SemGradGuard(embedded_model(), profile=tmp_path / "p.json").invoke("What is the capital of France?")
 
 
@@ -429,15 +428,15 @@ def test_second_answers_are_calibrated_apart(tmp_path):
 def test_an_interrupted_calibration_goes_on(labelled_questions, tmp_path, monkeypatch):
     asked = labelled_questions.read_text(encoding="utf-8").splitlines()[::5]
     (tmp_path / "d.jsonl").write_text("\n".join(asked), encoding="utf-8")
-    score, calls = SemGradScorer.score, itertools.count(1)
+    score, calls = SemGradScorer.score_with_states, itertools.count(1)
 
-    def breaks_down(self, generations, **settings):
+    def breaks_down(self, generations, *layers, **settings):
         if next(calls) > 4:
             raise KeyboardInterrupt
-        return score(self, generations, **settings)
+        return score(self, generations, *layers, **settings)
 
     arguments = (tmp_path / "d.jsonl", tmp_path / "p.json", "--method", "semgrad", "--risk", "0.3", "--no-search")
-    monkeypatch.setattr(SemGradScorer, "score", breaks_down)
+    monkeypatch.setattr(SemGradScorer, "score_with_states", breaks_down)
     assert calibrate(*arguments)[0] == 130
     kept = tmp_path / "p.json.answers"
     assert len(kept.read_text(encoding="utf-8").splitlines()) > 40
