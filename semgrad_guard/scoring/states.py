@@ -11,11 +11,11 @@ import base64
 import zlib
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from semgrad_guard.settings import Settings
 
@@ -29,6 +29,11 @@ def state_layers(count: int) -> tuple[int, ...]:
     return tuple(sorted({max(1, round(depth * count)) for depth in _DEPTHS}))
 
 
+def _as_tuple(layers: Any) -> Any:
+    """Take the list that a file has."""
+    return tuple(layers) if isinstance(layers, list) else layers
+
+
 class StateReading(Settings):
     """The hidden states that are read, and the components that each is projected on.
 
@@ -38,7 +43,7 @@ class StateReading(Settings):
     component has variance 1 over the answers that it comes from.
     """
 
-    layers: tuple[int, ...] = Field(min_length=1)
+    layers: Annotated[tuple[int, ...], BeforeValidator(_as_tuple)] = Field(min_length=1)
     size: int = Field(ge=1)
     components: str = Field(repr=False)
 

@@ -315,7 +315,7 @@ def answers(labelled_questions):
 
 
 @pytest.mark.slow
-def test_a_profile_calibrated_by_hand_keeps_its_promise(labelled_questions, tmp_path, scorer):
+def test_a_profile_calibrated_by_hand_keeps_its_promise(labelled_questions, tmp_path):
     """All by itself, from questions to a profile."""
     code, out, err = calibrate(labelled_questions, tmp_path / "p.json", "--risk", "0.1", "--delta", "0.1")
     assert code == 0, err
@@ -334,7 +334,8 @@ def test_a_profile_calibrated_by_hand_keeps_its_promise(labelled_questions, tmp_
     assert all(record["guarantee"] is None for record in held)
     standard = Standard(profile, None, None, None)
     fresh = [item for name in ("known", "several", "invented") for item in questions(name, "report")[:150]]
-    passing = [item for item in examine(scorer, fresh) if item.passes(standard)]
+    own = SemGradScorer(*embedded_model(), scoring=profile.bound_to.scoring)
+    passing = [item for item in examine(own, fresh) if item.passes(standard)]
     assert len(passing) > 200
     assert sum(not item.correct for item in passing) / len(passing) <= 0.1
 
@@ -412,7 +413,7 @@ def test_second_answers_are_calibrated_apart(tmp_path):
     code, out, err = calibrate(tmp_path / "d.jsonl", tmp_path / "p.json", *arguments)
     assert code == 0, err
     told = json.loads(out)
-    assert told["grounded"]["guarantee"] is not None
+    assert told["grounded"]["guarantee"] is not None, told["grounded"]
     assert told["grounded"]["guarantee"]["n"] != told["answer"]["guarantee"]["n"]
     guard = SemGradGuard(
         embedded_model(), profile=tmp_path / "p.json", routes=[Retrieve(BM25Retriever.from_texts(corpus()))]
@@ -440,7 +441,7 @@ def test_an_interrupted_calibration_goes_on(labelled_questions, tmp_path, monkey
     assert calibrate(*arguments)[0] == 130
     kept = tmp_path / "p.json.answers"
     assert len(kept.read_text(encoding="utf-8").splitlines()) > 40
-    monkeypatch.setattr(SemGradScorer, "score", score)
+    monkeypatch.setattr(SemGradScorer, "score_with_states", score)
     with monkeypatch.context() as patch:
         prompts = []
         generate = SemGradScorer.generate

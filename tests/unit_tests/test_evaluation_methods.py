@@ -71,7 +71,7 @@ def run(scorer, out, **settings):
 
 def test_without_names_nothing_samples_unless_asked():
     once = choose([], embedded_profile())
-    assert list(once)[:2] == ["confidence", "combined"]
+    assert list(once)[:2] == ["confidence", "semgrad"]
     assert all(set(method.spends) <= {"scoring"} for method in once.values())
     assert set(choose([], None, sampling=True)) - set(once) == {"self-consistency", "semantic-entropy", "p-true"}
     assert set(choose([], None, entailment=True)) == set(choose([], None))

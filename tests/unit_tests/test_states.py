@@ -1,6 +1,7 @@
 """Hidden states: where they are taken, what is kept of them, and that a profile gives them back as they were."""
 
 import base64
+import json
 import zlib
 
 import numpy as np
@@ -84,6 +85,7 @@ def test_it_is_the_same_after_writing_and_reading():
     reading = StateReading.fit(states(), (3, 4), 4)
     again = StateReading.model_validate_json(reading.model_dump_json())
     assert again == reading
+    assert StateReading.model_validate(json.loads(reading.model_dump_json())) == reading  # as a profile is read
     assert again.project(states(seed=1)) == pytest.approx(reading.project(states(seed=1)))
     assert len(repr(reading)) < 200
 
