@@ -406,6 +406,8 @@ def test_second_answers_are_calibrated_apart(tmp_path):
         "0.45",
         "--delta",
         "0.3",
+        "--method",
+        "semgrad",
         "--no-search",
         "--seed",
         "1",

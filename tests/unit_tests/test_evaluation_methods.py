@@ -80,7 +80,7 @@ def test_without_names_nothing_samples_unless_asked():
 
 def test_names_are_looked_up():
     assert list(choose(["p-true", "semgrad"], None)) == ["p-true", "semgrad"]
-    with pytest.raises(ConfigurationError, match=r"methods='luck': expected some of combined, .*p-true, .*sar"):
+    with pytest.raises(ConfigurationError, match=r"methods='luck': expected some of semgrad, .*p-true, .*sar"):
         choose(["semgrad", "luck"], None)
     with pytest.raises(ConfigurationError, match="no confidence without a profile"):
         choose(["confidence"], None)

@@ -14,7 +14,7 @@ from semgrad_guard.evaluation.sampling import competent, official_style
 @pytest.mark.parametrize("baseline", [official_style, competent])
 def test_baselines_give_the_same_semgrad_and_leave_no_hooks(baseline):
     model = tiny_model()
-    scorer = SemGradScorer(model, tiny_tokenizer(), token_position=3)
+    scorer = SemGradScorer(model, tiny_tokenizer(), token_position=3, reduction="mean")  # the authors average
     (generation,) = scorer.generate([list(range(5, 25))], max_new_tokens=6)
     expected = scorer.score([generation])[0].semgrad
     assert baseline(model, generation, 3, scorer.layers) == pytest.approx(expected, rel=1e-5)

@@ -54,7 +54,7 @@ def rich():
     )
     plain = profile()
     scoring = plain.bound_to.scoring.changed(
-        reduction="sum", norm="l2", tau=0.5, beta=2.0, unweighted=True, later=True, attention=True
+        reduction="mean", norm="l2", tau=0.5, beta=2.0, unweighted=True, later=True, attention=True
     )
     bound = plain.bound_to.model_copy(update={"scoring": scoring})
     changes = {"bound_to": bound, "answer": section, "grounded": section, "label_source": "match"}
@@ -327,7 +327,7 @@ def test_an_edited_threshold_promises_nothing_and_says_so(tmp_path):
         (("bound_to", "template"), "another"),
         (("bound_to", "scoring", "token_position"), 2),
         (("bound_to", "scoring", "layers"), [1, 2, 3]),
-        (("bound_to", "scoring", "reduction"), "sum"),
+        (("bound_to", "scoring", "reduction"), "mean"),
         (("bound_to", "scoring", "norm"), "l2"),
         (("bound_to", "scoring", "tau"), 2.0),
     ],
