@@ -79,7 +79,7 @@ MODELS ?= smollm2
 DATASETS ?=
 real-evaluation: $(READY) world-facts
 	$(BIN)/python -m tools.real_evaluation --models $(MODELS) $(if $(DATASETS),--datasets $(DATASETS)) \
-	    --page docs/real_models.md
+	    --page docs/real_models.md --quote README.md
 
 lint: $(READY)
 	$(BIN)/ruff check

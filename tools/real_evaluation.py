@@ -16,6 +16,7 @@ import torch
 from tools.real.cells import DATA, MODELS, Cell
 from tools.real.collect import collect, of_cells
 from tools.real.page import page
+from tools.structure import written_into
 
 
 def main() -> None:
@@ -28,6 +29,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=Path(".cache/models"), help="folder of model files")
     parser.add_argument("--cache", type=Path, default=Path(".cache/real"), help="folder for the answers")
     parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch")
+    parser.add_argument("--quote", type=Path, help="file with a paragraph about the page, to write anew")
     parser.add_argument("--page", type=Path, help="page to write; without it, answers are only collected")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -39,7 +41,11 @@ def main() -> None:
     command = f"python -m tools.real_evaluation --models {' '.join(options.models)}"
     command += " --datasets FOLDER" if options.datasets is not None else ""
     found = of_cells(cells, options.cache, facts=options.facts, datasets=options.datasets)
-    options.page.write_text(page(found, f"{command} --page {options.page}"), encoding="utf-8")
+    text, quoted = page(found, f"{command} --page {options.page}")
+    options.page.write_text(text, encoding="utf-8")
+    if options.quote is not None:
+        readme = options.quote.read_text(encoding="utf-8")
+        options.quote.write_text(written_into(readme, {"real models": quoted}), encoding="utf-8")
     print(f"{options.page}: {sum(map(len, found.values()))} answers in {len(found)} cells")
 
 

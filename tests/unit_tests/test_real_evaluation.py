@@ -57,7 +57,9 @@ def cells():
 def test_the_page_has_every_table(cells, monkeypatch):
     monkeypatch.setattr(pages, "_SPLITS", 2)
     monkeypatch.setattr(pages, "_COUNTS", (30, 0))
-    text = pages.page(cells, "command", quick=True)
+    assert pages._number(None) == ""
+    text, quoted = pages.page(cells, "command", quick=True)
+    assert "- Gemma 3 270M, 130 answers" in quoted
     for title in (
         "Without labels",
         "SemGrad by itself",

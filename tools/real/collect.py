@@ -21,7 +21,7 @@ _BATCH = 16
 _DEPTHS = (0.5, 0.67, 0.83, 1.0)  # of the layers whose hidden states are kept
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Row:
     """One answer that can be used, its label, its score by the widest settings, and hidden states, [3, layers, D]."""
 

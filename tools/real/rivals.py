@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +49,7 @@ def free(name: str) -> Callable[[Sequence[Row]], Numbers]:
     return lambda rows: np.array([-(kind.uncertainty(scored(row)) or 0.0) for row in rows])
 
 
+@cache
 def scored(row: Row) -> Score:
     """Give the score that the default settings would give."""
     count = len(row.score.layers)
@@ -62,23 +65,25 @@ def states_of(rows: Sequence[Row]) -> NDArray[np.float32]:
     return np.array([row.states for row in rows])[:, :, list(_KEPT)]
 
 
-def labelled(rows: Sequence[Row], reading: StateReading | None, seed: int = 0) -> tuple[list[Labelled], KindsFrom]:
-    """Give rows as a calibration takes them, and what their kinds are."""
+def labelled(rows: Sequence[Row], reading: StateReading | None) -> list[Labelled]:
+    """Give rows as a calibration takes them."""
     scores = [scored(row) for row in rows]
-    states = states_of(rows)
     if reading is not None:
+        states = states_of(rows)
         read = zip(reading.project(states).tolist(), reading.distance(states).tolist(), strict=True)
         scores = [
             score.model_copy(update={"states": tuple(components), "distance": distance})
             for score, (components, distance) in zip(scores, read, strict=True)
         ]
-    right = [row.correct for row in rows]
-    before = states[:, :1].repeat(3, axis=1)
-    kinds, kinds_from = kinds_of(
-        [row.stratum for row in rows], StateReading.fit(before, (0, 1), 4).project(before), right, seed
-    )
-    items = zip(rows, scores, kinds, strict=True)
-    return [Labelled(row.query, score, row.correct, kind) for row, score, kind in items], kinds_from
+    return [Labelled(row.query, score, row.correct) for row, score in zip(rows, scores, strict=True)]
+
+
+def with_kinds(items: Sequence[Labelled], rows: Sequence[Row], seed: int = 0) -> tuple[list[Labelled], KindsFrom]:
+    """Name the kind of each question as a calibration does: by the data, or by clusters of hidden states."""
+    before = states_of(rows)[:, :1].repeat(3, axis=1)
+    components = StateReading.fit(before, (0, 1), 4).project(before)
+    kinds, kinds_from = kinds_of([row.stratum for row in rows], components, [row.correct for row in rows], seed)
+    return [replace(item, kind=kind) for item, kind in zip(items, kinds, strict=True)], kinds_from
 
 
 def reading_of(rows: Sequence[Row]) -> StateReading:
@@ -90,7 +95,7 @@ def reading_of(rows: Sequence[Row]) -> StateReading:
 def section_of(train: Sequence[Row], method: str) -> tuple[Section, StateReading]:
     """Fit a confidence as `calibrate` does, on all of these rows."""
     reading = reading_of(train)
-    items, kinds_from = labelled(train, reading)
+    items, kinds_from = with_kinds(labelled(train, reading), train)
     return fitted_section(items, method, kinds_from, 0)[1], reading
 
 
@@ -99,7 +104,7 @@ def ours(method: str) -> Predict:
 
     def predict(train: Sequence[Row], test: Sequence[Row]) -> Numbers:
         section, reading = section_of(train, method)
-        return np.array([section.confidence(item.score) for item in labelled(test, reading)[0]])
+        return np.array([section.confidence(item.score) for item in labelled(test, reading)])
 
     return predict
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import permutations, product
 
 import numpy as np
@@ -19,10 +19,10 @@ from semgrad_guard.evaluation import metrics
 from semgrad_guard.scoring.settings import Layers, layer_indices
 from tools.real.cells import Cell
 from tools.real.collect import Row
-from tools.real.rivals import FREE, LABELLED, Predict, free, labelled, reading_of
+from tools.real.rivals import FREE, LABELLED, Predict, free, labelled, reading_of, with_kinds
 
 Cells = Mapping[Cell, Sequence[Row]]
-_DRAWS = 5  # of training sets of a size
+_DRAWS = 3  # of training sets of a size
 _FEWEST = 5  # right and wrong answers that a test needs
 
 
@@ -203,9 +203,9 @@ def defaults(rows: Sequence[Row], labels: int, seed: int) -> Defaults:
     order = random.Random(seed).sample(range(len(rows)), 2 * labels)
     train, test = ([rows[place] for place in part] for part in (order[:labels], order[labels:]))
     reading = reading_of(train[: labels // 2])  # as many as the fitting part has
-    items, kinds_from = labelled(train, reading)
+    items, kinds_from = with_kinds(labelled(train, reading), train)
     found = calibrate_section(items, risk=0.2, delta=0.1, kinds_from=kinds_from, seed=seed)
-    sure = np.array([found.section.confidence(item.score) for item in labelled(test, reading)[0]])
+    sure = np.array([found.section.confidence(item.score) for item in labelled(test, reading)])
     singles = {name: auroc(free(name)(test), test) for name in FREE}
     best = max(singles, key=lambda name: singles[name])
     return Defaults(labels, found.method, auroc(sure, test), best, singles[best])
@@ -224,10 +224,9 @@ def promise(rows: Sequence[Row], splits: int, *, risk: float = 0.2, delta: float
         order = random.Random(seed).sample(range(len(rows)), len(rows))
         half = len(rows) // 2
         train, test = ([rows[place] for place in part] for part in (order[:half], order[half:]))
-        items, kinds_from = labelled(train, None)
         try:
             section = calibrate_section(
-                items, method="core", risk=risk, delta=delta, kinds_from=kinds_from, seed=seed
+                labelled(train, None), method="core", risk=risk, delta=delta, kinds_from="none", seed=seed
             ).section
         except DataError:
             continue
@@ -235,17 +234,7 @@ def promise(rows: Sequence[Row], splits: int, *, risk: float = 0.2, delta: float
             passed.append(0.0)
             continue
         found += 1
-        passing = np.array([section.passes(item.score) for item in labelled(test, None)[0]])
+        passing = np.array([section.passes(item.score) for item in labelled(test, None)])
         passed.append(float(passing.mean()))
         broken += bool(passing.any() and (~right(test)[passing]).mean() > risk)
     return found, broken, float(np.mean(passed))
-
-
-def shuffled(rows: Sequence[Row], seed: int = 0) -> list[Row]:
-    """Give rows in an order drawn from the seed."""
-    return random.Random(seed).sample(list(rows), len(rows))
-
-
-def without_states(rows: Sequence[Row]) -> list[Row]:
-    """Give rows whose states are all alike, for what does not read them."""
-    return [replace(row, states=np.ones_like(row.states)) for row in rows]
