@@ -110,8 +110,8 @@ class Watch:
     model's hidden states. The alarm is anytime-valid: if fresh questions are like those of the calibration, it is ever
     given, however long the watch goes on, with a probability of at most `alpha`. After an alarm the watch starts anew.
 
-    A watch keeps numbers, no texts. Threads share it, and so do all guards that have it. A copy made by pickling or
-    `copy.deepcopy` starts anew.
+    A watch keeps numbers, no texts; `alarms` counts its warnings. Threads share it, and so do all guards that have it.
+    A copy made by pickling or `copy.deepcopy` starts anew.
     """
 
     def __init__(self, section: Section, alpha: float = ALPHA) -> None:
@@ -131,6 +131,7 @@ class Watch:
             _check_quantiles(section)
         self.section, self.alpha = section, alpha
         self._lock = threading.Lock()
+        self.alarms = 0
         self._begin()
 
     def _begin(self) -> None:
@@ -181,6 +182,7 @@ class Watch:
                 return
             told = max(self._bets, key=lambda name: self._bets[name].wealth)
             seen, wealth = self._seen, self._bets[told].wealth
+            self.alarms += 1
             self._begin()
         logger.warning(
             "Drift: by their %s, the last %d answers are not like those of the calibration (wealth %.3g; without a "

@@ -56,6 +56,7 @@ def cells():
 @pytest.mark.slow
 def test_the_page_has_every_table(cells, monkeypatch):
     monkeypatch.setattr(pages, "_SPLITS", 2)
+    monkeypatch.setattr(pages, "_STREAMS", 2)
     monkeypatch.setattr(pages, "_COUNTS", (30, 0))
     assert pages._number(None) == ""
     text, quoted = pages.page(cells, "command", quick=True)
@@ -68,11 +69,16 @@ def test_the_page_has_every_table(cells, monkeypatch):
         "One set of questions calibrated on",
         "`calibrate` with its defaults",
         "The promise",
+        "Questions of another kind",
     ):
         assert f"## {title}" in text
     assert "nan" not in text
     assert "| Gemma 3 270M | world facts | 130 |" in text
-    widths = {len(line.split("|")) for line in text.split("## The promise")[1].splitlines() if line.startswith("|")}
+    widths = {
+        len(line.split("|"))
+        for line in text.split("## The promise")[1].split("## ")[0].splitlines()
+        if line.startswith("|")
+    }
     assert len(widths) == 1
 
 

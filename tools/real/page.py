@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import permutations
 from statistics import mean
 from typing import Any
 
@@ -15,6 +16,7 @@ from tools.real.tables import Cells
 
 _COUNTS = (30, 100, 300, 0)
 _SPLITS = 200
+_STREAMS = 20
 
 
 def page(cells: Cells, command: str, *, quick: bool = False) -> tuple[str, str]:
@@ -40,7 +42,7 @@ def page(cells: Cells, command: str, *, quick: bool = False) -> tuple[str, str]:
                 crossed,
             )
         )
-    parts += [_defaults(facts), _promises(cells)]
+    parts += [_defaults(facts), _promises(cells), _notices(cells)]
     return "\n\n".join(parts) + "\n", _quoted(facts, free, by_labels)
 
 
@@ -235,4 +237,37 @@ def _promises(cells: Cells) -> str:
         "core`) on random halves, looked at on\nthe other halves. Broken is also counted where the other half, by "
         "chance, holds more wrong answers than its like.\n\n"
         + _table(("answers", "found a threshold", "broken (to reach: 10 %)", "answers that pass"), rows)
+    )
+
+
+def _notices(cells: Cells) -> str:
+    rows = []
+    for before, after in permutations(cells, 2):
+        if before.model == after.model and before.data == "facts":
+            found = tables.notice(cells[before], cells[after], _STREAMS)
+            rows.append(
+                (
+                    f"{_shown(before)} to {DATA[after.data]}",
+                    f"{found.unfamiliar_before:.0%}",
+                    f"{found.unfamiliar:.0%}",
+                    f"{found.false} of {found.streams}",
+                    f"{found.alarms} of {found.streams}",
+                    "" if found.late is None else f"{found.late:.0f}",
+                )
+            )
+    return (
+        "## Questions of another kind\n\nCalibrated on one half of the world facts, asked up to 200 of the other half, "
+        "and then up to 200 questions of another set.\nUnfamiliar: a familiarity of .05 at most, which 5 % of like "
+        "questions have. The watch has a false alarm ever with a probability of 1 %.\n\n"
+        + _table(
+            (
+                "change",
+                "unfamiliar before",
+                "unfamiliar after",
+                "false alarms",
+                "alarms",
+                "answers until then (median)",
+            ),
+            rows,
+        )
     )

@@ -13,9 +13,12 @@ from sklearn.model_selection import StratifiedKFold
 from tqdm import tqdm
 
 from semgrad_guard.calibration.blend import Numbers
-from semgrad_guard.calibration.methods import calibrate_section
+from semgrad_guard.calibration.drift import Watch
+from semgrad_guard.calibration.fit import with_samples
+from semgrad_guard.calibration.methods import calibrate_section, cover_section
 from semgrad_guard.errors import DataError
 from semgrad_guard.evaluation import metrics
+from semgrad_guard.records import Score
 from semgrad_guard.scoring.settings import Layers, layer_indices
 from tools.real.cells import Cell
 from tools.real.collect import Row
@@ -23,6 +26,7 @@ from tools.real.rivals import FREE, LABELLED, Predict, free, labelled, reading_o
 
 Cells = Mapping[Cell, Sequence[Row]]
 _DRAWS = 3  # of training sets of a size
+_UNFAMILIAR = 0.05
 _FEWEST = 5  # right and wrong answers that a test needs
 
 
@@ -238,3 +242,55 @@ def promise(rows: Sequence[Row], splits: int, *, risk: float = 0.2, delta: float
         passed.append(float(passing.mean()))
         broken += bool(passing.any() and (~right(test)[passing]).mean() > risk)
     return found, broken, float(np.mean(passed))
+
+
+@dataclass(frozen=True)
+class Notice:
+    """How a change from one set of questions to another is noticed.
+
+    `unfamiliar` is the share of the other set's questions with a familiarity of .05 at most, `unfamiliar_before` that
+    of fresh questions of the first set. `alarms` counts streams with an alarm after the change, `false` those with one
+    before it, and `late` is the median number of answers after the change until the alarm.
+    """
+
+    unfamiliar: float
+    unfamiliar_before: float
+    alarms: int
+    false: int
+    late: float | None
+    streams: int
+
+
+def notice(before: Sequence[Row], after: Sequence[Row], streams: int, fresh: int = 200) -> Notice:
+    """Calibrate on half of one set, answer `fresh` of its other half's questions, then those of another set."""
+    alarms, false, late, shares = 0, 0, [], []
+    for seed in range(streams):
+        rng = random.Random(seed)
+        order = rng.sample(list(before), len(before))
+        known, likes = order[: len(order) // 2], order[len(order) // 2 :][:fresh]
+        reading = reading_of(known[: len(known) // 2])
+        seen, same, other = (
+            [item.score for item in labelled(rows, reading)]
+            for rows in (known[len(known) // 2 :], likes, rng.sample(list(after), min(fresh, len(after))))
+        )
+        section = with_samples(cover_section(seen, coverage=0.9), seen)
+        shares.append(
+            [float(np.mean([(section.familiarity(one) or 0) <= 0.05 for one in part])) for part in (same, other)]
+        )
+        watch = Watch(section)
+        place = _first_alarm(watch, [*same, *other])
+        if place is not None and place < len(same):
+            false += 1
+        elif place is not None:
+            alarms += 1
+            late.append(place - len(same) + 1)
+    usual, unusual = np.mean(shares, axis=0)
+    return Notice(float(unusual), float(usual), alarms, false, float(np.median(late)) if late else None, streams)
+
+
+def _first_alarm(watch: Watch, scores: Sequence[Score]) -> int | None:
+    for place, score in enumerate(scores):
+        watch.see(score)
+        if watch.alarms:
+            return place
+    return None
