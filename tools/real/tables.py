@@ -136,6 +136,8 @@ def with_labels(cells: Cells, counts: Sequence[int]) -> dict[str, dict[Cell, dic
 
 
 def _same_kinds(predict: Predict, rows: Sequence[Row], count: int) -> float | None:
+    if count == 0 and not _both(rows, 2 * _FEWEST):
+        return None
     if count == 0:
         sure = np.zeros(len(rows))
         for train, test in StratifiedKFold(5, shuffle=True, random_state=0).split(sure, right(rows)):
@@ -156,9 +158,9 @@ def _logit(sure: Numbers) -> Numbers:
     return np.log(sure / (1 - sure)) if inside else sure
 
 
-def _both(rows: Sequence[Row]) -> bool:
+def _both(rows: Sequence[Row], fewest: int = _FEWEST) -> bool:
     correct = right(rows)
-    return min(int(correct.sum()), int((~correct).sum())) >= _FEWEST
+    return min(int(correct.sum()), int((~correct).sum())) >= fewest
 
 
 def kinds_left_out(cells: Cells) -> dict[str, dict[tuple[str, str], float]]:
