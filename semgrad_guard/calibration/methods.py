@@ -32,8 +32,8 @@ from semgrad_guard.scoring.registry import known_score, names_of
 Method = str  # "auto", "blend", "core", "fused", or the name of a score
 _PER_FEATURE = 10  # right and wrong answers that each feature of a fused score needs
 # Answers of the rarer kind, right or wrong, in fitting: fewer carry no more than one number, or no head.
-_FOR_CORE, _FOR_HEAD = 15, 25
-_LABELS_FOR_HEAD = 75
+_FOR_CORE, _FOR_HEAD = 8, 10
+_LABELS_FOR_HEAD = 50
 _SHOWN = ("combined", "semgrad", "nll")  # scores that are compared without labels of their own
 
 

@@ -151,7 +151,7 @@ def answers(n, *, kinds=4, telling=1.0, seed=0):
     return found
 
 
-@pytest.mark.parametrize(("labels", "method"), [(40, "combined"), (90, "core"), (400, "blend")])
+@pytest.mark.parametrize(("labels", "method"), [(30, "combined"), (80, "core"), (400, "blend")])
 def test_labels_decide_how_much_is_fitted(labels, method):
     found = calibrate_section(answers(labels), risk=0.3, delta=0.2)
     assert found.method == method

@@ -16,7 +16,7 @@ from tools.real.tables import Cells
 
 _COUNTS = (30, 100, 300, 0)
 _SPLITS = 200
-_STREAMS = 20
+_STREAMS = 10
 
 
 def page(cells: Cells, command: str, *, quick: bool = False) -> tuple[str, str]:

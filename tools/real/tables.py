@@ -48,7 +48,7 @@ class Figure:
 
 def right(rows: Sequence[Row]) -> np.ndarray:
     """Tell which rows are right, [n]."""
-    return np.array([row.correct for row in rows])
+    return np.array([row.correct for row in rows], dtype=bool)
 
 
 def auroc(sure: Numbers, rows: Sequence[Row]) -> float:
