@@ -321,8 +321,12 @@ class ChatSemGrad(ConfiguredChatModel):
             "generation": _plain(self._layer()),
             "scored": self.scored,
             "budget": str(self.budget),
-            **dict(self.scoring) | {"layers": str(self.scoring.layers)},
+            **dict(self.scoring) | {"layers": str(self.scoring.layers), "states": self._states_fingerprint()},
         }
+
+    def _states_fingerprint(self) -> str | None:
+        reading = self.scoring.states
+        return None if reading is None else reading.fingerprint
 
     def _template_fingerprint(self) -> str:
         """Fingerprint the chat template, anew where it has been changed."""

@@ -8,6 +8,7 @@ is kept. A component has no direction of its own: labels decide what it means.
 from __future__ import annotations
 
 import base64
+import hashlib
 import zlib
 from collections.abc import Sequence
 from functools import lru_cache
@@ -84,6 +85,11 @@ class StateReading(Settings):
             kept[place][-1, 0] = max(float(np.sqrt((scale[count:] ** 2).sum())), 1e-3)
         packed = base64.b64encode(zlib.compress(kept.astype(np.float16).tobytes(), 9)).decode()
         return cls(layers=tuple(layers), size=states.shape[-1], components=packed)
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest that tells readings apart: what is held is too long to be shown."""
+        return hashlib.sha256(f"{self.layers} {self.size} {self.components}".encode()).hexdigest()[:16]
 
     @property
     def count(self) -> int:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from models import VOCABULARY, tiny_model, tiny_tokenizer
 
-from semgrad_guard import ConfigurationError, SemGradScorer
+from semgrad_guard import ChatSemGrad, ConfigurationError, SemGradScorer
 from semgrad_guard.calibration.search import read_off
 from semgrad_guard.scoring.rauq import ALPHA, watched_layers
 from semgrad_guard.scoring.states import PLACES, StateReading, state_layers
@@ -127,6 +127,17 @@ def test_a_scorer_reads_them_with_the_settings_of_a_profile():
             assert score.states == pytest.approx(reading.project(seen)[row], abs=2e-3)
             assert score.distance == pytest.approx(reading.distance(seen)[row], rel=1e-3)
             assert score.semgrad == pytest.approx(scores[row].semgrad, rel=1e-3)
+
+
+def test_caches_tell_readings_apart_and_do_not_hold_them():
+    one, other = (
+        ChatSemGrad.from_model(
+            tiny_model(), tiny_tokenizer(), states=StateReading.fit(states(size=32, seed=seed), (3, 4), 2)
+        )._identifying_params
+        for seed in (1, 2)
+    )
+    assert one["states"] != other["states"]
+    assert len(str(one)) < 5000
 
 
 def test_layers_that_the_pass_does_not_run_are_refused():
