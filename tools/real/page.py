@@ -54,10 +54,11 @@ def _quoted(
     """Say in a few lines what confidence is worth on published models."""
     lines = []
     for cell, rows in facts.items():
-        sure = by_labels[next(iter(by_labels))][cell].get(300)
+        sure = by_labels[next(iter(by_labels))][cell].get(0)
         lines.append(
-            f"- {MODELS[cell.model]}, {len(rows)} answers, {tables.right(rows).mean():.0%} right: confidence on 300 "
-            f"labels {_number(sure)}, without labels (`combined`) {_number(free['combined'][cell].value)}, G-NLL "
+            f"- {MODELS[cell.model]}, {len(rows)} answers, {tables.right(rows).mean():.0%} right: confidence "
+            f"{_number(sure)} (fitted on the other answers, five folds), without labels (`combined`) "
+            f"{_number(free['combined'][cell].value)}, G-NLL "
             f"{_number(free['G-NLL'][cell].value)}, RAUQ {_number(free['RAUQ'][cell].value)}, SemGrad alone "
             f"{_number(free['SemGrad'][cell].value)}"
         )
@@ -258,7 +259,8 @@ def _notices(cells: Cells) -> str:
     return (
         "## Questions of another kind\n\nCalibrated on one half of the world facts, asked up to 200 of the other half, "
         "and then up to 200 questions of another set.\nUnfamiliar: a familiarity of .05 at most, which 5 % of like "
-        "questions have. The watch has a false alarm ever with a probability of 1 %.\n\n"
+        "questions have. The watch has a false alarm ever with a probability of 1 %. Qwen is asked with one prompt\n"
+        "throughout; the turns that are shown to the others differ too, which makes it easier.\n\n"
         + _table(
             (
                 "change",
