@@ -243,7 +243,7 @@ def is_compiled(module: nn.Module) -> bool:
 
 def attends_eagerly(model: PreTrainedModel) -> bool:
     """Tell whether attention weights are held in memory; the public `attn_implementation` can only be set."""
-    return bool(getattr(model.config, "_attn_implementation", None) == "eager")
+    return attention_kernel(model) == "eager"
 
 
 def attention_kernel(model: PreTrainedModel) -> str | None:

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import expit
 from sklearn.cluster import KMeans
 from sklearn.isotonic import IsotonicRegression
@@ -24,6 +25,7 @@ from semgrad_guard.calibration.section import Column, Evidence, KindsFrom
 from semgrad_guard.errors import DataError
 from semgrad_guard.records import Score
 from semgrad_guard.scoring.registry import known_score, known_scores, names_of
+from semgrad_guard.scoring.states import PLACES, StateReading
 
 _PARTS = ("fit on", "choose thresholds from", "test on")
 _SHARES = (0.5, 0.15, 0.35)
@@ -83,6 +85,8 @@ def _stratified(labels: Iterable[tuple[str, bool]], shares: Sequence[float], see
 _FOLDS = FEWEST
 _QUANTILES = 101
 _BANDS = 16  # of layers, in a head: deep models have more layers than labels can carry
+_MOST_COMPONENTS, _LABELS_PER_COMPONENT = 8, 12  # of hidden states, at each place and layer
+_TO_SORT_BY = 4
 _PER_CLUSTER, _MOST_CLUSTERS = 40, 8
 _PENALTIES = (0.1, 1.0, 10.0, 100.0)  # inverse strengths of the l2 penalty
 _ENOUGH_FOR_STEPS = 1000  # labels from which on isotonic regression beats the two parameters of Platt scaling
@@ -129,6 +133,21 @@ def fit_section(
     Raises:
         DataError: all answers are right, or all wrong, or there are too few of a kind to cross-validate.
     """
+    return fit_out_of_fold(
+        scores, correct, features, groups=groups, threshold=threshold, threshold_rule=threshold_rule
+    )[0]
+
+
+def fit_out_of_fold(
+    scores: Sequence[Score],
+    correct: Sequence[bool],
+    features: tuple[str, ...],
+    *,
+    groups: Sequence[str] | None = None,
+    threshold: float = 0.5,
+    threshold_rule: str = "by default",
+) -> tuple[Section, NDArray[np.float64]]:
+    """Fit as `fit_section` does, and give each answer's probability by a fit that left its group out, too, [n]."""
     values = np.array([feature_values(score, features) for score in scores])
     model, probabilities = _regression(values, correct, groups)
     scaler, regression = model[0], model[-1]
@@ -145,7 +164,7 @@ def fit_section(
         threshold=threshold,
         threshold_rule=threshold_rule,
     )
-    return with_quantiles(section, scores)
+    return with_quantiles(section, scores), probabilities
 
 
 def with_quantiles(section: Section, scores: Sequence[Score]) -> Section:
@@ -247,7 +266,7 @@ def blended_section(
     signs = np.array([-1.0 if known_score(name).direction == "uncertainty" else 1.0 for name in core])
     places = [features.index(name) for name in core]
     right = np.asarray(correct, dtype=bool)
-    parts = Parts(values[:, places], signs, values, right, groups, kinds)
+    parts = Parts(values[:, places], signs, values if head else values[:, :0], right, groups, kinds)
     found = blend.blended(parts, shares=blend.SHARES if head else (0.0,), seed=seed)
     features, values = (features, values) if found.share else (core, values[:, places])
     logits = found.mixed(found.same)
@@ -299,6 +318,21 @@ def single_evidence(parts: Parts, kinds_from: KindsFrom, seed: int) -> Evidence:
     return _evidence(blend.Blend(line, line, 0.0, logits, logits), parts, kinds_from, seed).model_copy(
         update={"core_same": None, "core_unseen": None}
     )
+
+
+def components_for(labels: int) -> int:
+    """Give how many components of hidden states, at each place and layer, so many labels carry."""
+    return min(_MOST_COMPONENTS, max(2, labels // _LABELS_PER_COMPONENT))
+
+
+def before_answers(states: NDArray[Any]) -> NDArray[np.float64]:
+    """Give a few components of the hidden states before the answers, to sort questions by, [n, K].
+
+    Args:
+        states: [n, 3, layers, D]; the first of the three places counts.
+    """
+    first = states[:, :1].repeat(PLACES, axis=1)
+    return StateReading.fit(first, range(first.shape[2]), _TO_SORT_BY).project(first)
 
 
 def kinds_of(strata: Sequence[str], states: Any, correct: Sequence[bool], seed: int) -> tuple[list[str], KindsFrom]:

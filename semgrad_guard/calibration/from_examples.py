@@ -15,7 +15,7 @@ from semgrad_guard import __version__
 from semgrad_guard.calibration.answers import Answered, Answers, answered, rescored
 from semgrad_guard.calibration.counts import FEWEST, Counts, questions_needed
 from semgrad_guard.calibration.examples import Example
-from semgrad_guard.calibration.fit import first_half, kinds_of
+from semgrad_guard.calibration.fit import before_answers, components_for, first_half, kinds_of
 from semgrad_guard.calibration.labels import Labeler, labeler, tolerant
 from semgrad_guard.calibration.methods import (
     Calibrated,
@@ -40,14 +40,12 @@ from semgrad_guard.model.chat_template import semantic_position
 from semgrad_guard.model.fingerprint import fingerprint, precision, template_fingerprint
 from semgrad_guard.scoring.preservation import Preservation
 from semgrad_guard.scoring.scorer import SemGradScorer
-from semgrad_guard.scoring.states import PLACES, StateReading, state_layers
+from semgrad_guard.scoring.states import StateReading, state_layers
 
 Retry = Callable[[Sequence[Example]], Answers]
 """Asks questions once more, as a route does, and scores and labels the answers."""
 
 _SEARCHED = ("semgrad", "hybridgrad")  # methods that depend on the prompt token
-_MOST_COMPONENTS, _LABELS_PER_COMPONENT = 8, 12  # at each place and layer
-_TO_SORT_BY = 4
 _OWN_LABELS = "a function of the caller's"  # the label source where labels have no name
 
 
@@ -184,13 +182,13 @@ def calibrated_profile(
     if method == "hybridgrad":
         tau, beta = tuned_hybrid(with_settings(first, wide.scoring, scorer.scoring), seed)
         scorer = scorer.adjusted(tau=tau, beta=beta)
-    if method in ("auto", "blend") and layers:
+    if method in ("auto", "blend"):
         scorer = scorer.adjusted(states=_reading(fitting_part(first, seed), layers))
 
-    def calibrated(items: Sequence[Answered], kind_of_method: Method) -> Calibrated:
-        return _calibrated(_read(items, wide, scorer), kind_of_method, risk, delta, seed)
+    def calibrated(items: Sequence[Answered]) -> Calibrated:
+        return _calibrated(_read(items, wide, scorer), method, risk, delta, seed)
 
-    fitted = calibrated(first, method)
+    fitted = calibrated(first)
     grounded, counts_again = None, None
     if retry is not None:
         held = [
@@ -200,8 +198,7 @@ def calibrated_profile(
         ]
         answers_again = retry(held)
         counts_again = answers_again.counts
-        grounded = calibrated(_scored_by(wide, layers, answers_again.scored), method).section
-    scorer = _least(scorer, fitted.section, grounded)
+        grounded = calibrated(_scored_by(wide, layers, answers_again.scored)).section
     profile = Profile(
         package=__version__,
         method=fitted.method,
@@ -263,6 +260,7 @@ def bind(scorer: SemGradScorer, model: str, *sections: Section | None, prompt: P
             unweighted=any("unweighted" in name for name in features),
             attention="rauq" in features,
             later=any(name.startswith("later.") for name in features),
+            states=scorer.scoring.states if any(name.startswith("states.") for name in features) else None,
         ),
         precision=precision(scorer.model),
         prompt=prompt,
@@ -296,8 +294,7 @@ def _is_wide(item: Answered, wide: SemGradScorer, layers: Sequence[int]) -> bool
 
 def _reading(fitting: Sequence[Answered], layers: Sequence[int]) -> StateReading:
     """Find the components of hidden states, as many as so many labels carry."""
-    count = min(_MOST_COMPONENTS, max(2, len(fitting) // _LABELS_PER_COMPONENT))
-    return StateReading.fit(_states(fitting), layers, count)
+    return StateReading.fit(_states(fitting), layers, components_for(len(fitting)))
 
 
 def _states(answers: Sequence[Answered]) -> NDArray[np.float64]:
@@ -316,13 +313,6 @@ def _read(answers: Sequence[Answered], wide: SemGradScorer, scorer: SemGradScore
         replace(item, score=item.score.model_copy(update={"states": tuple(row), "distance": distance}))
         for item, (row, distance) in zip(narrow, components, strict=True)
     ]
-
-
-def _least(scorer: SemGradScorer, *sections: Section | None) -> SemGradScorer:
-    """Leave out what no section needs."""
-    features = {name for section in sections if section is not None for name in section.features}
-    read = any(name.startswith("states.") for name in features)
-    return scorer if read or scorer.scoring.states is None else scorer.adjusted(states=None)
 
 
 def _source(scorer: SemGradScorer) -> PositionSource:
@@ -358,7 +348,7 @@ def _halves(answers: Sequence[Answered], seed: int) -> tuple[list[Answered], lis
 def _calibrated(answers: Sequence[Answered], method: Method, risk: float, delta: float, seed: int) -> Calibrated:
     answers = [item for item in answers if item.correct is not None]
     strata, correct = [item.example.stratum for item in answers], [item.correct is True for item in answers]
-    kinds, kinds_from = kinds_of(strata, _before_answers(answers), correct, seed)
+    kinds, kinds_from = kinds_of(strata, _sorted_by(answers), correct, seed)
     labelled = [
         Labelled(item.example.about, item.score, right, kind)
         for item, right, kind in zip(answers, correct, kinds, strict=True)
@@ -366,11 +356,6 @@ def _calibrated(answers: Sequence[Answered], method: Method, risk: float, delta:
     return calibrate_section(labelled, method=method, risk=risk, delta=delta, kinds_from=kinds_from, seed=seed)
 
 
-def _before_answers(answers: Sequence[Answered]) -> NDArray[np.float64] | None:
-    """Give components of the hidden states before the answers, [n, K], to sort questions by; None without states."""
-    if not answers or answers[0].states is None:
-        return None
-    first = _states(answers)[:, :1]
-    return StateReading.fit(first.repeat(PLACES, axis=1), range(first.shape[2]), _TO_SORT_BY).project(
-        first.repeat(PLACES, axis=1)
-    )
+def _sorted_by(answers: Sequence[Answered]) -> NDArray[np.float64] | None:
+    """Give what questions are sorted by, [n, K]; None without states."""
+    return before_answers(_states(answers)) if answers and answers[0].states is not None else None

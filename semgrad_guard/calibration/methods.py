@@ -12,10 +12,9 @@ from semgrad_guard.calibration.blend import Parts, across_kinds, over_all
 from semgrad_guard.calibration.counts import labels_to_promise
 from semgrad_guard.calibration.fit import (
     blended_section,
-    fit_section,
+    fit_out_of_fold,
     later_features,
     layer_features,
-    out_of_fold,
     part_of,
     scalar_features,
     single_evidence,
@@ -224,11 +223,10 @@ def fitted_section(
         return name, section, _compared(section.evidence, name, fitting)
     features = _features(fitting, wanted)
     name = wanted if wanted != "fused" or len(features) > 1 else features[0]
-    section = fit_section(scores, correct, features, groups=groups)
+    section, probabilities = fit_out_of_fold(scores, correct, features, groups=groups)
     if len(features) == 1:
         parts = _single(fitting, features[0])
     else:
-        probabilities = np.array(out_of_fold(scores, correct, features, groups))
         parts = replace(_single(fitting, "combined"), core=probabilities[:, None], kinds=[""] * len(fitting))
     section = section.model_copy(update={"evidence": single_evidence(parts, kinds_from, seed)})
     return name, section, _compared(section.evidence, name, fitting)

@@ -130,11 +130,6 @@ def tuned_hybrid(answers: Sequence[Answered], seed: int) -> tuple[float, float]:
     return max([(1.0, 1.0), *product(_TAUS, (ratio * factor for factor in _BETAS))], key=auroc)
 
 
-def with_hybrid(answers: Sequence[Answered], tau: float, beta: float) -> list[Answered]:
-    """Mix every answer's HybridGrad anew."""
-    return [replace(item, score=_mixed(item.score, tau, beta)) for item in answers]
-
-
 def fitting_part(answers: Sequence[Answered], seed: int) -> list[Answered]:
     """Give the labelled answers that a profile is fitted on; nothing is tested on them."""
     labelled = [item for item in answers if item.correct is not None]

@@ -271,9 +271,9 @@ class Section(Checked):
         """
         if not self.distance_sample or score.distance is None:
             return None
-        nearer = bisect_left(self.distance_sample, score.distance) if math.isfinite(score.distance) else None
         count = len(self.distance_sample)
-        return (1 + (0 if nearer is None else count - nearer)) / (count + 1)
+        nearer = bisect_left(self.distance_sample, score.distance) if math.isfinite(score.distance) else count
+        return (1 + count - nearer) / (count + 1)
 
     def passes(self, score: Score) -> bool:
         """Tell whether an answer with this score passes at the section's own threshold; without one, never."""

@@ -9,20 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 from sklearn.metrics import average_precision_score
 from torch.utils.flop_counter import flop_registry
 
 from semgrad_guard._compat import TorchDispatchMode, operator, storage_key, tree_leaves
+from semgrad_guard.calibration import blend
 
 Numbers = NDArray[np.float64]
 
 
 def auroc(uncertainty: Numbers, correct: NDArray[np.bool_]) -> float:
     """Give the probability that a wrong answer is more uncertain than a right one, in [0, 1]; 0.5 is chance."""
-    wrong = int((~correct).sum())
-    ranks = rankdata(uncertainty)[~correct].sum()  # Mann and Whitney's statistic: quicker than tracing the curve
-    return float((ranks - wrong * (wrong + 1) / 2) / (wrong * (len(correct) - wrong)))
+    return blend.auroc(uncertainty, ~correct)
 
 
 def auc_pr(uncertainty: Numbers, correct: NDArray[np.bool_]) -> float:

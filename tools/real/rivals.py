@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semgrad_guard.calibration.blend import Numbers, fitted
-from semgrad_guard.calibration.fit import kinds_of
+from semgrad_guard.calibration.fit import before_answers, components_for, kinds_of
 from semgrad_guard.calibration.methods import Labelled, fitted_section
 from semgrad_guard.calibration.search import read_off
 from semgrad_guard.calibration.section import KindsFrom, Section
 from semgrad_guard.records import Score
 from semgrad_guard.scoring.registry import known_score
 from semgrad_guard.scoring.settings import ScoringSettings, layer_indices
-from semgrad_guard.scoring.states import StateReading
+from semgrad_guard.scoring.states import StateReading, state_layers
 from tools.real.collect import Row
 
 # Label-free scores by the name in the tables, best known first.
@@ -80,16 +80,14 @@ def labelled(rows: Sequence[Row], reading: StateReading | None) -> list[Labelled
 
 def with_kinds(items: Sequence[Labelled], rows: Sequence[Row], seed: int = 0) -> tuple[list[Labelled], KindsFrom]:
     """Name the kind of each question as a calibration does: by the data, or by clusters of hidden states."""
-    before = states_of(rows)[:, :1].repeat(3, axis=1)
-    components = StateReading.fit(before, (0, 1), 4).project(before)
-    kinds, kinds_from = kinds_of([row.stratum for row in rows], components, [row.correct for row in rows], seed)
+    components, correct = before_answers(states_of(rows)), [row.correct for row in rows]
+    kinds, kinds_from = kinds_of([row.stratum for row in rows], components, correct, seed)
     return [replace(item, kind=kind) for item, kind in zip(items, kinds, strict=True)], kinds_from
 
 
 def reading_of(rows: Sequence[Row]) -> StateReading:
     """Find the components of hidden states, as a calibration does."""
-    count = len(rows[0].score.layers)
-    return StateReading.fit(states_of(rows), (round(0.67 * count), count), min(8, max(2, len(rows) // 12)))
+    return StateReading.fit(states_of(rows), state_layers(len(rows[0].score.layers)), components_for(len(rows)))
 
 
 def section_of(train: Sequence[Row], method: str) -> tuple[Section, StateReading]:

@@ -6,12 +6,13 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations, product
+from typing import Literal
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 from tqdm import tqdm
 
+from semgrad_guard.calibration import blend
 from semgrad_guard.calibration.blend import Numbers
 from semgrad_guard.calibration.drift import Watch
 from semgrad_guard.calibration.fit import with_samples
@@ -19,7 +20,7 @@ from semgrad_guard.calibration.methods import calibrate_section, cover_section
 from semgrad_guard.errors import DataError
 from semgrad_guard.evaluation import metrics
 from semgrad_guard.records import Score
-from semgrad_guard.scoring.settings import Layers, layer_indices
+from semgrad_guard.scoring.settings import layer_indices
 from tools.real.cells import Cell
 from tools.real.collect import Row
 from tools.real.rivals import FREE, LABELLED, Predict, free, labelled, reading_of, with_kinds
@@ -53,7 +54,7 @@ def right(rows: Sequence[Row]) -> np.ndarray:
 
 def auroc(sure: Numbers, rows: Sequence[Row]) -> float:
     """Give the AUROC of how sure rows are."""
-    return float(roc_auc_score(right(rows), sure))
+    return blend.auroc(sure, right(rows))
 
 
 def without_labels(cells: Cells, repeats: int = 1000) -> dict[str, dict[Cell, Figure]]:
@@ -105,11 +106,11 @@ def semgrad_variants(cells: Cells) -> dict[str, dict[Cell, float]]:
         "mean": lambda count: 1.0 / count,
         "over the root of the length": lambda count: count**-0.5,
     }
-    layers: tuple[Layers, ...] = ("upper-half", "all")
+    layers: tuple[Literal["upper-half", "all"], ...] = ("upper-half", "all")
     tokens = {"the template's token": 0, "the one after it": 1, "the last token": -1}
     table: dict[str, dict[Cell, float]] = {}
     for (shown, divided), choice, (token, place) in product(lengths.items(), layers, tokens.items()):
-        name = f"{shown}, {choice.replace('-', ' ')} of the layers, at {token}"  # type: ignore[union-attr]
+        name = f"{shown}, {choice.replace('-', ' ')} of the layers, at {token}"
         table[name] = {}
         for cell, rows in cells.items():
             picked = list(layer_indices(choice, len(rows[0].score.layers)))
@@ -277,7 +278,7 @@ def notice(before: Sequence[Row], after: Sequence[Row], streams: int, fresh: int
         )
         section = with_samples(cover_section(seen, coverage=0.9), seen)
         shares.append(
-            [float(np.mean([(section.familiarity(one) or 0) <= 0.05 for one in part])) for part in (same, other)]
+            [float(np.mean([(section.familiarity(one) or 0) <= _UNFAMILIAR for one in part])) for part in (same, other)]
         )
         watch = Watch(section)
         place = _first_alarm(watch, [*same, *other])
